@@ -1,0 +1,1 @@
+"""The agent that boardfit runs on a board: Python 3.6, standard library, imports only itself."""

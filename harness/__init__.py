@@ -1,0 +1,1 @@
+"""The host controller of boardfit."""

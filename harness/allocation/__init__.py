@@ -1,0 +1,1 @@
+"""Allocation: one option for every group, under budgets."""

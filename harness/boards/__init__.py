@@ -1,0 +1,1 @@
+"""Boards: where they are, how they are reached, what they measure."""

@@ -1,0 +1,1 @@
+"""Compression: turn a network and a strategy into a variant."""

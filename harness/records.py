@@ -1,0 +1,407 @@
+"""Every record that crosses a module border: frozen, validated, plain data.
+
+Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` means "not measured" or
+"not known", never zero. Raw samples are kept; statistics are derived from them in ``stats``.
+``dump`` and ``load`` turn any of these records into JSON text and back.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import pydantic
+
+__all__ = [
+    "BoardFacts",
+    "BoardSpec",
+    "Budget",
+    "BudgetVerdict",
+    "Candidate",
+    "Conditions",
+    "FitResult",
+    "Group",
+    "GroupAllocation",
+    "Interval",
+    "KernelPoint",
+    "KernelTime",
+    "Measurement",
+    "Option",
+    "Prediction",
+    "Profile",
+    "Stage",
+    "Strategy",
+    "StrategyEntry",
+    "dump",
+    "load",
+]
+
+PRECISIONS = ("fp32", "fp16", "int8")
+Verdict = Literal["meets", "does not meet", "cannot tell yet"]
+Record = TypeVar("Record")
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
+def dump(record: Any, *, indent: int | None = None) -> str:
+    """JSON text of a record; numbers that JSON cannot hold (NaN, infinity) are an error."""
+    text: bytes = _adapter(type(record)).dump_json(record, indent=indent)
+    return text.decode()
+
+
+def load(kind: type[Record], text: str | bytes) -> Record:
+    """The record of class ``kind`` in JSON ``text``; ``pydantic.ValidationError`` if it is none."""
+    record: Record = _adapter(kind).validate_json(text)
+    return record
+
+
+def _require_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+# --- boards -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardSpec:
+    """One entry of ``boards.toml``: how a board is reached and what runs there.
+
+    ``host`` is a name that ``~/.ssh/config`` knows, or None for this computer. ``threads`` is the
+    number of inference threads.
+    """
+
+    name: str
+    host: str | None = None
+    profile: str | None = None
+    python: str = "python3"
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    cache_dir: str | None = None
+    power_mode: str | None = None
+    lock_clocks: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(threads=self.threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardFacts:
+    """What the agent found on a board: enough to tell whether two results may be compared.
+
+    ``int8`` says what integer kernels are worth there: ``vnni`` (fast and exact), ``dotprod``
+    (Arm's equivalent), ``avx2`` (fast, but saturates unless weights keep to seven bits) or ``slow``.
+    """
+
+    board: str
+    hostname: str
+    machine: str
+    cpu_model: str
+    cores: int
+    memory_bytes: int
+    os: str
+    python: str
+    runtime: str
+    runtime_version: str
+    providers: tuple[str, ...]
+    int8: Literal["vnni", "dotprod", "avx2", "slow"]
+    agent_hash: str
+    power_mode: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """The state of a board at one moment; whatever it cannot tell is None."""
+
+    cpu_clock_hz: tuple[float, ...] | None = None
+    gpu_clock_hz: float | None = None
+    temp_c: float | None = None
+    throttled: bool | None = None
+    load_1min: float | None = None
+    free_memory_bytes: int | None = None
+    power_w: float | None = None
+
+
+# --- measurements -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Timed calls of one engine, with the conditions under which they were taken.
+
+    ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
+    round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
+    all engines that were measured interleaved with each other.
+    """
+
+    label: str
+    network_sha256: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int
+    threads: int
+    samples_s: tuple[float, ...]
+    rounds: tuple[int, ...]
+    warmup_s: tuple[float, ...]
+    before: Conditions
+    after: Conditions
+    board: str
+    campaign: str
+    taken_at: str
+    power_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.samples_s or min(self.samples_s) <= 0:
+            raise ValueError(f"measurement of {self.label}: samples must be positive, and some")
+        if len(self.rounds) != len(self.samples_s):
+            raise ValueError(f"measurement of {self.label}: one round number a sample, please")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelTime:
+    """One kernel as the runtime's own profiler saw it: median time of one call.
+
+    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from.
+    """
+
+    name: str
+    op: str
+    node: str
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Per-kernel times of one engine, in the order of execution."""
+
+    network_sha256: str
+    runtime: str
+    runtime_version: str
+    kernels: tuple[KernelTime, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """``low <= value <= high`` with probability ``coverage``."""
+
+    low: float
+    high: float
+    coverage: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"interval with low {self.low} above high {self.high}")
+
+
+# --- compression --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Channels that must be pruned together.
+
+    ``producers`` are the layers whose output channels these are (several at a residual sum),
+    ``consumers`` those that read them. A layer whose outputs must stay (the classifier) forms a
+    group that is not ``prunable``: precision is its only choice.
+    """
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    prunable: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Option:
+    """One choice for a group: how many channels stay, and in which precision its producers run."""
+
+    channels: int
+    precision: str
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        _require_positive(channels=self.channels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyEntry:
+    """What a strategy does to one group: which of its channels stay, and the precision."""
+
+    group: str
+    kept: tuple[int, ...]
+    of: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """Methods and settings that turn the original network into one variant (``strategy.json``).
+
+    Version history: 1, the first.
+    """
+
+    label: str
+    methods: tuple[str, ...]
+    entries: tuple[StrategyEntry, ...]
+    epochs: int
+    seed: int
+    schema_version: int = 1
+
+
+# --- budgets and results ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """A limit: ``limit`` is in SI units (s, bytes) or, if ``relative``, a share of the baseline.
+
+    ``text`` is what the user wrote. ``accuracy_drop`` is in points of top-1 and always absolute.
+    """
+
+    quantity: Literal["latency", "size", "accuracy_drop"]
+    limit: float
+    relative: bool
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.quantity != "accuracy_drop":
+            _require_positive(limit=self.limit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetVerdict:
+    """What measurement says of one budget.
+
+    ``value`` and ``interval`` are in the unit of the budget's ``limit``. ``nearest`` is the
+    smallest limit that is predicted to be reachable, where the budget could not be met.
+    """
+
+    budget: Budget
+    value: float | None
+    interval: Interval | None
+    met: bool
+    verdict: Verdict
+    nearest: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A predicted latency, with the latency model that made it; frozen before the measurement."""
+
+    label: str
+    network_sha256: str
+    latency_s: float
+    interval: Interval
+    latency_model_sha256: str
+    made_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupAllocation:
+    """One group in a candidate: for the report's picture along the depth of the network."""
+
+    group: str
+    layers: tuple[str, ...]
+    channels: int
+    kept: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelPoint:
+    """One kernel of one candidate: its work, what was predicted and what the profiler measured."""
+
+    candidate: str
+    name: str
+    kind: str
+    precision: str
+    macs: int
+    moved_bytes: int
+    predicted_s: float | None
+    measured_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One network that was built and measured; the baseline is one too.
+
+    ``latency_s`` is the median host time of one call, ``ratio`` that median against the baseline's
+    in the same interleaved rounds. ``predicted_*`` are the frozen predictions. ``top1`` is
+    computed from the shipped ONNX file on the full test set; ``board_agreement`` is the share of
+    test images on which the engine, on the board, gives the original network's class, and
+    ``host_agreement`` the share on which it gives the class that the host computes from the file.
+    ``int8_layers_real`` of ``int8_layers`` layers allocated int8 ran as integer kernels.
+    """
+
+    label: str
+    role: Literal["baseline", "joint", "int8_only", "prune_only"]
+    round: int
+    onnx_sha256: str
+    size_bytes: int
+    parameters: int
+    macs: int
+    latency_s: float
+    latency_interval_s: Interval
+    latency_cv: float
+    n_samples: int
+    ratio: float
+    ratio_interval: Interval
+    top1: float | None
+    board_agreement: float | None
+    host_agreement: float | None
+    n_board_images: int
+    predicted_latency_s: float | None = None
+    predicted_interval_s: Interval | None = None
+    predicted_size_bytes: int | None = None
+    predicted_loss: float | None = None
+    int8_layers: int = 0
+    int8_layers_real: int = 0
+    allocation: tuple[GroupAllocation, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage of a fit and the wall time it took (of the run that did it, when resumed)."""
+
+    name: str
+    wall_s: float
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """Everything that ``report.html`` shows of one ``boardfit fit`` (``result.json``).
+
+    ``result`` is None where no variant could be built. ``verdict`` sums the budgets up.
+    Version history: 1, the first.
+    """
+
+    boardfit_version: str
+    created_at: str
+    network: str
+    board: BoardFacts
+    baseline: Candidate
+    result: Candidate | None
+    candidates: tuple[Candidate, ...]
+    alternatives: Mapping[str, Candidate]
+    budgets: tuple[BudgetVerdict, ...]
+    verdict: Verdict
+    explanation: str
+    kernels: tuple[KernelPoint, ...]
+    peak_macs_per_s: Mapping[str, float]
+    bandwidth_bytes_per_s: float
+    stages: tuple[Stage, ...]
+    warnings: tuple[str, ...] = ()
+    fake: bool = False
+    schema_version: int = 1

@@ -1,0 +1,1 @@
+"""Reports: records in; text, figures and HTML out; no computing."""

@@ -1,0 +1,1 @@
+"""Sensitivity: how much loss an option costs."""

@@ -1,0 +1,1 @@
+"""Strategies: options, predictions and the strategies made of them."""
