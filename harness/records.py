@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -45,7 +45,7 @@ Record = TypeVar("Record")
 
 
 @functools.cache
-def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+def _adapter(kind: Hashable) -> pydantic.TypeAdapter[Any]:
     return pydantic.TypeAdapter(kind)
 
 
@@ -97,7 +97,8 @@ class BoardFacts:
     """What the agent found on a board: enough to tell whether two results may be compared.
 
     ``int8`` says what integer kernels are worth there: ``vnni`` (fast and exact), ``dotprod``
-    (Arm's equivalent), ``avx2`` (fast, but saturates unless weights keep to seven bits) or ``slow``.
+    (Arm's equivalent), ``avx2`` (fast, but saturates unless weights keep to seven bits) or
+    ``slow``.
     """
 
     board: str

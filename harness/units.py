@@ -1,0 +1,86 @@
+"""The only place with SI prefixes: parsing of "20 ms" and "4 MB", formatting of the same.
+
+Sizes are decimal as in DESIGN's budgets (1 MB = 1e6 bytes); KiB and MiB are understood when read.
+"""
+
+import math
+import re
+
+from harness.errors import ConfigError
+from harness.records import Budget
+
+__all__ = [
+    "format_count",
+    "format_size",
+    "format_time",
+    "parse_accuracy_drop",
+    "parse_latency",
+    "parse_size",
+]
+
+_TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_SIZE = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20}
+_QUANTITY = re.compile(r"\s*([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([^\s]*)\s*")
+
+
+def _parse(text: str, *, name: str, units: dict[str, float], example: str) -> tuple[float, bool]:
+    match = _QUANTITY.fullmatch(text)
+    known = [*units, "%"]
+    if match is None:
+        raise ConfigError(f"{name} {text!r} is not a number with a unit; write {example}")
+    number, unit = float(match[1]), match[2]
+    if unit not in known:
+        what = f"the unit {unit!r} is unknown" if unit else "the unit is missing"
+        raise ConfigError(
+            f"{name} {text!r}: {what}; use one of {', '.join(known)}, for example {example}"
+        )
+    if not (math.isfinite(number) and number > 0):
+        raise ConfigError(f"{name} {text!r} must be greater than zero, for example {example}")
+    return (number / 100, True) if unit == "%" else (number * units[unit], False)
+
+
+def parse_latency(text: str) -> Budget:
+    """The latency budget in ``text``: "4ms", or "22%" of the baseline's latency."""
+    limit, relative = _parse(text, name="--latency", units=_TIME, example="4ms or 22%")
+    return Budget(quantity="latency", limit=limit, relative=relative, text=text.strip())
+
+
+def parse_size(text: str) -> Budget:
+    """The size budget in ``text``: "1.5MB", or "20%" of the baseline's file."""
+    limit, relative = _parse(text, name="--size", units=_SIZE, example="1.5MB or 20%")
+    return Budget(quantity="size", limit=limit, relative=relative, text=text.strip())
+
+
+def parse_accuracy_drop(points: float) -> Budget:
+    """The budget on accuracy: at most ``points`` percentage points of top-1 lost."""
+    if not (math.isfinite(points) and 0 <= points <= 100):
+        raise ConfigError(f"--max-drop {points} must be between 0 and 100 points of top-1")
+    return Budget(quantity="accuracy_drop", limit=points, relative=False, text=f"{points:g} points")
+
+
+def _scaled(value: float, steps: tuple[tuple[float, str], ...]) -> str:
+    factor, unit = next(
+        ((factor, unit) for factor, unit in steps if abs(value) >= factor), steps[-1]
+    )
+    scaled = value / factor
+    digits = 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
+    return f"{scaled:.{digits}f} {unit}".rstrip()
+
+
+def format_time(seconds: float) -> str:
+    """``seconds`` with three significant digits and the prefix that suits: "1.23 ms"."""
+    return _scaled(seconds, ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")))
+
+
+def format_size(size_bytes: float) -> str:
+    """``size_bytes`` with three significant digits: "1.50 MB"."""
+    if abs(size_bytes) < 1000:
+        return f"{size_bytes:.0f} B"
+    return _scaled(size_bytes, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")))
+
+
+def format_count(count: float) -> str:
+    """A number of things (parameters, MACs) with three significant digits: "148 M"."""
+    if abs(count) < 1000:
+        return f"{count:.0f}"
+    return _scaled(count, ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))

@@ -1,0 +1,73 @@
+import pytest
+
+from harness import units
+from harness.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "relative"),
+    [
+        ("4ms", 0.004, False),
+        (" 4 ms ", 0.004, False),
+        ("250us", 250e-6, False),
+        ("1.5s", 1.5, False),
+        ("22%", 0.22, True),
+        ("1e2 ms", 0.1, False),
+    ],
+)
+def test_a_latency_is_absolute_with_a_unit_or_relative_with_a_percent_sign(text, limit, relative):
+    budget = units.parse_latency(text)
+    assert budget.limit == pytest.approx(limit, rel=1e-12)
+    assert budget.relative is relative
+
+
+def test_a_size_is_decimal_unless_it_says_mebibytes():
+    assert units.parse_size("1.5MB").limit == 1.5e6
+    assert units.parse_size("2 MiB").limit == 2 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("20 parsecs", "'parsecs' is unknown"),
+        ("20", "unit is missing"),
+        ("-4ms", "greater than zero"),
+        ("0%", "greater than zero"),
+        ("fast", "not a number"),
+        ("4MB", "'MB' is unknown"),
+        ("nan ms", "not a number"),
+        ("1e999ms", "greater than zero"),
+    ],
+)
+def test_a_bad_latency_is_named_with_the_way_out(text, fragment):
+    with pytest.raises(ConfigError) as error:
+        units.parse_latency(text)
+    assert fragment in str(error.value)
+    assert "4ms" in str(error.value)
+    assert text in str(error.value)
+
+
+def test_a_negative_accuracy_drop_is_refused():
+    with pytest.raises(ConfigError, match="--max-drop -1"):
+        units.parse_accuracy_drop(-1.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.5, "1.50 s"),
+        (0.00123, "1.23 ms"),
+        (0.0123, "12.3 ms"),
+        (0.123, "123 ms"),
+        (7e-6, "7.00 µs"),
+    ],
+)
+def test_times_are_printed_with_three_significant_digits(seconds, text):
+    assert units.format_time(seconds) == text
+
+
+def test_sizes_and_counts_are_printed_with_three_significant_digits():
+    assert units.format_size(1_500_000) == "1.50 MB"
+    assert units.format_size(12) == "12 B"
+    assert units.format_count(148_172_288) == "148 M"
+    assert units.format_count(999) == "999"
