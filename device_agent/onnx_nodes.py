@@ -1,0 +1,131 @@
+"""The nodes of an ONNX file, without the onnx package, and where the runtime's kernels came from.
+
+Field numbers are those of onnx.proto3: ModelProto.graph 7; GraphProto.node 1, .initializer 5;
+NodeProto.input 1, .output 2, .name 3, .op_type 4; TensorProto.name 8.
+"""
+
+import re
+from collections import deque
+from typing import NamedTuple
+
+Node = NamedTuple("Node", [("name", str), ("op", str), ("inputs", list), ("outputs", list)])
+# Kernels that onnxruntime inserts to change the layout; they come from no node of the network.
+LAYOUT_OPS = ("ReorderInput", "ReorderOutput", "Transpose")
+# onnxruntime numbers the copies of a node (_token_3) and marks its blocked layout (_nchwc).
+SUFFIX = re.compile(r"(_token_\d+|_nchwc)$")
+# How far a fused activation or addition can stand behind the operator that names the kernel.
+MAX_STEPS_BACK = 4
+
+
+def _varint(data, at):
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+
+
+def _fields(data):
+    """``(number, content)`` of the length-delimited fields of a message; others are skipped."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 2:
+            size, at = _varint(data, at)
+            yield number, data[at : at + size]
+            at += size
+        elif wire == 0:
+            _, at = _varint(data, at)
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        else:
+            raise ValueError("this is no ONNX file: wire type %d" % wire)
+
+
+def _text(content):
+    return bytes(content).decode("utf-8", "replace")
+
+
+def _node(data):
+    node = Node("", "", [], [])
+    for number, content in _fields(data):
+        if number == 1:
+            node.inputs.append(_text(content))
+        elif number == 2:
+            node.outputs.append(_text(content))
+        elif number in (3, 4):
+            node = node._replace(**{"name" if number == 3 else "op": _text(content)})
+    return node
+
+
+def read_nodes(path):
+    """The nodes of the main graph, in the file's order, and the names of its initialisers."""
+    with open(path, "rb") as stream:
+        data = memoryview(stream.read())
+    nodes, initialisers = [], set()
+    for number, graph in _fields(data):
+        if number != 7:
+            continue
+        for inner, content in _fields(graph):
+            if inner == 1:
+                nodes.append(_node(content))
+            elif inner == 5:
+                initialisers.update(_text(name) for field, name in _fields(content) if field == 8)
+    return nodes, initialisers
+
+
+def strip(name):
+    """A name without what onnxruntime appends to it."""
+    while SUFFIX.search(name):
+        name = SUFFIX.sub("", name)
+    return name
+
+
+class Origin:
+    """Finds the original node of a runtime's kernel; "" where the runtime put it in itself."""
+
+    def __init__(self, original, initialisers):
+        self._named = {node.name: node for node in original if node.name}
+        self._producer = {output: node for node in original for output in node.outputs}
+        readers = {}
+        for node in original:
+            for name in node.inputs:
+                if name in initialisers and node.op != "DequantizeLinear":
+                    readers.setdefault(name, []).append(node)
+        # A weight or bias that one node alone reads names that node, whatever it was fused with.
+        self._reader = {name: nodes[0] for name, nodes in readers.items() if len(nodes) == 1}
+
+    def of(self, kernel):
+        """Name of the original node of ``kernel``, a node of the optimised graph."""
+        name = strip(kernel.name)
+        if name in self._named:
+            return name
+        for output in kernel.outputs:
+            # Integer kernels of onnxruntime 1.10 are nameless; their outputs carry the node's name.
+            if kernel.op not in LAYOUT_OPS and strip(output) in self._named:
+                return strip(output)
+        if kernel.op in LAYOUT_OPS:
+            return ""
+        for tensor in kernel.inputs:
+            if tensor in self._reader and self._reader[tensor].op in kernel.op:
+                return self._reader[tensor].name
+        for tensor in [name] + [strip(output) for output in kernel.outputs]:
+            if tensor in self._producer:
+                return self._back(self._producer[tensor], kernel.op)
+        return ""
+
+    def _back(self, last, op):
+        """The nearest node before ``last`` that has the kernel's operator; ``last`` if none has."""
+        queue = deque([(last, 0)])
+        while queue:
+            node, steps = queue.popleft()
+            if node.op and node.op in op:
+                return node.name
+            if steps < MAX_STEPS_BACK:
+                before = (self._producer.get(name) for name in node.inputs)
+                queue.extend((one, steps + 1) for one in before if one is not None)
+        return last.name
