@@ -86,7 +86,7 @@ def _group_of(graph: Any, root: nn.Module, names: dict[Any, str], depth: dict[st
         channels=channels,
         producers=ordered,
         consumers=tuple(sorted(consumers, key=depth.__getitem__)),
-        prunable=prunable,
+        prunable=prunable and bool(consumers),  # what no layer reads is an output
     )
 
 

@@ -23,7 +23,10 @@ def dependency_graph(network: nn.Module, example: Tensor) -> Any:
     for parameter in network.parameters():
         parameter.requires_grad_(True)  # the graph is read off autograd's
     with torch.enable_grad():
-        return torch_pruning.DependencyGraph().build_dependency(network, example[:1], verbose=False)
+        # A tuple: a bare tensor would be unpacked into its images, one argument each.
+        return torch_pruning.DependencyGraph().build_dependency(
+            network, (example[:1],), verbose=False
+        )
 
 
 def prune(

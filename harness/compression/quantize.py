@@ -1,0 +1,231 @@
+"""Static quantization to Q/DQ networks that onnxruntime runs as integer kernels."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime import quantization
+
+from harness.errors import BuildError
+from harness.networks import layer_of_node, quiet
+from harness.records import BoardFacts, Profile
+
+__all__ = ["QuantizeReport", "available_precisions", "quantize", "real_int8_layers"]
+
+# Fused integer kernels as onnxruntime's profiler names them (1.10 to 1.31).
+INTEGER_OPS = frozenset({"QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger"})
+
+# Operators that onnxruntime runs on bytes when all around them is integer; every other operator
+# would only gain a Q/DQ pair.
+CARRIERS = frozenset(
+    {
+        "Add",
+        "AveragePool",
+        "Clip",
+        "Concat",
+        "Flatten",
+        "GlobalAveragePool",
+        "MaxPool",
+        "Relu",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+    }
+)
+# Carriers that vanish in the integer kernel before them: its output range does their work.
+ABSORBED = frozenset({"Relu", "Clip"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeReport:
+    """What ``quantize`` did: layers and carrier nodes made integer, in the order of the graph."""
+
+    int8_layers: tuple[str, ...]
+    carriers: tuple[str, ...]
+    calibration_images: int
+    size_bytes: int
+
+
+def available_precisions(board: BoardFacts) -> tuple[str, ...]:
+    """The precisions worth trying on a board, the exact one first.
+
+    int8 is left out where the board has no fast integer kernels; fp16 on onnxruntime's CPU
+    provider is a storage format with casts around every kernel, so it never pays.
+    """
+    return ("fp32",) if board.int8 == "slow" else ("fp32", "int8")
+
+
+def quantize(
+    fp32_onnx: Path,
+    out: Path,
+    *,
+    calibration: npt.NDArray[np.float32],
+    int8_layers: Collection[str],
+    board: BoardFacts,
+) -> QuantizeReport:
+    """Write the network of ``fp32_onnx`` with ``int8_layers`` in int8, the rest left alone.
+
+    Weights are symmetric int8, one scale an output channel; activations asymmetric uint8 with
+    their minimum and maximum over the ``calibration`` images ``(n, c, h, w)``, the form that
+    onnxruntime's CPU kernels want (symmetric int8 activations keep ReLU from being absorbed). On
+    AVX2 without VNNI weights keep to seven bits: pairs of U8S8 products saturate in 16 bits there.
+    Raises BuildError.
+    """
+    model = onnx.load(fp32_onnx)
+    layers = layer_of_node(model)
+    wanted = set(int8_layers)
+    if missing := sorted(wanted - set(layers.values())):
+        raise BuildError(f"cannot quantize {', '.join(missing)}: no such layer in {fp32_onnx.name}")
+    if not wanted or not len(calibration):
+        raise BuildError("quantizing needs at least one layer and one calibration image")
+    integer = {node for node, layer in layers.items() if layer in wanted}
+    carriers = _carriers(model, integer)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".quantize-") as folder, quiet():
+        # The quantizer writes beside its input; it gets a copy of its own.
+        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        onnx.save(model, source)
+        try:
+            quantization.quantize_static(
+                source,
+                target,
+                _Reader(model, calibration),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                reduce_range=board.int8 == "avx2",
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_quantize=[*integer, *carriers],
+                extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
+            )
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise BuildError(f"{fp32_onnx.name} cannot be quantized: {error}") from error
+        quantized = onnx.load(target)
+        _free_output(quantized)
+        quantized.ir_version = model.ir_version
+        onnx.checker.check_model(quantized)
+        target.write_bytes(quantized.SerializeToString(deterministic=True))
+        target.replace(out)
+    order = [node.name for node in model.graph.node]
+    return QuantizeReport(
+        int8_layers=tuple(dict.fromkeys(layers[name] for name in order if name in integer)),
+        carriers=tuple(carriers),
+        calibration_images=len(calibration),
+        size_bytes=out.stat().st_size,
+    )
+
+
+class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    """Calibration images in batches of the size that the file has fixed."""
+
+    def __init__(self, model: onnx.ModelProto, images: npt.NDArray[np.float32]) -> None:
+        entry = model.graph.input[0]
+        self._name = entry.name
+        self._batch = entry.type.tensor_type.shape.dim[0].dim_value or 32
+        self._images = np.ascontiguousarray(images, dtype=np.float32)
+        self._position = 0
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next batch, filled up with copies of its last image; None at the end."""
+        part = self._images[self._position : self._position + self._batch]
+        self._position += self._batch
+        if not len(part):
+            return None
+        missing = self._batch - len(part)
+        return {self._name: np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])}
+
+
+def _carriers(model: onnx.ModelProto, integer: set[str]) -> list[str]:
+    """The nodes that carry bytes from integer node to integer node, in the order of the graph.
+
+    Forwards: all that it reads is integer already. Backwards: something integer reads it, or it
+    vanishes in the integer kernel before it.
+    """
+    nodes = list(model.graph.node)
+    constants = {item.name for item in model.graph.initializer}
+    made_by = {output: node for node in nodes for output in node.output}
+    read_by: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            read_by.setdefault(name, []).append(node)
+
+    def fed_by(node: onnx.NodeProto) -> list[onnx.NodeProto | None]:
+        return [made_by.get(name) for name in node.input if name and name not in constants]
+
+    fed = set(integer)
+    for node in nodes:
+        sources = fed_by(node)
+        if node.op_type in CARRIERS and sources and all(s and s.name in fed for s in sources):
+            fed.add(node.name)
+    carried = set(integer)
+    for node in reversed(nodes):
+        if node.name not in fed or node.name in integer:
+            continue
+        readers = [reader for name in node.output for reader in read_by.get(name, [])]
+        if any(reader.name in carried for reader in readers):
+            carried.add(node.name)
+    for node in nodes:
+        source = fed_by(node)[0] if fed_by(node) else None
+        if node.op_type in ABSORBED and source is not None and source.name in carried:
+            carried.add(node.name)
+    return [node.name for node in nodes if node.name in carried - integer]
+
+
+def _free_output(model: onnx.ModelProto) -> None:
+    """Let an integer Gemm at the end give float outputs: eight bits for logits cost accuracy.
+
+    onnxruntime's QGemm can write floats; QLinearConv cannot, so a convolution keeps its pair.
+    """
+    nodes = {output: node for node in model.graph.node for output in node.output}
+    for output in model.graph.output:
+        dequantize = nodes.get(output.name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize_node = nodes.get(dequantize.input[0])
+        if quantize_node is None or quantize_node.op_type != "QuantizeLinear":
+            continue
+        layer = nodes.get(quantize_node.input[0])
+        if layer is None or layer.op_type != "Gemm":
+            continue
+        layer.output[0] = output.name
+        unused = {*dequantize.input, *quantize_node.input}
+        model.graph.node.remove(dequantize)
+        model.graph.node.remove(quantize_node)
+        unused -= {name for node in model.graph.node for name in node.input}
+        kept = [item for item in model.graph.initializer if item.name not in unused]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+
+
+def real_int8_layers(profile: Profile, int8_layers: Collection[str]) -> tuple[str, ...]:
+    """Those of ``int8_layers`` that ran as an integer kernel, in the order of execution."""
+    wanted = set(int8_layers)
+    real = (
+        _layer_of_kernel(kernel.node or kernel.name)
+        for kernel in profile.kernels
+        if kernel.op in INTEGER_OPS
+    )
+    return tuple(dict.fromkeys(layer for layer in real if layer in wanted))
+
+
+def _layer_of_kernel(node: str) -> str:
+    """``blocks.0.conv1`` for ``/blocks/blocks.0/conv1/Conv_token_4_kernel_time``.
+
+    The exporter writes the path of modules, an element of a sequence with the sequence's name in
+    front; onnxruntime's fusions append to the last part, the operator.
+    """
+    parts: list[str] = []
+    for part in node.strip("/").split("/")[:-1]:
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts[-1] = part
+        else:
+            parts.append(part)
+    return ".".join(parts)
