@@ -1,0 +1,392 @@
+"""One session with a board: facts, files, measurements, profiles and inference.
+
+The same code for this computer and for a board over SSH; only the transport differs. Jobs run
+detached on the board: a connection that breaks is opened again and the job attached to by its id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import secrets
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from harness.boards import deploy
+from harness.boards.transport import Transport, open_transport
+from harness.boards.wire import Frame, exception_of, validate
+from harness.errors import (
+    BoardfitError,
+    ProtocolError,
+    StableBoardError,
+    TransientBoardError,
+)
+from harness.records import (
+    BoardFacts,
+    BoardSpec,
+    Conditions,
+    KernelTime,
+    Measurement,
+    Profile,
+)
+
+__all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
+
+CALL_TIMEOUT_S = 60.0
+# Importing a runtime takes ten seconds and more on a cold SD card; the agent gives up at 120.
+PROBE_TIMEOUT_S = 150.0
+# The agent sends a heartbeat a second while one waits.
+SILENCE_S = 30.0
+WAIT_S = 3600.0
+# A connection that held this long was a good one: what ended it is a new trouble.
+LASTED_S = 60.0
+BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SEED = 0
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """An ONNX file on the host that is to be measured under ``label``."""
+
+    label: str
+    path: Path
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurePlan:
+    """How long to measure: per round and engine one block of ``block_s`` and ``block_min`` calls.
+
+    A block's first ``drop`` calls are not timed. ``warmup_s`` is for each engine, and longer (up
+    to four times) where its times have not settled.
+    """
+
+    warmup_s: float
+    rounds: int
+    block_s: float
+    block_min: int
+    drop: int
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.block_min < 1 or self.drop < 0:
+            raise ValueError(f"a plan needs rounds and calls, got {self}")
+        if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s)):
+            raise ValueError(f"a plan's times cannot be negative, got {self}")
+
+
+# Calls an engine at least, for a percentile with 99 % confidence: p50 11, p90 64, p99 662. MLPerf's
+# single stream wants 1,024 queries and a minute or more.
+PRESETS = {
+    "quick": MeasurePlan(warmup_s=0.2, rounds=6, block_s=0.05, block_min=4, drop=2),
+    "standard": MeasurePlan(warmup_s=0.5, rounds=10, block_s=0.2, block_min=8, drop=3),
+    "mlperf": MeasurePlan(warmup_s=2.0, rounds=20, block_s=3.0, block_min=52, drop=3),
+}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        digest = hashlib.sha256()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _conditions(content: Frame) -> Conditions:
+    clocks = content["cpu_clock_hz"]
+    return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
+
+
+class Session:
+    """A connection to a board and the agent that runs there, used as a context manager.
+
+    ``on_event`` is called with progress, heartbeats and reconnections. ``nonce`` sets this
+    session's jobs apart from others': a caller that keeps it (in a result folder) and asks for the
+    same jobs in the same order finds those that ran to their end without it.
+    """
+
+    def __init__(
+        self,
+        spec: BoardSpec,
+        *,
+        on_event: Callable[[dict[str, object]], None] | None = None,
+        nonce: str | None = None,
+    ) -> None:
+        self._spec = spec
+        self._on_event = on_event
+        self._nonce = nonce or secrets.token_hex(8)
+        self._asked: Counter[str] = Counter()
+        self._present: set[str] = set()
+        self._transport: Transport | None = None
+        self._agent: deploy.Deployed | None = None
+        self._facts: BoardFacts | None = None
+
+    def __enter__(self) -> Session:
+        self._open()
+        try:
+            self._facts = self._probe()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def facts(self) -> BoardFacts:
+        """What the board is, as probed when the session was opened."""
+        if self._facts is None:
+            raise RuntimeError("open the session first: with Session(spec) as session")
+        return self._facts
+
+    def close(self) -> None:
+        """Let go of the board; jobs that still run there go on."""
+        if self._agent is not None:
+            self._agent.connection.close()
+        if self._transport is not None:
+            self._transport.close()
+        self._agent = self._transport = None
+
+    # --- connection -----------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        self._transport = open_transport(self._spec)
+        try:
+            self._agent = deploy.launch(self._transport, self._spec)
+        except BaseException:
+            self.close()
+            raise
+
+    def _call(
+        self, method: str, params: Frame, timeout_s: float = CALL_TIMEOUT_S, **options: Any
+    ) -> Frame:
+        if self._agent is None:
+            raise TransientBoardError(f"there is no connection to board {self._spec.name}")
+        return self._agent.connection.call(method, params, timeout_s=timeout_s, **options)
+
+    def _tell(self, event: Frame) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _lasting(self, action: Callable[[], Answer]) -> Answer:
+        """What ``action`` returns; where the connection breaks it is opened and tried again.
+
+        ``action`` must be safe to repeat. The back-off starts anew after a connection that lasted.
+        """
+        attempt, tried_s = 0, time.monotonic()
+        while True:
+            try:
+                if self._agent is None:
+                    self._open()
+                return action()
+            except TransientBoardError as error:  # noqa: PERF203 (trying again is the point)
+                self.close()
+                if time.monotonic() - tried_s > LASTED_S:
+                    attempt = 0
+                if attempt >= len(BACK_OFF_S):
+                    raise
+                pause_s = BACK_OFF_S[attempt]
+                attempt += 1
+                self._tell({"kind": "reconnect", "attempt": attempt, "reason": str(error)})
+                time.sleep(pause_s)
+                tried_s = time.monotonic()
+
+    def _probe(self) -> BoardFacts:
+        found = self._call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
+        reason = found.pop("runtime_error")
+        if found["runtime_version"] is None:
+            raise StableBoardError(
+                f"board {self._spec.name} cannot load {self._spec.runtime} with "
+                f"{self._spec.python} (Python {found['python']}): {reason}. Install it there "
+                f'({self._spec.python} -m pip install {self._spec.runtime}), or set python = "..." '
+                "for the board in boards.toml to an interpreter that has it"
+            )
+        assert self._agent is not None
+        providers = tuple(found.pop("providers"))
+        return BoardFacts(
+            board=self._spec.name,
+            agent_hash=self._agent.agent_hash,
+            providers=providers,
+            **found,
+        )
+
+    def conditions(self) -> Conditions:
+        """The state of the board now."""
+        return _conditions(self._lasting(lambda: self._call("conditions", {})))
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def put(self, path: Path) -> str:
+        """SHA-256 of a file, which is on the board afterwards; sent only if it was not there."""
+        sha256 = _sha256(path)
+        if sha256 not in self._present:
+            self._lasting(lambda: self._upload(path, sha256))
+            self._present.add(sha256)
+        return sha256
+
+    def _upload(self, path: Path, sha256: str) -> None:
+        if self._call("blob_has", {"sha256": sha256})["present"]:
+            return
+        place = {"sha256": sha256, "size_bytes": path.stat().st_size}
+        begun = self._call("blob_begin", place)
+        assert self._transport is not None
+        self._transport.put(path, begun["path"])
+        self._call("blob_commit", {"sha256": sha256, "token": begun["token"]})
+
+    def _fetch(self, remote: str, sha256: str, local: Path) -> None:
+        assert self._transport is not None
+        self._transport.get(remote, local)
+        found = _sha256(local)
+        if found != sha256:
+            raise TransientBoardError(
+                f"{remote} arrived damaged: SHA-256 {found}, the board says {sha256}"
+            )
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def _job_id(self, kind: str, params: Frame) -> str:
+        """Same for the same request, nonce and how often it has been made; else different."""
+        text = json.dumps([kind, params], sort_keys=True, allow_nan=False)
+        self._asked[text] += 1
+        content = json.dumps([text, self._asked[text]])
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    def _run(self, kind: str, params: Frame) -> Frame:
+        """Result of a job on the board, which is attached to again where the connection breaks."""
+        params = {
+            "runtime": self._spec.runtime,
+            "threads": self._spec.threads,
+            "nonce": self._nonce,
+            **params,
+        }
+        validate(f"{kind}.params", params)
+        job_id = self._job_id(kind, params)
+        seen = 0
+
+        def on_event(event: Frame) -> None:
+            nonlocal seen
+            seen = max(seen, event.get("seq", 0))
+            self._tell({"job": job_id, **event})
+
+        def attend() -> Frame:
+            state = self._call("submit", {"job_id": job_id, "kind": kind, "params": params})
+            while state["state"] in ("waiting", "running"):
+                wait = {"job_id": job_id, "after": seen, "timeout_s": WAIT_S}
+                state = self._call("wait", wait, SILENCE_S, on_event=on_event)
+            return self._call("result", {"job_id": job_id})
+
+        try:
+            outcome = self._lasting(attend)
+        except KeyboardInterrupt:
+            with contextlib.suppress(BoardfitError):
+                self._call("cancel", {"job_id": job_id})
+            raise
+        return self._result(kind, outcome)
+
+    def _result(self, kind: str, outcome: Frame) -> Frame:
+        if outcome["state"] == "failed":
+            error = exception_of(outcome["exception"])
+            if error.type_name == "LeaseHeld":
+                raise TransientBoardError(f"board {self._spec.name}: {error}")
+            raise error
+        if outcome["state"] == "cancelled":
+            raise StableBoardError(f"board {self._spec.name}: the {kind} job was cancelled")
+        if outcome["state"] == "died":
+            raise StableBoardError(self._death(kind, outcome))
+        if outcome["state"] != "done" or "result" not in outcome:
+            raise ProtocolError(f"the agent ended a {kind} job without a result")
+        result: Frame = outcome["result"]
+        validate(f"{kind}.result", result)
+        return result
+
+    def _death(self, kind: str, outcome: Frame) -> str:
+        number, free = outcome.get("signal"), outcome.get("free_memory_bytes")
+        how = f"by signal {number}" if number else f"with exit code {outcome.get('exit_code')}"
+        text = f"board {self._spec.name}: the {kind} job died {how}"
+        if number == 9 and free is not None:
+            text += f" (out of memory? {free >> 20} MiB are free now; add swap or stop programs)"
+        tail = outcome.get("stderr_tail", "").strip()
+        return f"{text}. Its last words: {tail}" if tail else text
+
+    def measure(
+        self, engines: Sequence[EngineRequest], *, plan: MeasurePlan, campaign: str
+    ) -> tuple[Measurement, ...]:
+        """One measurement for each engine, all taken in the same interleaved rounds."""
+        if not engines:
+            raise ValueError("there is no engine to measure")
+        hashes = [self.put(engine.path) for engine in engines]
+        found = self._run("measure", {"seed": SEED, "engines": hashes, "plan": asdict(plan)})
+        before, after = _conditions(found["before"]), _conditions(found["after"])
+        if [one["sha256"] for one in found["engines"]] != hashes:
+            raise ProtocolError("the agent measured other engines than those it was asked for")
+        taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return tuple(
+            Measurement(
+                label=engine.label,
+                network_sha256=timed["sha256"],
+                runtime=self._spec.runtime,
+                runtime_version=found["runtime_version"],
+                precision=engine.precision,
+                batch=timed["batch"],
+                threads=self._spec.threads,
+                samples_s=tuple(timed["samples_s"]),
+                rounds=tuple(timed["rounds"]),
+                warmup_s=tuple(timed["warmup_s"]),
+                before=before,
+                after=after,
+                board=self._spec.name,
+                campaign=campaign,
+                taken_at=taken_at,
+                power_mode=self.facts.power_mode,
+            )
+            for engine, timed in zip(engines, found["engines"], strict=True)
+        )
+
+    def profile(self, path: Path, *, runs: int = 60) -> Profile:
+        """Per-kernel times of a network, from the runtime's own profiler."""
+        sha256 = self.put(path)
+        found = self._run("profile", {"seed": SEED, "network": sha256, "runs": runs})
+        kernels = tuple(
+            KernelTime(name=one["name"], op=one["op"], node=one["node"], latency_s=one["latency_s"])
+            for one in found["kernels"]
+        )
+        return Profile(
+            network_sha256=sha256,
+            runtime=self._spec.runtime,
+            runtime_version=found["runtime_version"],
+            kernels=kernels,
+        )
+
+    def infer(
+        self, path: Path, inputs: np.ndarray[Any, Any], *, input_name: str | None = None
+    ) -> np.ndarray[Any, Any]:
+        """The first output for every one of ``inputs`` (n, ...), run one by one on the board."""
+        if inputs.ndim < 1 or not len(inputs):
+            raise ValueError(f"inputs of shape {inputs.shape} hold no input")
+        network = self.put(path)
+        with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
+            given, taken = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
+            np.save(given, inputs, allow_pickle=False)
+            params = {"network": network, "inputs": self.put(given), "input_name": input_name}
+            found = self._run("infer", params)
+            self._lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
+            outputs: np.ndarray[Any, Any] = np.load(taken, allow_pickle=False)
+        return outputs

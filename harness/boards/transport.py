@@ -1,0 +1,257 @@
+"""Running programs and moving files on a board: on this computer, or over SSH.
+
+One interface, ``Transport``, and two of them. The only place where a command line is quoted is
+``quote``.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Protocol
+
+import paramiko
+
+from harness.boards import ssh
+from harness.boards.wire import Channel
+from harness.errors import StableBoardError, TransientBoardError
+from harness.records import BoardSpec
+
+__all__ = ["LocalTransport", "SSHTransport", "Transport", "open_transport", "quote"]
+
+# One sendall of a large buffer crawls (1 MB/s for 100 MB); pieces of this size do not.
+CHUNK_BYTES = 1 << 15
+STDERR_TAIL_BYTES = 4000
+
+
+def quote(argv: Sequence[str], env: Mapping[str, str]) -> str:
+    """The shell command that runs ``argv`` with ``env`` added to its environment."""
+    assignments = [f"{name}={value}" for name, value in env.items()]
+    return shlex.join(["exec", "env", *assignments, *argv])
+
+
+class Transport(Protocol):
+    """How a board is reached."""
+
+    def start(self, argv: Sequence[str], *, env: Mapping[str, str]) -> Channel:
+        """A program on the board, started."""
+
+    def put(self, local: Path, remote: str) -> None:
+        """Copy a file to the board."""
+
+    def get(self, remote: str, local: Path) -> None:
+        """Copy a file from the board."""
+
+    def close(self) -> None:
+        """Let go of the board."""
+
+
+def open_transport(spec: BoardSpec) -> Transport:
+    """The transport for a board: SSH where it has a host, else this computer."""
+    return LocalTransport() if spec.host is None else SSHTransport(spec)
+
+
+# --- this computer ------------------------------------------------------------------------------
+
+
+class LocalChannel:
+    """A subprocess; its stderr goes to an unnamed file, so that it can never block."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        try:
+            self._process = subprocess.Popen(
+                list(argv),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env={**os.environ, **env},
+                start_new_session=True,  # Ctrl-C is for the host; it then cancels the job
+            )
+        except OSError:
+            self._stderr.close()
+            raise
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+
+    def write(self, data: bytes) -> None:
+        """Send all of ``data``."""
+        try:
+            self._stdin.write(data)
+            self._stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise TransientBoardError(f"the agent is gone. {self.stderr_tail()}") from error
+
+    def read(self, timeout_s: float) -> bytes:
+        """Some bytes of stdout, b"" at its end."""
+        if not select.select([self._stdout], [], [], timeout_s)[0]:
+            raise TimeoutError
+        return os.read(self._stdout.fileno(), 1 << 16)
+
+    def exit_code(self, timeout_s: float) -> int | None:
+        """The subprocess's exit code."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(timeout_s)
+        return None
+
+    def stderr_tail(self) -> str:
+        """The end of stderr."""
+        if self._stderr.closed:
+            return ""
+        size = os.fstat(self._stderr.fileno()).st_size
+        start = max(0, size - STDERR_TAIL_BYTES)
+        return os.pread(self._stderr.fileno(), STDERR_TAIL_BYTES, start).decode(errors="replace")
+
+    def close(self) -> None:
+        """Close stdin, which ends the agent; kill it if it does not end."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        if self.exit_code(5.0) is None:
+            self._process.kill()
+            self._process.wait()
+        self._stdout.close()
+        self._stderr.close()
+
+
+class LocalTransport:
+    """This computer, through the same agent as any board."""
+
+    def start(self, argv: Sequence[str], *, env: Mapping[str, str]) -> Channel:
+        """A subprocess; an interpreter that is not there is a ``StableBoardError``."""
+        try:
+            return LocalChannel(argv, env)
+        except OSError as error:
+            raise StableBoardError(
+                f"{argv[0]} cannot be run here ({error.strerror}): "
+                "set python = ... for the board local in boards.toml"
+            ) from error
+
+    def put(self, local: Path, remote: str) -> None:
+        """Copy a file."""
+        shutil.copyfile(local, remote)
+
+    def get(self, remote: str, local: Path) -> None:
+        """Copy a file."""
+        shutil.copyfile(remote, local)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+# --- SSH ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _broken_is_transient(what: str) -> collections.abc.Iterator[None]:
+    try:
+        yield
+    except (paramiko.SSHException, EOFError, OSError) as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise TransientBoardError(f"the connection broke during {what}: {error!r}") from error
+
+
+class SSHChannel:
+    """A program that runs in an SSH channel of its own."""
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self._stderr = b""
+
+    def write(self, data: bytes) -> None:
+        """Send all of ``data``, in pieces."""
+        with _broken_is_transient("sending"):
+            for start in range(0, len(data), CHUNK_BYTES):
+                self._channel.sendall(data[start : start + CHUNK_BYTES])
+
+    def _drain_stderr(self) -> None:
+        # A full window of stderr would block the agent.
+        while self._channel.recv_stderr_ready():
+            self._stderr = (self._stderr + self._channel.recv_stderr(1 << 16))[-STDERR_TAIL_BYTES:]
+
+    def read(self, timeout_s: float) -> bytes:
+        """Some bytes of stdout, b"" at its end."""
+        self._drain_stderr()
+        # Zero would make paramiko's channel non-blocking.
+        self._channel.settimeout(max(timeout_s, 1e-3))
+        with _broken_is_transient("reading"):
+            data = self._channel.recv(1 << 16)
+        self._drain_stderr()
+        return data
+
+    def exit_code(self, timeout_s: float) -> int | None:
+        """The program's exit code; None if the server never told."""
+        deadline_s = time.monotonic() + timeout_s
+        while not self._channel.exit_status_ready() and time.monotonic() < deadline_s:
+            self._channel.status_event.wait(0.05)
+        if not self._channel.exit_status_ready():
+            return None
+        code = self._channel.recv_exit_status()
+        return None if code < 0 else code
+
+    def stderr_tail(self) -> str:
+        """The end of stderr."""
+        self._drain_stderr()
+        return self._stderr.decode(errors="replace")
+
+    def close(self) -> None:
+        """Close the channel, which closes the agent's stdin."""
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            self._channel.shutdown_write()
+            self.exit_code(2.0)
+        self._channel.close()
+
+
+class SSHTransport:
+    """A board over SSH."""
+
+    def __init__(self, spec: BoardSpec) -> None:
+        self._client, self._hops = ssh.connect(spec)
+        self._sftp: paramiko.SFTPClient | None = None
+
+    def start(self, argv: Sequence[str], *, env: Mapping[str, str]) -> Channel:
+        """A program in a channel of its own."""
+        with _broken_is_transient("starting a program"):
+            transport = self._client.get_transport()
+            if transport is None:
+                raise EOFError("connection closed")
+            channel = transport.open_session(timeout=20.0)
+            channel.exec_command(quote(argv, env))
+        return SSHChannel(channel)
+
+    def _files(self) -> paramiko.SFTPClient:
+        if self._sftp is None:
+            try:
+                self._sftp = self._client.open_sftp()
+            except paramiko.SSHException as error:
+                raise StableBoardError(
+                    f"the board's SSH server offers no SFTP ({error}): install its sftp-server"
+                ) from error
+            channel = self._sftp.get_channel()
+            if channel is not None:
+                channel.settimeout(60.0)
+        return self._sftp
+
+    def put(self, local: Path, remote: str) -> None:
+        """Upload a file; SFTP sends it in chunks."""
+        with _broken_is_transient("an upload"):
+            self._files().put(str(local), remote)
+
+    def get(self, remote: str, local: Path) -> None:
+        """Download a file."""
+        with _broken_is_transient("a download"):
+            self._files().get(remote, str(local))
+
+    def close(self) -> None:
+        """Close the connection and those that it went through."""
+        for client in (self._client, *self._hops):
+            client.close()
