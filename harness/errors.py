@@ -17,8 +17,14 @@
     ├── ConditionError               1   the board is not in the state that was required
     └── InfeasibleBudget             4   no allocation meets the budget
 
-A message says what happened, with the value, and what to do about it.
+A message says what happened, with the value, and what to do about it. ``latency_models`` has
+errors of its own; ``latency_errors`` translates them where the two meet.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from latency_models.errors import LatencyError
 
 __all__ = [
     "AgentError",
@@ -35,6 +41,7 @@ __all__ = [
     "ProtocolError",
     "StableBoardError",
     "TransientBoardError",
+    "latency_errors",
 ]
 
 
@@ -115,3 +122,12 @@ class InfeasibleBudget(BoardfitError):
     def __init__(self, message: str, *, nearest: tuple[float, ...] = ()) -> None:
         super().__init__(message)
         self.nearest = nearest
+
+
+@contextmanager
+def latency_errors() -> Iterator[None]:
+    """Raise what ``latency_models`` raises as a LatencyModelError; a decorator too."""
+    try:
+        yield
+    except LatencyError as error:
+        raise LatencyModelError(str(error)) from error

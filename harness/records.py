@@ -7,9 +7,8 @@ Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` mea
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -44,9 +43,13 @@ Verdict = Literal["meets", "does not meet", "cannot tell yet"]
 Record = TypeVar("Record")
 
 
-@functools.cache
-def _adapter(kind: Hashable) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(kind)
+_ADAPTERS: dict[type[Any], pydantic.TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = pydantic.TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def dump(record: Any, *, indent: int | None = None) -> str:

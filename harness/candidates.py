@@ -1,0 +1,336 @@
+"""From a network's file to a measured candidate: the workbench that the loop builds on."""
+
+import datetime
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from harness import calibrate, networks, stats
+from harness.boards import conditions
+from harness.boards.session import PRESETS, EngineRequest, Session
+from harness.compression import quantize
+from harness.compression.build import Variant
+from harness.folder import Folder, write_atomically
+from harness.records import (
+    Candidate,
+    FitResult,
+    Group,
+    GroupAllocation,
+    Interval,
+    KernelPoint,
+    Measurement,
+    Prediction,
+    Profile,
+    Strategy,
+    dump,
+)
+from harness.store import Store
+from latency_models import calibration, graph
+
+__all__ = ["Measured", "Role", "Workbench"]
+
+Role = Literal["baseline", "joint", "int8_only", "prune_only"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A candidate with its per-kernel profile and what there is to warn of."""
+
+    candidate: Candidate
+    profile: Profile
+    warnings: tuple[str, ...]
+
+    def summary(self) -> str:
+        """One line: latency, ratio, size, accuracy."""
+        c = self.candidate
+        top1 = "" if c.top1 is None else f", top-1 {100 * c.top1:.2f} %"
+        return (
+            f"{c.latency_s * 1e3:.3f} ms ({100 * c.ratio:.1f} % of the baseline), "
+            f"{c.size_bytes / 1e6:.3f} MB{top1}"
+        )
+
+
+@dataclass(slots=True)
+class Workbench:
+    """Network, data, board, store and folder of one fit; measures what the loop hands it."""
+
+    network: networks.Network
+    data: networks.Data
+    session: Session
+    store: Store
+    folder: Folder
+    board_images: int
+    _original_classes: np.ndarray | None = None
+
+    @property
+    def baseline_path(self) -> Path:
+        """The exported original."""
+        return self.folder.networks / "baseline.onnx"
+
+    @property
+    def baseline_size_bytes(self) -> int:
+        """The size of the exported original."""
+        return self.baseline_path.stat().st_size
+
+    def path_of(self, measured: Measured) -> Path:
+        """The ONNX file that was measured."""
+        return self.folder.networks / f"{measured.candidate.label.replace(' ', '-')}.onnx"
+
+    def measure_baseline(self) -> Measured:
+        """Export the original, measure it alone, profile it, evaluate it."""
+        example = self.data.test_images[:1]
+        draft = self.baseline_path.with_suffix(".draft.onnx")
+        networks.export_onnx(self.network, example, draft)
+        draft.replace(self.baseline_path)
+        request = EngineRequest(label="baseline", path=self.baseline_path, precision="fp32")
+        (measurement,) = self.session.measure(
+            [request], plan=PRESETS["standard"], campaign="baseline"
+        )
+        self.store.add(measurement)
+        return self._measured(
+            self.baseline_path,
+            measurement,
+            measurement,
+            role="baseline",
+            round_number=0,
+            parameters=networks.count_parameters(self.network),
+            macs=networks.count_macs(self.network, example),
+        )
+
+    def measure_variant(
+        self,
+        variant: Variant,
+        strategy: Strategy,
+        groups: Sequence[Group],
+        *,
+        role: Role,
+        round_number: int,
+        model: calibration.LatencyModel,
+        coverage: float,
+        predicted_size_bytes: int,
+        predicted_loss: float,
+    ) -> Measured:
+        """Freeze the prediction, then measure ``variant`` interleaved with the baseline."""
+        prediction = self._predict(variant.onnx, strategy.label, model, coverage)
+        base, ours = self.session.measure(
+            [
+                EngineRequest(label="baseline", path=self.baseline_path, precision="fp32"),
+                EngineRequest(
+                    label=strategy.label,
+                    path=variant.onnx,
+                    precision="mixed" if variant.int8_layers else "fp32",
+                ),
+            ],
+            plan=PRESETS["standard"],
+            campaign=strategy.label,
+        )
+        self.store.add(base)
+        self.store.add(ours)
+        measured = self._measured(
+            variant.onnx,
+            ours,
+            base,
+            role=role,
+            round_number=round_number,
+            parameters=variant.parameters,
+            macs=variant.macs,
+        )
+        real = quantize.real_int8_layers(measured.profile, variant.int8_layers)
+        missing = sorted(set(variant.int8_layers) - set(real))
+        warnings = measured.warnings
+        if missing:
+            warnings += (
+                f"{strategy.label}: {', '.join(missing)} did not run as integer kernels; "
+                "the profile shows what they ran as",
+            )
+        candidate = replace(
+            measured.candidate,
+            predicted_latency_s=prediction.latency_s,
+            predicted_interval_s=prediction.interval,
+            predicted_size_bytes=predicted_size_bytes,
+            predicted_loss=predicted_loss,
+            int8_layers=len(variant.int8_layers),
+            int8_layers_real=len(real),
+            allocation=_allocation(strategy, groups),
+        )
+        return replace(measured, candidate=candidate, warnings=warnings)
+
+    def final_measurements(self, measured: Sequence[Measured]) -> list[Measured]:
+        """All of them once more, interleaved in one campaign: what the verdict rests on."""
+
+        def compute() -> tuple[Measurement, ...]:
+            taken = self.session.measure(
+                [
+                    EngineRequest(
+                        label=m.candidate.label,
+                        path=self.path_of(m),
+                        precision="mixed" if m.candidate.int8_layers else "fp32",
+                    )
+                    for m in measured
+                ],
+                plan=PRESETS["standard"],
+                campaign="final",
+            )
+            for measurement in taken:
+                self.store.add(measurement)
+            return taken
+
+        self.folder.stage("final measurement", Measurements, lambda: Measurements(compute()))
+        by_label = {m.label: m for m in self.store.all(Measurement) if m.campaign == "final"}
+        base = by_label["baseline"]
+        return [
+            replace(
+                m,
+                candidate=replace(
+                    m.candidate, **_latency_fields(by_label[m.candidate.label], base)
+                ),
+                warnings=(*m.warnings, *_warnings(by_label[m.candidate.label])),
+            )
+            for m in measured
+        ]
+
+    def _predict(
+        self, path: Path, label: str, model: calibration.LatencyModel, coverage: float
+    ) -> Prediction:
+        """The frozen prediction of ``path``; written now if this network has none yet."""
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        known = self.store.first_prediction(digest)
+        if known is not None:
+            return known
+        works = tuple(graph.work(kernel) for kernel in graph.read(path))
+        low, high = model.interval(works, coverage)
+        prediction = Prediction(
+            label=label,
+            network_sha256=digest,
+            latency_s=model.predict(works),
+            interval=Interval(low, high, coverage),
+            latency_model_sha256=model.sha256,
+            made_at=datetime.datetime.now(datetime.timezone.utc).isoformat(),
+        )
+        self.store.add(prediction)
+        return prediction
+
+    def _measured(
+        self,
+        path: Path,
+        measurement: Measurement,
+        baseline: Measurement,
+        *,
+        role: Role,
+        round_number: int,
+        parameters: int,
+        macs: int,
+    ) -> Measured:
+        profile = calibrate.profile(self.session, path, self.store)
+        logits = networks.onnx_logits(path, self.data.test_images.numpy())
+        some = self.data.test_images[: self.board_images].numpy()
+        classes = self.session.infer(path, some).argmax(axis=1)
+        original = self._classes_of_original()
+        candidate = Candidate(
+            label=measurement.label,
+            role=role,
+            round=round_number,
+            onnx_sha256=measurement.network_sha256,
+            size_bytes=path.stat().st_size,
+            parameters=parameters,
+            macs=macs,
+            top1=networks.top1(logits, self.data.test_labels.numpy()),
+            board_agreement=float(np.mean(classes == original[: len(some)])),
+            host_agreement=float(np.mean(classes == logits[: len(some)].argmax(axis=1))),
+            n_board_images=len(some),
+            **_latency_fields(measurement, baseline),
+        )
+        return Measured(candidate=candidate, profile=profile, warnings=_warnings(measurement))
+
+    def _classes_of_original(self) -> np.ndarray:
+        if self._original_classes is None:
+            some = self.data.test_images[: self.board_images].numpy()
+            self._original_classes = networks.onnx_logits(self.baseline_path, some).argmax(axis=1)
+        return self._original_classes
+
+    def kernel_points(
+        self, measured: Sequence[Measured], model: calibration.LatencyModel
+    ) -> tuple[KernelPoint, ...]:
+        """The kernels of some candidates: work, predicted and profiled time."""
+        points = []
+        for m in measured:
+            kernels = graph.read(self.path_of(m))
+            works = tuple(graph.work(kernel) for kernel in kernels)
+            times = graph.match(kernels, calibrate.kernel_rows(m.profile))
+            for kernel, work, predicted in zip(
+                kernels, works, model.predict_kernels(works), strict=True
+            ):
+                points.append(
+                    KernelPoint(
+                        candidate=m.candidate.label,
+                        name=kernel.name,
+                        kind=work.kind,
+                        precision=work.precision,
+                        macs=work.macs,
+                        moved_bytes=work.bytes_in + work.bytes_out + work.bytes_weights,
+                        predicted_s=float(predicted),
+                        measured_s=times.get(kernel.name),
+                    )
+                )
+        return tuple(points)
+
+    def write_results(
+        self,
+        result: FitResult,
+        strategy: Strategy,
+        best: Measured,
+        model: calibration.LatencyModel,
+    ) -> None:
+        """Write the result folder's files, ``result.json`` last."""
+        out = self.folder.path
+        source = self.path_of(best)
+        shutil.copyfile(source, out / "model.onnx")
+        shutil.copyfile(source.with_suffix(".pt2"), out / "model.pt2")
+        write_atomically(out / "strategy.json", dump(strategy, indent=2))
+        write_atomically(out / "latency_model.json", model.to_json())
+        write_atomically(out / "result.json", dump(result, indent=2))
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Several measurements as one stage's value."""
+
+    measurements: tuple[Measurement, ...]
+
+
+def _latency_fields(measurement: Measurement, baseline: Measurement) -> dict[str, object]:
+    ratios = stats.ratio_by_round(measurement, baseline)
+    return {
+        "latency_s": stats.median(measurement.samples_s),
+        "latency_interval_s": stats.interval_of_median(measurement),
+        "latency_cv": stats.coefficient_of_variation(measurement.samples_s),
+        "n_samples": len(measurement.samples_s),
+        "ratio": stats.median(ratios),
+        "ratio_interval": stats.ratio_interval(ratios),
+    }
+
+
+def _warnings(measurement: Measurement) -> tuple[str, ...]:
+    return tuple(
+        f"{measurement.label}: {text}"
+        for text in conditions.warnings(measurement.before, measurement.after)
+    )
+
+
+def _allocation(strategy: Strategy, groups: Sequence[Group]) -> tuple[GroupAllocation, ...]:
+    entries = {entry.group: entry for entry in strategy.entries}
+    return tuple(
+        GroupAllocation(
+            group=group.name,
+            layers=group.producers,
+            channels=group.channels,
+            kept=len(entries[group.name].kept),
+            precision=entries[group.name].precision,
+        )
+        for group in groups
+    )

@@ -1,0 +1,326 @@
+"""The command line: parse, call one function, print. Nothing heavy is imported at module level."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import BoardfitError
+
+app = typer.Typer(
+    name="boardfit",
+    help="Fit a neural network to a board, and prove it by measurement.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+boards_app = typer.Typer(help="The boards that boardfit knows, and whom to trust.")
+app.add_typer(boards_app, name="boards")
+
+INTERRUPTED = 130
+
+BoardOption = Annotated[
+    str, typer.Option("--board", help="A board of boards.toml, or local: this computer.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DataOption = Annotated[
+    Path, typer.Option("--data", help="An .npz with train and test images and labels.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="The trained weights: a state dict.")
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option("--shape", help="The input's shape where NETWORK is a factory: 1,3,224,224."),
+]
+
+
+def main() -> None:
+    """Run the command line; every error ends in one message and the exit code of its class."""
+    try:
+        code = app(standalone_mode=False)
+    except BoardfitError as error:
+        print(f"boardfit: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "boardfit: interrupted; what was measured is kept, and the same command resumes",
+            file=sys.stderr,
+        )
+        code = INTERRUPTED
+    except typer.Abort:
+        code = INTERRUPTED
+    except Exception as error:
+        code = _unexpected(error)
+    sys.exit(code or 0)
+
+
+def _unexpected(error: Exception) -> int:
+    """Usage errors speak for themselves; anything else is our bug, and says so."""
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if os.environ.get("BOARDFIT_DEBUG"):
+        traceback.print_exc()
+    print(
+        f"boardfit: internal error: {type(error).__name__}: {error}\n"
+        "This is a bug. BOARDFIT_DEBUG=1 shows where; please report it with the command.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+@app.command()
+def fit(
+    network: Annotated[str, typer.Argument(help="module:factory or file.py:factory.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="The result folder; rerunning resumes.")],
+    board: BoardOption = "local",
+    weights: WeightsOption = None,
+    latency: Annotated[
+        str | None, typer.Option("--latency", help="4ms, or 22% of the baseline's.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="1.5MB, or 20% of the baseline's file.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Points of top-1 that may be lost.")
+    ] = 1.0,
+    methods: Annotated[
+        str, typer.Option("--methods", help="prune, quantize, or both with a comma.")
+    ] = "prune,quantize",
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Allocate and measure at most this often.")
+    ] = 3,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=0, help="Epochs of distillation from the original.")
+    ] = 3,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    alternatives: Annotated[
+        bool, typer.Option(help="Also build and measure each method alone.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress NETWORK until it meets the budget on the board, by measurement."""
+    from harness import commands
+
+    requested = commands.budgets(latency=latency, size=size, max_drop=max_drop)
+    result = commands.fit(
+        network,
+        weights=weights,
+        data=data,
+        board=board,
+        budgets=requested,
+        methods=commands.methods(methods),
+        rounds=rounds,
+        epochs=epochs,
+        seed=seed,
+        alternatives=alternatives,
+        out=out,
+    )
+    if as_json:
+        print((out / "result.json").read_text())
+    else:
+        from harness.report import tables
+
+        tables.print_fit(result, out / "report.html")
+    raise typer.Exit(0 if result.verdict == "meets" else 4)
+
+
+@app.command()
+def profile(
+    network: Annotated[str, typer.Argument(help="An .onnx file, or a factory with --shape.")],
+    board: BoardOption = "local",
+    weights: WeightsOption = None,
+    shape: ShapeOption = None,
+    warm_up: Annotated[
+        float, typer.Option("--warm-up", "--warmUp", min=0, help="Warm up this long, in ms.")
+    ] = 200.0,
+    duration: Annotated[
+        float, typer.Option("--duration", min=0, help="Measure at least this long, in s.")
+    ] = 3.0,
+    iterations: Annotated[
+        int, typer.Option("--iterations", min=1, help="Measure at least this many calls.")
+    ] = 64,
+    percentile: Annotated[
+        float, typer.Option("--percentile", min=0, max=100, help="A percentile to report.")
+    ] = 99.0,
+    store: Annotated[
+        Path, typer.Option("--store", help="The store that keeps the measurement.")
+    ] = Path("boardfit.db"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure NETWORK on the board, end to end and kernel by kernel."""
+    from harness import commands
+    from harness.report import tables
+
+    measurement, kernels = commands.profile(
+        network,
+        weights=weights,
+        shape=shape,
+        board=board,
+        warm_up_s=warm_up / 1e3,
+        duration_s=duration,
+        iterations=iterations,
+        store=store,
+    )
+    if as_json:
+        _print_json(tables.profile_json(measurement, kernels, percentile=percentile))
+    else:
+        tables.print_profile(measurement, kernels, percentile=percentile)
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path, typer.Option("--out", help="Folder for latency model and measurements.")],
+    board: BoardOption = "local",
+    network: Annotated[
+        Path | None, typer.Option("--network", help="Calibrate around this .onnx network.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit a latency model to a planned sweep of kernels measured on the board."""
+    from harness import commands
+    from harness.report import tables
+
+    model = commands.calibrate(board=board, network=network, out=out)
+    if as_json:
+        print(model.to_json())
+    else:
+        tables.print_latency_model(model, out / "latency_model.json")
+
+
+@app.command()
+def predict(
+    network: Annotated[Path, typer.Argument(help="An .onnx file.")],
+    latency_model: Annotated[
+        Path, typer.Option("--latency-model", help="A file that boardfit calibrate wrote.")
+    ],
+    coverage: Annotated[
+        float, typer.Option("--coverage", min=0.5, max=0.99, help="Coverage of the interval.")
+    ] = 0.9,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict NETWORK's latency, in total and kernel by kernel, without a board."""
+    from harness import commands
+    from harness.report import tables
+
+    prediction = commands.predict(network, latency_model=latency_model, coverage=coverage)
+    if as_json:
+        _print_json(tables.prediction_json(prediction))
+    else:
+        tables.print_prediction(prediction)
+
+
+@app.command()
+def validate(
+    networks: Annotated[
+        list[Path], typer.Argument(help="ONNX files that calibration has not seen.")
+    ],
+    board: BoardOption = "local",
+    latency_model: Annotated[
+        Path | None,
+        typer.Option("--latency-model", help="Use this latency model; else calibrate first."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option(help="Also quantize each network and measure it in int8.")
+    ] = True,
+    out: Annotated[Path, typer.Option("--out", help="Folder for measurements.")] = Path(
+        "runs/validate"
+    ),
+    as_json: JsonOption = False,
+) -> None:
+    """Predict networks that calibration never saw, then measure them on the board."""
+    from harness import commands
+    from harness.report import tables
+
+    rows = commands.validate(
+        networks, board=board, latency_model=latency_model, int8=int8, out=out
+    )
+    if as_json:
+        _print_json(tables.validation_json(rows))
+    else:
+        tables.print_validation(rows)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A result folder of boardfit fit.")],
+    allow_fake: Annotated[
+        bool, typer.Option(help="Accept results that the fake engine made.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a fit's result and write its report.html anew."""
+    from harness import commands
+    from harness.report import tables
+
+    result = commands.report(folder, allow_fake=allow_fake)
+    if as_json:
+        print((folder / "result.json").read_text())
+    else:
+        tables.print_fit(result, folder / "report.html")
+
+
+@boards_app.command("list")
+def boards_list(as_json: JsonOption = False) -> None:
+    """List the boards of boards.toml, and local."""
+    from dataclasses import asdict
+
+    from harness.boards import inventory
+    from harness.report import tables
+
+    boards = inventory.load()
+    if as_json:
+        _print_json([asdict(board) for board in boards])
+    else:
+        tables.print_boards(boards)
+
+
+@boards_app.command("trust")
+def boards_trust(
+    name: Annotated[str, typer.Argument(help="A board of boards.toml.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Show a board's host key fingerprint and, once confirmed, store it."""
+    from harness.boards import inventory, transport
+
+    spec = inventory.find(name)
+    fingerprint = transport.fetch_fingerprint(spec)
+    print(f"{name} ({spec.host}) presents the host key {fingerprint}")
+    if not yes:
+        typer.confirm("Compare it with the board's own. Trust it?", abort=True)
+    transport.trust(spec)
+    print(f"{name} is trusted from now on")
+
+
+@boards_app.command("show")
+def boards_show(
+    name: Annotated[str, typer.Argument(help="A board of boards.toml, or local.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Connect to a board and print what the agent finds there."""
+    from dataclasses import asdict
+
+    from harness import commands
+    from harness.report import tables
+
+    facts = commands.probe(name)
+    if as_json:
+        _print_json(asdict(facts))
+    else:
+        tables.print_facts(facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""What the command line's commands do: one function each, records in and records out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from harness import calibrate as calibrating
+from harness import loop, networks, units
+from harness.boards import inventory
+from harness.boards.session import MeasurePlan, Session
+from harness.compression import quantize
+from harness.errors import ConfigError, latency_errors
+from harness.folder import write_atomically
+from harness.progress import ConsoleObserver
+from harness.records import (
+    BoardFacts,
+    Budget,
+    FitResult,
+    Interval,
+    Measurement,
+    Profile,
+    load,
+)
+from harness.report import page
+from harness.store import Store
+from latency_models import calibration, errors, graph, synthetic
+
+__all__ = [
+    "NetworkPrediction",
+    "budgets",
+    "calibrate",
+    "fit",
+    "methods",
+    "predict",
+    "probe",
+    "profile",
+    "report",
+    "validate",
+]
+
+METHODS = ("prune", "quantize")
+# Rounds of a measurement outside a fit: enough for an interval, short enough to wait for.
+ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkPrediction:
+    """The predicted latency of one network and of its kernels (name, kind, precision, seconds)."""
+
+    network: str
+    latency_s: float
+    interval: Interval
+    kernels: tuple[tuple[str, str, str, float], ...]
+    unsupported: tuple[str, ...]
+
+
+def budgets(*, latency: str | None, size: str | None, max_drop: float) -> tuple[Budget, ...]:
+    """The budgets of the options; ConfigError if there is nothing to fit to."""
+    result = []
+    if latency is not None:
+        result.append(units.parse_latency(latency))
+    if size is not None:
+        result.append(units.parse_size(size))
+    if not result:
+        raise ConfigError("there is no budget to fit to; give --latency, --size or both")
+    return (*result, units.parse_accuracy_drop(max_drop))
+
+
+def methods(text: str) -> tuple[str, ...]:
+    """The methods named in ``text``, separated by commas."""
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown or not names:
+        raise ConfigError(
+            f"--methods {text!r}: {', '.join(unknown) or 'nothing'} is no method; "
+            f"use {', '.join(METHODS)}, or both with a comma"
+        )
+    return names
+
+
+@latency_errors()
+def fit(
+    network: str,
+    *,
+    weights: Path | None,
+    data: Path,
+    board: str,
+    budgets: tuple[Budget, ...],
+    methods: tuple[str, ...],
+    rounds: int,
+    epochs: int,
+    seed: int,
+    alternatives: bool,
+    out: Path,
+) -> FitResult:
+    """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
+    spec = inventory.find(board)
+    loaded = networks.load_network(network, weights)
+    images = networks.load_data(data)
+    networks.check_fits(loaded, images)
+    with ConsoleObserver() as observer, Session(spec) as session:
+        result = loop.fit(
+            loaded,
+            images,
+            session,
+            out=out,
+            settings=loop.FitSettings(
+                network=network,
+                budgets=budgets,
+                max_rounds=rounds,
+                epochs=epochs,
+                seed=seed,
+                alternatives=alternatives,
+                methods=methods,
+            ),
+            fingerprint={
+                "weights_sha256": networks.fingerprint(loaded),
+                "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+            },
+            observer=observer,
+        )
+    page.write(result, out / "report.html")
+    return result
+
+
+def profile(
+    network: str,
+    *,
+    weights: Path | None,
+    shape: str | None,
+    board: str,
+    warm_up_s: float,
+    duration_s: float,
+    iterations: int,
+    store: Path,
+) -> tuple[Measurement, Profile]:
+    """``boardfit profile``: one network measured alone, end to end and per kernel."""
+    spec = inventory.find(board)
+    plan = MeasurePlan(
+        warmup_s=warm_up_s,
+        rounds=ROUNDS,
+        block_s=duration_s / ROUNDS,
+        block_min=-(-iterations // ROUNDS),
+        drop=0,
+    )
+    with networks.as_onnx(network, weights, shape) as path, Session(spec) as session:
+        with Store(store) as kept:
+            (measurement,) = session.measure(
+                [calibrating.request(path, label=network)], plan=plan, campaign=f"profile {network}"
+            )
+            kept.add(measurement)
+            taken = session.profile(path)
+            kept.add(taken)
+    return measurement, taken
+
+
+@latency_errors()
+def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.LatencyModel:
+    """``boardfit calibrate``: sweep, fit, save; an interrupted sweep resumes from the store."""
+    spec = inventory.find(board)
+    reference = _kernels(network) if network is not None else ()
+    with (
+        ConsoleObserver() as observer,
+        Session(spec) as session,
+        Store(out / "measurements.db") as store,
+    ):
+        model = calibrating.calibrate(
+            session,
+            store,
+            observer,
+            reference=reference,
+            precisions=quantize.available_precisions(session.facts),
+        )
+        store.export_csv(out)
+    write_atomically(out / "latency_model.json", model.to_json())
+    return model
+
+
+@latency_errors()
+def predict(network: Path, *, latency_model: Path, coverage: float) -> NetworkPrediction:
+    """``boardfit predict``: total and kernels of one network by a saved latency model."""
+    model = _load_model(latency_model)
+    kernels = _kernels(network)
+    works = tuple(graph.work(kernel) for kernel in kernels)
+    low, high = model.interval(works, coverage)
+    return NetworkPrediction(
+        network=str(network),
+        latency_s=model.predict(works),
+        interval=Interval(low, high, coverage),
+        kernels=tuple(
+            (kernel.name, work.kind, work.precision, float(seconds))
+            for kernel, work, seconds in zip(
+                kernels, works, model.predict_kernels(works), strict=True
+            )
+        ),
+        unsupported=tuple(model.unsupported(works)),
+    )
+
+
+@latency_errors()
+def validate(
+    files: Sequence[Path], *, board: str, latency_model: Path | None, int8: bool, out: Path
+) -> tuple[calibrating.Validation, ...]:
+    """``boardfit validate``: predict each file, and its int8 form, then measure them all."""
+    spec = inventory.find(board)
+    out.mkdir(parents=True, exist_ok=True)
+    with (
+        ConsoleObserver() as observer,
+        Session(spec) as session,
+        Store(out / "measurements.db") as store,
+    ):
+        precisions = quantize.available_precisions(session.facts)
+        if latency_model is not None:
+            model = _load_model(latency_model)
+        else:
+            model = calibrating.calibrate(
+                session, store, observer, reference=(), precisions=precisions
+            )
+            write_atomically(out / "latency_model.json", model.to_json())
+        targets = []
+        for file in files:
+            complete = out / f"{file.stem}.onnx"
+            onnx.save(synthetic.fill(_read(file)), complete)
+            targets.append((file.stem, "fp32", complete))
+            if int8 and "int8" in precisions:
+                quantized = out / f"{file.stem}.int8.onnx"
+                synthetic.quantize(complete, quantized)
+                targets.append((file.stem, "int8", quantized))
+        rows = calibrating.validate(session, store, observer, model=model, networks=targets)
+        store.export_csv(out)
+    return rows
+
+
+def report(folder: Path, *, allow_fake: bool) -> FitResult:
+    """``boardfit report``: the folder's result; its report.html is written anew."""
+    source = folder / "result.json"
+    if not source.exists():
+        raise ConfigError(
+            f"{folder} holds no result.json; finish its fit first (the same command resumes), "
+            "or name a result folder"
+        )
+    try:
+        result = load(FitResult, source.read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{source} is damaged: {error}") from error
+    page.write(result, folder / "report.html", allow_fake=allow_fake)
+    return result
+
+
+def probe(board: str) -> BoardFacts:
+    """``boardfit boards show``: what the agent finds on a board."""
+    with Session(inventory.find(board)) as session:
+        return session.facts
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} does not exist; name an .onnx file") from error
+    except Exception as error:  # protobuf raises its own kind, which differs by backend
+        raise ConfigError(f"{path} is not an ONNX file ({error}); export the network anew") from error
+
+
+def _kernels(path: Path) -> tuple[graph.Kernel, ...]:
+    return graph.read(_read(path))
+
+
+def _load_model(path: Path) -> calibration.LatencyModel:
+    try:
+        return calibration.LatencyModel.from_json(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path} does not exist; boardfit calibrate --board NAME --out DIR writes one"
+        ) from error
+    except (ValueError, KeyError, errors.LatencyError) as error:
+        raise ConfigError(f"{path} is not a latency model ({error}); calibrate anew") from error

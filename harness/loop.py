@@ -1,0 +1,433 @@
+"""The one loop: allocate, build, measure, recalibrate, until the budget is met by measurement.
+
+One measurement's way: ``strategies.generator`` makes a ``Strategy``; ``compression.build`` makes
+its ONNX file; ``_predict`` writes a ``Prediction`` to the store; ``boards.Session`` ships the file
+and returns a ``Measurement``, which the store keeps the moment it arrives; ``harness.candidates``
+derives a ``Candidate`` from it; ``strategies.requirements`` judges that; ``report`` shows it.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from harness import calibrate, candidates, networks
+from harness.boards.session import PRESETS, Session
+from harness.candidates import Measured, Workbench
+from harness.compression import build, groups, quantize
+from harness.errors import InfeasibleBudget
+from harness.folder import Folder, Observer
+from harness.records import (
+    Budget,
+    BudgetVerdict,
+    Candidate,
+    FitResult,
+    Group,
+    Strategy,
+)
+from harness.sensitivity import curvature
+from harness.store import Store
+from harness.strategies import generator, predictor, requirements
+from latency_models import calibration, graph
+
+__all__ = ["FitSettings", "fit"]
+
+# A budget is "met with much to spare" below this share of it: accuracy was given away.
+MUCH_TO_SPARE = 0.93
+COVERAGE = 0.9
+# Channels that a convolution's kernels on this kind of runtime compute at once.
+CHANNEL_STEP = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    """What a fit is asked to do, beside network, data and board."""
+
+    network: str
+    budgets: tuple[Budget, ...]
+    max_rounds: int = 3
+    epochs: int = 3
+    sensitivity_images: int = 512
+    board_images: int = 256
+    seed: int = 0
+    alternatives: bool = True
+    methods: tuple[str, ...] = ("prune", "quantize")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocated:
+    """What one allocation stage leaves behind; ``infeasible`` explains, with the nearest limits."""
+
+    strategy: Strategy
+    loss: float
+    latency_s: float
+    size_bytes: float
+    infeasible: str = ""
+    nearest: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class _Problem:
+    """What the rounds share; ``model`` and ``size_scale`` are corrected after each round."""
+
+    bench: Workbench
+    settings: FitSettings
+    groups: tuple[Group, ...]
+    kernels: tuple[graph.Kernel, ...]
+    options: Mapping[str, tuple[generator.Option, ...]]
+    sensitivities: curvature.Sensitivities
+    limits: requirements.Limits
+    model: calibration.LatencyModel
+    size_scale: float = 1.0
+
+
+def fit(
+    network: networks.Network,
+    data: networks.Data,
+    session: Session,
+    *,
+    out: Path,
+    settings: FitSettings,
+    fingerprint: Mapping[str, str],
+    observer: Observer,
+) -> FitResult:
+    """Fit ``network`` to the session's board; the result folder ``out`` holds everything.
+
+    ``fingerprint`` names the contents of network, weights and data: a folder resumes only where
+    they and the settings are unchanged.
+    """
+    folder = Folder(out, _asked(settings, session, fingerprint), observer)
+    with Store(out / "measurements.db") as store:
+        bench = Workbench(
+            network=network,
+            data=data,
+            session=session,
+            store=store,
+            folder=folder,
+            board_images=settings.board_images,
+        )
+        try:
+            return _fit(bench, settings)
+        finally:
+            store.export_csv(out)
+
+
+def _asked(
+    settings: FitSettings, session: Session, fingerprint: Mapping[str, str]
+) -> dict[str, object]:
+    facts = session.facts
+    return {
+        **fingerprint,
+        "network": settings.network,
+        "budgets": [f"{b.quantity} {b.text}" for b in settings.budgets],
+        "methods": list(settings.methods),
+        "epochs": settings.epochs,
+        "max_rounds": settings.max_rounds,
+        "seed": settings.seed,
+        "board": facts.board,
+        "runtime": f"{facts.runtime} {facts.runtime_version}",
+        "threads": session.spec.threads,
+    }
+
+
+def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
+    baseline = bench.folder.stage(
+        "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
+    )
+    problem = _pose(bench, settings, baseline)
+    tried: list[Measured] = []
+    strategies: list[Strategy] = []
+    allocated: Allocated | None = None
+    for number in range(1, settings.max_rounds + 1):
+        label = f"joint {number}"
+        allocated = _allocate(problem, problem.options, label)
+        if any(_same(allocated.strategy, earlier) for earlier in strategies):
+            break
+        strategies.append(allocated.strategy)
+        tried.append(_build_and_measure(problem, allocated, role="joint", round_number=number))
+        _recalibrate(problem, baseline, tried[-1])
+        if _settled(settings.budgets, tried[-1].candidate, baseline.candidate):
+            break
+    assert allocated is not None
+    alternatives = _alternatives(problem) if settings.alternatives else {}
+    best = min(
+        range(len(tried)),
+        key=lambda i: _rank(settings.budgets, tried[i].candidate, baseline.candidate),
+    )
+    final = bench.final_measurements([baseline, tried[best], *alternatives.values()])
+    base, result, *others = final
+    return _conclude(
+        problem,
+        base=base,
+        result=result,
+        rounds=tried,
+        alternatives=dict(zip(alternatives, others, strict=True)),
+        strategy=strategies[best],
+        allocated=allocated,
+    )
+
+
+def _pose(bench: Workbench, settings: FitSettings, baseline: Measured) -> _Problem:
+    example = bench.data.test_images[:1]
+    found = groups.find_groups(bench.network, example)
+    precisions = quantize.available_precisions(bench.session.facts)
+    if "quantize" not in settings.methods:
+        precisions = ("fp32",)
+    kernels = graph.read(bench.path_of(baseline))
+    limits = requirements.limits(
+        settings.budgets,
+        latency_s=baseline.candidate.latency_s,
+        size_bytes=baseline.candidate.size_bytes,
+    )
+
+    def calibrated() -> str:
+        works = tuple(graph.work(kernel) for kernel in kernels)
+        return calibrate.calibrate(
+            bench.session,
+            bench.store,
+            bench.folder.observer,
+            reference=kernels,
+            precisions=precisions,
+            extra=lambda: ((works, baseline.candidate.latency_s),),
+        ).to_json()
+
+    text = bench.folder.stage("calibrate", str, calibrated)
+    options = generator.options_for(
+        found, precisions=precisions, step=CHANNEL_STEP, prune="prune" in settings.methods
+    )
+    sensitivities = bench.folder.stage(
+        "sensitivity",
+        curvature.Sensitivities,
+        lambda: curvature.score(
+            bench.network,
+            found,
+            options,
+            bench.data.train_images[: settings.sensitivity_images],
+            seed=settings.seed,
+            progress=bench.folder.observer.progress,
+        ),
+        detail=lambda s: f"{sum(map(len, s.options.values()))} options in {len(s.options)} groups",
+    )
+    return _Problem(
+        bench=bench,
+        settings=settings,
+        groups=found,
+        kernels=kernels,
+        options=options,
+        sensitivities=sensitivities,
+        limits=limits,
+        model=calibration.LatencyModel.from_json(text),
+    )
+
+
+def _allocate(
+    problem: _Problem, options: Mapping[str, tuple[generator.Option, ...]], label: str
+) -> Allocated:
+    """One allocation stage; where no allocation meets the limits, that of the nearest ones."""
+
+    def compute() -> Allocated:
+        costs = predictor.NetworkCosts(
+            problem.kernels,
+            problem.groups,
+            model=problem.model,
+            baseline_size_bytes=problem.bench.baseline_size_bytes,
+            coverage=COVERAGE,
+            size_scale=problem.size_scale,
+        )
+        explanation, nearest = "", problem.limits
+        try:
+            allotment = generator.allocate(
+                costs, options, problem.sensitivities, problem.limits
+            )
+        except InfeasibleBudget as error:
+            explanation = str(error)
+            nearest = generator.nearest_limits(
+                costs, options, problem.sensitivities, problem.limits
+            )
+            allotment = generator.allocate(costs, options, problem.sensitivities, nearest)
+        return Allocated(
+            strategy=generator.strategy(
+                allotment,
+                problem.groups,
+                problem.sensitivities,
+                label=label,
+                epochs=problem.settings.epochs,
+                seed=problem.settings.seed,
+            ),
+            loss=allotment.loss,
+            latency_s=allotment.costs.latency_s,
+            size_bytes=allotment.costs.size_bytes,
+            infeasible=explanation,
+            nearest={
+                quantity: limit
+                for quantity, limit in (
+                    ("latency", nearest.latency_s),
+                    ("size", nearest.size_bytes),
+                )
+                if limit is not None and explanation
+            },
+        )
+
+    return problem.bench.folder.stage(
+        f"allocate {label}", Allocated, compute, detail=lambda a: a.infeasible
+    )
+
+
+def _build_and_measure(
+    problem: _Problem, allocated: Allocated, *, role: candidates.Role, round_number: int
+) -> Measured:
+    bench, label = problem.bench, allocated.strategy.label
+    variant = bench.folder.stage(
+        f"build {label}",
+        build.Variant,
+        lambda: build.build(
+            allocated.strategy,
+            bench.network,
+            bench.data,
+            problem.groups,
+            stem=bench.folder.networks / label.replace(" ", "-"),
+            board=bench.session.facts,
+            progress=bench.folder.observer.progress,
+        ),
+    )
+    return bench.folder.stage(
+        f"measure {label}",
+        Measured,
+        lambda: bench.measure_variant(
+            variant,
+            allocated.strategy,
+            problem.groups,
+            role=role,
+            round_number=round_number,
+            model=problem.model,
+            coverage=COVERAGE,
+            predicted_size_bytes=round(allocated.size_bytes),
+            predicted_loss=allocated.loss,
+        ),
+        detail=lambda m: m.summary(),
+    )
+
+
+def _recalibrate(problem: _Problem, baseline: Measured, measured: Measured) -> None:
+    """Correct the latency model and the size prediction by what was just measured."""
+    works = tuple(graph.work(k) for k in graph.read(problem.bench.path_of(measured)))
+    # As a ratio in the baseline's terms, so that drift between the campaigns cancels.
+    latency_s = measured.candidate.ratio * baseline.candidate.latency_s
+    problem.model = problem.model.refit(network_samples=((works, latency_s),))
+    predicted = measured.candidate.predicted_size_bytes
+    assert predicted is not None
+    problem.size_scale *= measured.candidate.size_bytes / predicted
+
+
+def _same(strategy: Strategy, other: Strategy) -> bool:
+    return strategy.entries == other.entries
+
+
+def _verdicts(
+    budgets: Sequence[Budget],
+    candidate: Candidate,
+    baseline: Candidate,
+    nearest: Mapping[str, float] | None = None,
+) -> tuple[BudgetVerdict, ...]:
+    return tuple(
+        requirements.judge(
+            budget,
+            candidate=candidate,
+            baseline=baseline,
+            nearest=(nearest or {}).get(budget.quantity),
+        )
+        for budget in budgets
+    )
+
+
+def _settled(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate) -> bool:
+    """Whether every budget is met, and none that the allocator spends has much to spare."""
+    verdicts = _verdicts(budgets, candidate, baseline)
+    spent = [
+        v.value / v.budget.limit
+        for v in verdicts
+        if v.value is not None and v.budget.quantity != "accuracy_drop"
+    ]
+    return all(v.met for v in verdicts) and max(spent, default=1.0) >= MUCH_TO_SPARE
+
+
+def _rank(
+    budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate
+) -> tuple[int, float, float]:
+    """Sort key: budgets missed, by how much in all, then accuracy lost."""
+    verdicts = _verdicts(budgets, candidate, baseline)
+    excess = sum(
+        max(0.0, v.value / v.budget.limit - 1)
+        for v in verdicts
+        if v.value is not None and not v.met and v.budget.limit > 0
+    )
+    return sum(not v.met for v in verdicts), excess, -(candidate.top1 or 0.0)
+
+
+def _alternatives(problem: _Problem) -> dict[str, Measured]:
+    """The best that one method alone gets to under the same budgets, built and measured."""
+    result = {}
+    precisions = quantize.available_precisions(problem.bench.session.facts)
+    singles: tuple[tuple[candidates.Role, bool, tuple[str, ...]], ...] = (
+        ("int8_only", False, precisions),
+        ("prune_only", True, ("fp32",)),
+    )
+    if set(problem.settings.methods) != {"prune", "quantize"} or "int8" not in precisions:
+        return {}
+    for role, prune, allowed in singles:
+        options = generator.restrict(
+            problem.options, problem.groups, prune=prune, precisions=allowed
+        )
+        allocated = _allocate(problem, options, role.replace("_", " "))
+        result[role] = _build_and_measure(problem, allocated, role=role, round_number=0)
+    return result
+
+
+def _conclude(
+    problem: _Problem,
+    *,
+    base: Measured,
+    result: Measured,
+    rounds: Sequence[Measured],
+    alternatives: Mapping[str, Measured],
+    strategy: Strategy,
+    allocated: Allocated,
+) -> FitResult:
+    bench, settings = problem.bench, problem.settings
+    nearest = {}
+    for budget in settings.budgets:
+        limit = allocated.nearest.get(budget.quantity)
+        if limit is not None:
+            whole = {"latency": base.candidate.latency_s, "size": base.candidate.size_bytes}
+            nearest[budget.quantity] = limit / (
+                whole[budget.quantity] if budget.relative else 1.0
+            )
+    verdicts = _verdicts(settings.budgets, result.candidate, base.candidate, nearest)
+    peaks, bandwidth = problem.model.roofs()
+    fitted = FitResult(
+        boardfit_version=version("boardfit"),
+        created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        network=settings.network,
+        board=bench.session.facts,
+        baseline=base.candidate,
+        result=result.candidate,
+        candidates=tuple(
+            replace(
+                result.candidate if m.candidate.label == result.candidate.label else m.candidate
+            )
+            for m in rounds
+        ),
+        alternatives={role: m.candidate for role, m in alternatives.items()},
+        budgets=verdicts,
+        verdict=requirements.overall(verdicts),
+        explanation=allocated.infeasible,
+        kernels=bench.kernel_points((base, result), problem.model),
+        peak_macs_per_s=peaks,
+        bandwidth_bytes_per_s=bandwidth,
+        stages=tuple(bench.folder.stages),
+        warnings=tuple(dict.fromkeys((*base.warnings, *result.warnings))),
+        fake=bench.session.facts.runtime == "fake",
+    )
+    bench.write_results(fitted, strategy, result, problem.model)
+    return fitted

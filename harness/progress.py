@@ -1,0 +1,78 @@
+"""Progress on stderr: a line a finished stage, a bar for the running one."""
+
+import time
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from harness.records import Stage
+
+__all__ = ["ConsoleObserver"]
+
+
+class ConsoleObserver:
+    """An ``Observer`` that draws on stderr; a context manager, so that the bar always goes away."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._resumed = False
+        self._start = time.monotonic()
+
+    def __enter__(self) -> "ConsoleObserver":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def begin(self, stage: str, *, resumed: bool) -> None:
+        """Show that ``stage`` runs."""
+        self._resumed = resumed
+        self._drop()
+        if resumed:
+            return
+        self._task = self._bar.add_task(stage, total=None)
+        if self._bar.disable:
+            self._console.print(f"… {stage}")
+
+    def progress(self, done: int, total: int) -> None:
+        """Move the bar of the running stage."""
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, total=total)
+
+    def end(self, stage: Stage) -> None:
+        """Print the finished stage's line."""
+        self._drop()
+        how = "kept from an earlier run" if self._resumed else f"{stage.wall_s:.1f} s"
+        detail = f": {stage.detail}" if stage.detail else ""
+        self._console.print(f"[green]✓[/green] {stage.name} ({how}){detail}", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._console.print(f"[yellow]![/yellow] {text}", soft_wrap=True)
+
+    def _drop(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None

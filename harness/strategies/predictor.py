@@ -1,0 +1,123 @@
+"""What a network costs under an allocation, predicted without building it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.errors import LatencyModelError
+from harness.records import Group, Option
+from latency_models import graph
+from latency_models.calibration import LatencyModel
+
+__all__ = ["Costs", "NetworkCosts"]
+
+# Bytes a quantized layer's ONNX nodes take beside its numbers: DequantizeLinear for weight and
+# bias, QuantizeLinear and DequantizeLinear for its output, and their names. Counted in files that
+# onnxruntime.quantization wrote; the loop corrects it by the files that it builds.
+BYTES_PER_QUANTIZED_LAYER = 1100
+# Beside its int8 weight and int32 bias, each output channel carries a float32 scale and an int8
+# zero point for the weight, a float32 scale and an int32 zero point for the bias.
+BYTES_PER_QUANTIZED_CHANNEL = 4 + 1 + 4 + 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """Predicted costs of one allocation; ``upper_s`` bounds the latency at the model's coverage."""
+
+    latency_s: float
+    upper_s: float
+    size_bytes: float
+    macs: int
+
+
+class NetworkCosts:
+    """The cost of any allocation to a network's groups, from its kernels and a latency model.
+
+    ``kernels`` are those of the fp32 network. A kernel belongs to the group whose producers hold
+    the layer that its weight is named after. ``size_scale`` corrects the predicted file size by
+    what a built variant weighed. LatencyModelError if a group's layer has no kernel.
+    """
+
+    def __init__(
+        self,
+        kernels: Sequence[graph.Kernel],
+        groups: Sequence[Group],
+        *,
+        model: LatencyModel,
+        baseline_size_bytes: int,
+        coverage: float = 0.9,
+        size_scale: float = 1.0,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.model = model
+        self.coverage = coverage
+        self.size_scale = size_scale
+        self._kernels = tuple(kernels)
+        self._kernels_of_group = _kernels_of_groups(kernels, groups)
+        weights = sum(_weight_bytes(kernel) for kernel in kernels)
+        self._other_bytes = baseline_size_bytes - weights
+        self._cache: dict[tuple[Option, ...], Costs] = {}
+
+    def kernels(self, options: Mapping[str, Option]) -> tuple[graph.Kernel, ...]:
+        """The kernels of the variant that ``options`` (one a group) would become."""
+        channels: dict[str, int] = {}
+        precision: dict[str, str] = {}
+        for group in self.groups:
+            for name in self._kernels_of_group[group.name]:
+                precision[name] = options[group.name].precision
+                if group.prunable:
+                    channels[name] = options[group.name].channels
+        return graph.rewrite(self._kernels, out_channels=channels, precision=precision)
+
+    def costs(self, options: Mapping[str, Option]) -> Costs:
+        """Predicted latency, its upper bound, file size and MACs under ``options``."""
+        key = tuple(options[group.name] for group in self.groups)
+        if key not in self._cache:
+            kernels = self.kernels(options)
+            works = tuple(graph.work(kernel) for kernel in kernels)
+            _, upper = self.model.interval(works, self.coverage)
+            size = self._other_bytes + sum(_weight_bytes(kernel) for kernel in kernels)
+            self._cache[key] = Costs(
+                latency_s=self.model.predict(works),
+                upper_s=upper,
+                size_bytes=size * self.size_scale,
+                macs=sum(work.macs for work in works),
+            )
+        return self._cache[key]
+
+
+def _kernels_of_groups(
+    kernels: Sequence[graph.Kernel], groups: Sequence[Group]
+) -> dict[str, tuple[str, ...]]:
+    by_layer: dict[str, list[str]] = {}
+    for kernel in kernels:
+        if kernel.weight is not None:
+            by_layer.setdefault(kernel.weight.removesuffix(".weight"), []).append(kernel.name)
+    for group in groups:
+        for layer in group.producers:
+            if layer not in by_layer:
+                raise LatencyModelError(
+                    f"layer {layer} of group {group.name} has no kernel in the exported network; "
+                    "the exporter removed or renamed it, so its cost cannot be predicted"
+                )
+    return {
+        group.name: tuple(name for layer in group.producers for name in by_layer[layer])
+        for group in groups
+    }
+
+
+def _weight_bytes(kernel: graph.Kernel) -> float:
+    """What a kernel's weight and bias take in an ONNX file."""
+    if kernel.weight is None:
+        return 0.0
+    window = kernel.window[0] * kernel.window[1]
+    fan_in = kernel.in_channels // kernel.groups * window
+    if kernel.kind == "gemm":
+        fan_in = kernel.in_channels * kernel.in_hw[0] * kernel.in_hw[1]
+    numbers = kernel.out_channels * fan_in
+    if kernel.precision == "int8":
+        return (
+            numbers
+            + kernel.out_channels * (4 + BYTES_PER_QUANTIZED_CHANNEL)
+            + BYTES_PER_QUANTIZED_LAYER
+        )
+    return 4.0 * (numbers + kernel.out_channels)

@@ -1,0 +1,131 @@
+"""The direction of imports, read from the source with ast: DESIGN's picture as a table."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOUNDATION = {"harness.errors", "harness.records", "harness.units", "harness.stats"}
+# What each part of the harness may import of ours, beside itself. The most specific key counts.
+ALLOWED = {
+    "harness.errors": {"latency_models"},
+    "harness.records": {"latency_models"},
+    "harness.units": {"harness.errors", "harness.records"},
+    "harness.stats": {"harness.records"},
+    "harness.store": FOUNDATION,
+    "harness.folder": FOUNDATION,
+    "harness.progress": FOUNDATION,
+    "harness.networks": FOUNDATION,
+    "harness.boards": FOUNDATION,
+    "harness.allocation": FOUNDATION,
+    "harness.compression": FOUNDATION | {"harness.networks"},
+    "harness.sensitivity": FOUNDATION | {"harness.networks", "harness.compression"},
+    "harness.strategies": FOUNDATION
+    | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
+    "harness.report": FOUNDATION | {"latency_models", "harness.results"},
+    "harness.calibrate": FOUNDATION
+    | {"harness.boards", "harness.store", "harness.folder", "latency_models"},
+    "harness.candidates": FOUNDATION
+    | {
+        "harness.boards",
+        "harness.calibrate",
+        "harness.compression",
+        "harness.folder",
+        "harness.networks",
+        "harness.store",
+        "latency_models",
+    },
+    "harness.loop": {"harness", "latency_models"},
+    "harness.commands": {"harness", "latency_models"},
+    "harness.cli": {"harness"},
+    "harness": set(),
+    "latency_models": {"latency_models"},
+    "device_agent": {"device_agent"},
+}
+OURS = ("harness", "latency_models", "device_agent")
+TORCH_LIVES_IN = ("harness.networks", "harness.compression", "harness.sensitivity")
+# Only when the engine is chosen does the agent touch a runtime; all else is the standard library.
+RUNTIMES = {"numpy", "onnxruntime", "tensorrt", "pycuda"}
+
+
+def modules():
+    for package in OURS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports(path, name):
+    """Every module that a file imports, wherever in the file, as a dotted name."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                up = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*up, base] if base else up)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                is_module = (ROOT / Path(*inner.split("."))).with_suffix(".py").exists() or (
+                    ROOT / Path(*inner.split("."))
+                ).is_dir()
+                yield inner if base.split(".")[0] in OURS and is_module else base
+
+
+def within(name, parent):
+    return name == parent or name.startswith(parent + ".")
+
+
+def rule_for(name):
+    return max((key for key in ALLOWED if within(name, key)), key=len)
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: str(value))
+def test_a_module_imports_only_what_lies_below_it(name, path):
+    rule = rule_for(name)
+    for imported in imports(path, name):
+        if imported.split(".")[0] in OURS:
+            allowed = ALLOWED[rule] | {rule}
+            if rule == "harness":
+                allowed = set()
+            assert any(within(imported, a) for a in allowed), f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize(("name", "path"), list(modules()), ids=lambda value: str(value))
+def test_torch_is_imported_only_where_it_lives(name, path):
+    if not any(within(name, home) for home in TORCH_LIVES_IN):
+        found = [i for i in imports(path, name) if i.split(".")[0] in ("torch", "torch_pruning")]
+        assert not found, f"{name} imports {found}"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [m for m in modules() if within(m[0], "device_agent")], ids=str
+)
+def test_the_agent_imports_the_standard_library_and_runtimes_alone(name, path):
+    for imported in imports(path, name):
+        top = imported.split(".")[0]
+        assert top in sys.stdlib_module_names | RUNTIMES | {"device_agent"}, imported
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), [m for m in modules() if within(m[0], "latency_models")], ids=str
+)
+def test_latency_models_need_numpy_scipy_and_onnx_alone(name, path):
+    allowed = sys.stdlib_module_names | {"numpy", "scipy", "onnx", "latency_models", "tomli"}
+    for imported in imports(path, name):
+        assert imported.split(".")[0] in allowed, f"{name} imports {imported}"
+
+
+def test_the_command_line_imports_nothing_heavy_at_module_level():
+    tree = ast.parse((ROOT / "harness" / "cli.py").read_text())
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module)
+    assert names <= {"harness.errors", "typer", "typing", "pathlib"} | sys.stdlib_module_names
