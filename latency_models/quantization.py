@@ -1,0 +1,137 @@
+"""Where a Q/DQ export puts its pairs: what ``onnxruntime.quantization.quantize_static`` does.
+
+Source: onnxruntime 1.31, ``quantization/registry.py`` (which operators) and
+``quantization/operators/*.py`` (which of their tensors); format QDQ, asymmetric activations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence, Set
+
+from latency_models.operators import QDQ, Op
+
+__all__ = ["QUANTIZABLE", "insert_pairs"]
+
+# Quantized whatever their neighbours are.
+_ALWAYS = frozenset(
+    "Conv ConvTranspose Gemm MatMul Add Mul LeakyRelu Sigmoid GlobalAveragePool Split Pad Resize "
+    "Concat Softmax Where Gather GatherElements BatchNormalization InstanceNormalization "
+    "LayerNormalization ArgMax CumSum TopK".split()
+)
+# Quantized if their input is: they pass its scale on.
+_FOLLOWERS = frozenset(
+    "Reshape Transpose Squeeze Unsqueeze Flatten MaxPool AveragePool Slice".split()
+)
+# Removed after a quantized producer: the zero point rectifies.
+_REMOVABLE = frozenset("Relu Clip".split())
+QUANTIZABLE = _ALWAYS | _FOLLOWERS | _REMOVABLE
+
+
+def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
+    """``ops`` with a Q/DQ pair on every tensor that quantizing the operators named puts one on.
+
+    ``quantized`` holds operator names; those that cannot be quantized are left as they are.
+    """
+    readers: dict[str, int] = {}
+    for op in ops:
+        for tensor in dict.fromkeys(op.inputs):
+            readers[tensor] = readers.get(tensor, 0) + 1
+    producer = {t: op for op in ops for t in op.outputs}
+    renamed: dict[str, str] = {}
+    removed: set[str] = set()
+    stored: set[str] = set()
+    paired: dict[str, None] = {}
+    for op in ops:
+        if op.name not in quantized or op.op not in QUANTIZABLE:
+            continue
+        if op.op in _REMOVABLE:
+            source = op.inputs[0]
+            if source not in paired:
+                continue
+            alone = readers[source] == 1 and source in producer and not producer[source].exported
+            if alone:
+                del paired[source]
+                renamed[source] = op.outputs[0]
+                removed.add(op.name)
+        elif op.op in _FOLLOWERS:
+            if op.inputs[0] not in paired:
+                continue
+        else:
+            paired.update(dict.fromkeys(op.inputs))
+            stored.update(n for n in (op.weight, op.bias) if n)
+        paired.update(dict.fromkeys(op.outputs))
+    return tuple(_rewire(ops, paired, renamed, removed, stored, quantized))
+
+
+def _rewire(
+    ops: Sequence[Op],
+    paired: dict[str, None],
+    renamed: dict[str, str],
+    removed: set[str],
+    stored: set[str],
+    quantized: Set[str],
+) -> list[Op]:
+    def read(tensor: str) -> str:
+        return f"{tensor}/dequantized" if tensor in paired else tensor
+
+    result: list[Op] = []
+    seen: set[str] = set()
+    exported = {t for op in ops if op.exported for t in op.outputs}
+    written = {t for op in ops for t in op.outputs}
+    for op in ops:
+        for tensor, shape in zip(op.inputs, op.in_shapes, strict=True):
+            if tensor in paired and tensor not in seen and tensor not in written:
+                seen.add(tensor)
+                result.append(_pair(tensor, shape, exported=False))
+        if op.name in removed:
+            continue
+        outputs = tuple(renamed.get(t, t) for t in op.outputs)
+        while any(t in renamed for t in outputs):
+            outputs = tuple(renamed.get(t, t) for t in outputs)
+        pairs = [
+            _pair(t, s, exported=t in exported)
+            for t, s in zip(outputs, op.out_shapes, strict=True)
+            if t in paired
+        ]
+        result.append(
+            dataclasses.replace(
+                op,
+                inputs=tuple(read(t) for t in op.inputs),
+                outputs=outputs,
+                dequantized=_dequantized(op, stored),
+                integer_weight=op.integer_weight or op.weight in stored,
+                exported=op.exported and not pairs,
+            )
+        )
+        result.extend(pairs)
+    return result
+
+
+def _dequantized(op: Op, stored: set[str]) -> tuple[int, ...]:
+    """Element counts of the op's constants that the export stores as integers.
+
+    A constant that a quantized operator shares with others is stored as integers for all of them.
+    """
+    if op.weight is None:
+        return op.dequantized
+    sizes = []
+    if op.weight in stored:
+        sizes.append(math.prod(op.weight_shape))
+    if op.bias in stored:
+        sizes.append(op.out_shapes[0][1] if len(op.out_shapes[0]) > 1 else op.out_shapes[0][-1])
+    return tuple(sizes) or op.dequantized
+
+
+def _pair(tensor: str, shape: tuple[int, ...], *, exported: bool) -> Op:
+    return Op(
+        name=f"{tensor}_QuantizeLinear",
+        op=QDQ,
+        nodes=(f"{tensor}_QuantizeLinear", f"{tensor}_DequantizeLinear"),
+        inputs=(tensor,),
+        outputs=(f"{tensor}/dequantized",),
+        in_shapes=(shape,),
+        out_shapes=(shape,),
+        exported=exported,
+    )
