@@ -24,16 +24,28 @@ __all__ = ["RUNTIMES", "Runtime", "lower"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runtime:
-    """What fusion and layout depend on; ``block`` is 0 where fp32 is not blocked."""
+    """What fusion and layout depend on.
+
+    ``block`` is the channels in a block of the fp32 layout, 0 where there is none.
+    ``quantizes_weights``: a float convolution or Gemm between DequantizeLinear and QuantizeLinear
+    becomes an integer kernel with weights quantized per tensor, whatever the exporter wanted
+    (``weight_bias_quantization.cc``, in 1.31 but not in the 1.10 of Python 3.6).
+    """
 
     name: str
     block: int
+    quantizes_weights: bool = True
 
 
 RUNTIMES = {
-    "onnxruntime-cpu": Runtime(name="onnxruntime-cpu", block=16),
-    "onnxruntime-cpu-avx2": Runtime(name="onnxruntime-cpu-avx2", block=8),
-    "onnxruntime-cpu-arm": Runtime(name="onnxruntime-cpu-arm", block=0),
+    runtime.name: runtime
+    for runtime in (
+        Runtime(name="onnxruntime-cpu", block=16),
+        Runtime(name="onnxruntime-cpu-avx2", block=8),
+        Runtime(name="onnxruntime-cpu-arm", block=0),
+        Runtime(name="onnxruntime-1.10-cpu", block=16, quantizes_weights=False),
+        Runtime(name="onnxruntime-1.10-cpu-arm", block=0, quantizes_weights=False),
+    )
 }
 
 # Channels that NCHWc reorders move at once (nchwc_transformer.cc, channel_alignment).
@@ -80,6 +92,7 @@ class _Lowering:
     def __init__(self, ops: Sequence[Op], runtime: Runtime) -> None:
         self.ops = ops
         self.block = runtime.block
+        self.quantizes_weights = runtime.quantizes_weights
         self.producer = {t: op for op in ops for t in op.outputs}
         self.consumers: dict[str, list[Op]] = {}
         for op in ops:
@@ -121,19 +134,24 @@ class _Lowering:
     def integer(self, op: Op) -> bool:
         """True if ``op`` runs as an integer kernel: Q/DQ on all of its tensors.
 
-        The output of a Gemm or MatMul may also stay float.
+        The output of a Gemm or MatMul whose weights are integers may also stay float.
         """
         if op.op not in _INTEGER or not op.inputs:
             return False
         if not all(t in self.producer and self.producer[t].op == QDQ for t in op.inputs):
             return False
-        if op.weight is not None and not op.integer_weight:
-            return False
-        followed = all(
-            len(self.consumers.get(t, ())) == 1 and self.consumers[t][0].op == QDQ
-            for t in op.outputs
-        )
-        return (followed and not op.exported) or op.op in ("Gemm", "MatMul")
+        followed = not op.exported and all(self._quantized_after(t) for t in op.outputs)
+        if op.weight is None or op.integer_weight:
+            return followed or op.op in ("Gemm", "MatMul")
+        late = self.quantizes_weights and op.op != "MatMul" and not op.dequantized
+        return followed and late
+
+    def _quantized_after(self, tensor: str) -> bool:
+        """True if only a Q/DQ pair reads ``tensor``, a Relu before it (which it absorbs) or not."""
+        after = self._next(tensor, exported=False)
+        if after is not None and after.op == "Relu":
+            after = self._next(after.outputs[0], exported=after.exported)
+        return after is not None and after.op == QDQ
 
     def _next(self, tensor: str, *, exported: bool) -> Op | None:
         """The only operator that reads ``tensor``, if there is exactly one and nobody outside."""
@@ -389,11 +407,12 @@ class _Lowering:
         for tensor in group.inputs:
             self._need(tensor, layout, "int8")
         kind = self._kind(group, blocked=False, layout=layout, integer=True)
-        after = [op for t in head.outputs for op in self.consumers.get(t, ()) if op.op == QDQ]
+        ends = head.outputs if len(head.outputs) > 1 else (group.output,)
+        after = [op for t in ends for op in self.consumers.get(t, ()) if op.op == QDQ]
         group.ops.extend(after)
         written = after[0].outputs[0] if after else group.output
         self._add(group, kind=kind, precision="int8", layout=layout, output=written)
-        for tensor in [*head.outputs, *(pair.outputs[0] for pair in after)]:
+        for tensor in [*head.outputs, group.output, *(pair.outputs[0] for pair in after)]:
             self.forms[tensor] = {layout}
 
     def _free_layout(self, kind: str, inputs: Sequence[str]) -> str:
