@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import select
 import signal
 import subprocess
@@ -67,7 +68,7 @@ class Lines:
     def __init__(self, descriptor, limit_bytes):
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
-        self._buffer = b""
+        self._buffer = bytearray()
         self._ended = False
 
     def pending(self, timeout_s):
@@ -78,18 +79,21 @@ class Lines:
 
     def next(self):
         """The next line, or None at the end; an oversize one is skipped and is a ``Misuse``."""
-        skipped = False
+        skipped, searched = False, 0
         while True:
-            line, newline, rest = self._buffer.partition(b"\n")
-            if newline:
-                self._buffer = rest
+            end = self._buffer.find(b"\n", searched)
+            if end >= 0:
+                line = bytes(self._buffer[:end])
+                del self._buffer[: end + 1]
                 if skipped or len(line) > self._limit_bytes:
                     raise Misuse("oversize", "a frame is at most %d bytes" % self._limit_bytes)
                 return line
             if self._ended:
                 return None
             if len(self._buffer) > self._limit_bytes:
-                self._buffer, skipped = b"", True
+                self._buffer.clear()
+                skipped = True
+            searched = len(self._buffer)
             data = os.read(self._descriptor, 1 << 16)
             self._ended = not data
             self._buffer += data
@@ -171,6 +175,8 @@ class Agent:
             raise Misuse("bad_params", "%s: %s is wanted" % (where, " or ".join(kinds)))
         if "enum" in schema and value not in schema["enum"]:
             raise Misuse("bad_params", "%s: %r is none of %s" % (where, value, schema["enum"]))
+        if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+            raise Misuse("bad_params", "%s: %r does not fit" % (where, value[:80]))
         if isinstance(value, dict) and "properties" in schema:
             missing = set(schema.get("required", ())) - set(value)
             unknown = set(value) - set(schema["properties"])

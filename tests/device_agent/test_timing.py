@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from device_agent import timing
+from device_agent.engine_fake import SimulatedClock
+
+
+class Scripted:
+    """Engines whose calls take a given time and are noted in order."""
+
+    def __init__(self) -> None:
+        self.clock = SimulatedClock()
+        self.order: list[str] = []
+
+    def engine(self, name: str, latency_s: float):
+        def run() -> None:
+            self.order.append(name)
+            self.clock.now_s += latency_s
+
+        return run
+
+
+def _plan(**changes: float) -> timing.Plan:
+    values = {"warmup_s": 0.0, "rounds": 2, "block_s": 0.0, "block_min": 2, "drop": 1, **changes}
+    return timing.Plan(**values)
+
+
+def test_blocks_alternate_and_their_first_calls_are_dropped() -> None:
+    script = Scripted()
+    runs = [script.engine("a", 1.0), script.engine("b", 2.0)]
+    looks: list[int] = []
+    rounds: list[int] = []
+    a, b = timing.interleave(
+        runs, _plan(), script.clock, lambda: looks.append(len(script.order)), rounds.append
+    )
+    # Two warm-up calls each, then twice: one dropped and two timed calls of a, the same of b.
+    assert "".join(script.order) == "aabb" + "aaabbb" * 2
+    assert a == timing.Timed([1.0] * 4, [0, 0, 1, 1], [1.0, 1.0])
+    assert b == timing.Timed([2.0] * 4, [0, 0, 1, 1], [2.0, 2.0])
+    assert looks == [4]
+    assert rounds == [1, 2]
+
+
+def test_a_block_lasts_its_time_where_calls_are_short() -> None:
+    script = Scripted()
+    (timed,) = timing.interleave(
+        [script.engine("a", 0.25)],
+        _plan(block_s=2.0, rounds=1),
+        script.clock,
+        lambda: None,
+        lambda _: None,
+    )
+    assert len(timed.samples_s) == 8  # 8 x 0.25 s
+
+
+def test_a_block_of_a_very_fast_network_is_bounded() -> None:
+    script = Scripted()
+    plan = _plan(block_s=1e9, rounds=1)
+    (timed,) = timing.interleave(
+        [script.engine("a", 1e-6)], plan, script.clock, lambda: None, lambda _: None
+    )
+    assert len(timed.samples_s) == timing.MAX_BLOCK_CALLS
+
+
+def test_warming_up_goes_on_until_times_settle() -> None:
+    clock = SimulatedClock()
+    # Halves until the tenth call, then stays: the first two windows of five that agree are calls
+    # 9 to 13 and 14 to 18 (medians of the 11th and the 16th).
+    latencies = [1.0 / 2 ** min(n, 10) for n in range(100)]
+    calls = iter(latencies)
+
+    def run() -> None:
+        clock.now_s += next(calls)
+
+    warmup = timing.warm_up(run, 1.0, clock)
+    assert warmup == pytest.approx(latencies[:18])
+
+
+def test_warming_up_that_never_settles_is_bounded() -> None:
+    clock = SimulatedClock()
+    calls = iter(range(1, 1000))
+
+    def run() -> None:
+        clock.now_s += next(calls)
+
+    # 1 + 2 + ... + n >= 4 x 10: n = 9.
+    assert timing.warm_up(run, 10.0, clock) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
