@@ -1,0 +1,121 @@
+"""The report: one HTML file that opens without a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import markupsafe
+import plotly.graph_objects as go
+import plotly.offline
+
+from harness.errors import ConfigError
+from harness.records import FitResult
+from harness.report import figures, words
+from harness.units import format_time
+
+__all__ = ["render", "write"]
+
+# No modebar: zooming is off, and it would lie over the legend on a phone.
+_CONFIG = {"responsive": True, "displayModeBar": False}
+_TONES = {"meets": "good", "does not meet": "bad", "cannot tell yet": "open"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """A figure with its heading and the sentence that says what to look at."""
+
+    title: str
+    caption: str
+    drawing: markupsafe.Markup
+
+
+def write(result: FitResult, path: Path, *, allow_fake: bool = False) -> None:
+    """Write the report of ``result`` to ``path``.
+
+    ConfigError for a result of the fake engine, unless ``allow_fake``.
+    """
+    if result.fake and not allow_fake:
+        raise ConfigError(
+            "the result was measured with the fake engine, whose times mean nothing; "
+            "report on a real board's result, or allow fake ones to test the report itself"
+        )
+    path.write_text(render(result), encoding="utf-8")
+
+
+def render(result: FitResult) -> str:
+    """The report's HTML, with everything it needs inside."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    source = resources.files("harness.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    drawn = _figures(result)
+    return environment.from_string(source).render(
+        result=result,
+        words=words,
+        tones=_TONES,
+        headline=words.headline(result),
+        columns=words.columns(result),
+        rows=words.comparison(result),
+        candidates=words.candidate_rows(result),
+        alternatives=words.alternative_sentences(result),
+        fingerprint=words.fingerprint(result.board),
+        figures=drawn,
+        total=format_time(sum(stage.wall_s for stage in result.stages)),
+        plotly=markupsafe.Markup(plotly.offline.get_plotlyjs()) if drawn else "",
+    )
+
+
+def _figures(result: FitResult) -> dict[str, _Figure]:
+    shown = result.result if result.result is not None else result.baseline
+    drafts: tuple[tuple[str, str, go.Figure | None, str], ...] = (
+        (
+            "accuracy",
+            "Accuracy against latency",
+            figures.accuracy_against_latency(result),
+            "Only networks inside the shaded area meet the budgets; the further left and up, "
+            "the better.",
+        ),
+        (
+            "allocation",
+            "What each group of channels keeps",
+            figures.allocation(shown),
+            "Short bars were pruned hard, and the colour is the precision; point at a bar for "
+            "the names of its layers.",
+        ),
+        (
+            "prediction",
+            "Predicted against measured latency",
+            figures.predicted_against_measured(result),
+            "Predictions were frozen before each network was first measured; on the dotted line "
+            "they are right, and an interval that reaches it holds the measured value.",
+        ),
+        (
+            "roofline",
+            "How near each kernel comes to the roof",
+            figures.roofline(result),
+            "Kernels under the slanted line are limited by memory, those under a flat one by "
+            "arithmetic; the further below, the more the board leaves unused.",
+        ),
+        (
+            "stages",
+            "Where the time of this fit went",
+            figures.stage_times(result),
+            "Wall time of each stage; after a resumed fit, that of the run which did the stage.",
+        ),
+    )
+    return {
+        name: _Figure(title, caption, _drawing(figure, name))
+        for name, title, figure, caption in drafts
+        if figure is not None
+    }
+
+
+def _drawing(figure: go.Figure, name: str) -> markupsafe.Markup:
+    return markupsafe.Markup(
+        figure.to_html(
+            full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"figure-{name}"
+        )
+    )

@@ -1,0 +1,301 @@
+"""Tables for the terminal, from records; plain text where the output is no terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from harness import stats
+from harness.records import BoardFacts, BoardSpec, FitResult, Interval, Measurement, Profile
+from harness.report import words
+from harness.units import format_time
+
+__all__ = [
+    "ValidationRow",
+    "boards_table",
+    "facts_table",
+    "fit_summary",
+    "measurement_table",
+    "print_boards",
+    "print_facts",
+    "print_fit",
+    "print_profile",
+    "print_validation",
+    "profile_table",
+    "show",
+    "validation_table",
+]
+
+# What a pipe gets, which has no width: wide enough that no table of ours must cut a word.
+PIPE_WIDTH = 120
+_STYLES = {"meets": "green", "does not meet": "red", "cannot tell yet": "yellow"}
+
+
+class ValidationRow(Protocol):
+    """One network held against its prediction."""
+
+    @property
+    def network(self) -> str:
+        """The network's name."""
+
+    @property
+    def precision(self) -> str:
+        """The precision that it ran in."""
+
+    @property
+    def predicted_s(self) -> float:
+        """The latency that was predicted."""
+
+    @property
+    def interval(self) -> Interval:
+        """The interval that was predicted."""
+
+    @property
+    def measured_s(self) -> float:
+        """The median that was measured."""
+
+    @property
+    def measured_interval(self) -> Interval:
+        """The interval of that median."""
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+
+
+def show(renderable: RenderableType, *, console: Console | None = None) -> None:
+    """Print to stdout: in colour and as wide as the terminal, or plainly into a pipe."""
+    if console is None:
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=PIPE_WIDTH)
+    console.print(renderable)
+
+
+def _table(title: str, *headings: str, left: int = 1) -> Table:
+    """An empty table whose first ``left`` columns are text and whose others are numbers."""
+    table = Table(
+        title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for i, heading in enumerate(headings):
+        # Text, not str: names may hold brackets, which rich would read as markup.
+        table.add_column(Text(heading), justify="left" if i < left else "right", overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str | words.Cell | Text) -> None:
+    def text(cell: str | words.Cell | Text) -> Text:
+        if isinstance(cell, words.Cell):
+            joined = Text(cell.text)
+            if cell.detail:
+                joined.append("\n" + cell.detail, style="dim")
+            return joined
+        return cell if isinstance(cell, Text) else Text(cell)
+
+    table.add_row(*(text(cell) for cell in cells))
+
+
+# --- fit ----------------------------------------------------------------------------------------
+
+
+def fit_summary(result: FitResult, *, report: Path | None = None) -> RenderableType:
+    """The result of a fit: verdict, budgets, networks side by side, warnings."""
+    parts: list[RenderableType] = []
+    if result.fake:
+        parts.append(
+            Text("Measured with the fake engine: these numbers say nothing.", style="bold red")
+        )
+    parts.append(Text(words.headline(result), style=f"bold {_STYLES[result.verdict]}"))
+    if result.explanation:
+        parts.append(Text(result.explanation))
+    if result.budgets:
+        parts.append(_budgets(result))
+    parts.append(_comparison(result))
+    parts += [Text(f"{name}: {sentence}") for name, sentence in words.alternative_sentences(result)]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
+    if report is not None:
+        parts.append(Text(f"Report: {report}"))
+    return Group(*parts)
+
+
+def _budgets(result: FitResult) -> Table:
+    table = _table("Budgets", "", "limit", "measured", "verdict", "nearest (predicted)")
+    for verdict in result.budgets:
+        _add(
+            table,
+            words.title(verdict.budget),
+            words.limit_text(verdict, result.baseline),
+            words.measured_text(verdict, result.baseline),
+            Text(verdict.verdict, style=_STYLES[verdict.verdict]),
+            words.nearest_text(verdict, result.baseline) or "",
+        )
+    return table
+
+
+def _comparison(result: FitResult) -> Table:
+    headings = [heading for heading, _ in words.columns(result)]
+    table = _table("Baseline and result", "", "", *headings, left=2)
+    for row in words.comparison(result):
+        _add(table, row.name, Text(row.source, style="dim"), *row.cells)
+    return table
+
+
+# --- measurements and profiles ------------------------------------------------------------------
+
+
+def measurement_table(
+    measurements: Sequence[Measurement], *, percentile: float = 99.0
+) -> RenderableType:
+    """Each measurement: median with interval, a percentile, spread, n and what may be compared."""
+    table = _table(
+        "Measured",
+        "network",
+        "median",
+        "interval",
+        f"p{percentile:g}",
+        "min",
+        "spread",
+        "samples",
+    )
+    for taken in measurements:
+        interval = stats.interval_of_median(taken)
+        _add(
+            table,
+            words.Cell(
+                taken.label,
+                f"{taken.precision}, batch {taken.batch}, {taken.threads} "
+                f"thread{'' if taken.threads == 1 else 's'}, {taken.runtime} "
+                f"{taken.runtime_version} on {taken.board}",
+            ),
+            format_time(stats.median(taken.samples_s)),
+            words.Cell(words.between(interval, format_time), words.percent(interval.coverage, 0)),
+            format_time(stats.percentile(taken.samples_s, percentile)),
+            format_time(min(taken.samples_s)),
+            words.percent(stats.coefficient_of_variation(taken.samples_s)),
+            str(len(taken.samples_s)),
+        )
+    return table
+
+
+def profile_table(profile: Profile) -> RenderableType:
+    """The kernels of a profile in the order of execution, with their shares of the sum."""
+    total = sum(kernel.latency_s for kernel in profile.kernels)
+    table = _table(
+        f"Kernels ({profile.runtime} {profile.runtime_version}, measured by its profiler)",
+        "kernel",
+        "operator",
+        "median",
+        "share",
+        left=2,
+    )
+    for kernel in profile.kernels:
+        _add(
+            table,
+            kernel.name,
+            kernel.op,
+            format_time(kernel.latency_s),
+            words.percent(kernel.latency_s / total) if total else "",
+        )
+    table.add_section()
+    _add(table, f"sum of {len(profile.kernels)} kernels", "", format_time(total), "")
+    return table
+
+
+def validation_table(rows: Iterable[ValidationRow]) -> RenderableType:
+    """Predicted against measured for networks that calibration never saw."""
+    table = _table(
+        "Predicted against measured",
+        "network",
+        "precision",
+        "predicted",
+        "predicted interval",
+        "measured",
+        "measured interval",
+        "error",
+        "inside",
+        left=2,
+    )
+    errors, inside = [], []
+    for row in rows:
+        errors.append(abs(row.error))
+        inside.append(row.interval.low <= row.measured_s <= row.interval.high)
+        _add(
+            table,
+            row.network,
+            row.precision,
+            format_time(row.predicted_s),
+            _between(row.interval),
+            format_time(row.measured_s),
+            _between(row.measured_interval),
+            f"{100 * row.error:+.1f} %",
+            "yes" if inside[-1] else Text("no", style="yellow"),
+        )
+    if not errors:
+        return table
+    summary = (
+        f"{len(errors)} networks: median absolute error {words.percent(stats.median(errors))}, "
+        f"largest {words.percent(max(errors))}; {sum(inside)} of {len(inside)} inside the interval"
+    )
+    return Group(table, Text(summary))
+
+
+def _between(interval: Interval) -> words.Cell:
+    return words.Cell(words.between(interval, format_time), words.percent(interval.coverage, 0))
+
+
+# --- boards -------------------------------------------------------------------------------------
+
+
+def boards_table(boards: Iterable[BoardSpec]) -> RenderableType:
+    """The boards that the inventory knows."""
+    table = _table("Boards", "name", "host", "runtime", "threads", "profile", "power mode", left=6)
+    for board in boards:
+        _add(
+            table,
+            board.name,
+            board.host or "this computer",
+            board.runtime,
+            str(board.threads),
+            board.profile or "none",
+            board.power_mode or "as it is",
+        )
+    return table
+
+
+def facts_table(facts: BoardFacts) -> RenderableType:
+    """What the agent found on a board."""
+    table = _table(f"Board {facts.board}", "", "", left=2)
+    for name, value in words.fingerprint(facts):
+        _add(table, name, value)
+    return table
+
+
+def print_fit(result: FitResult, report: Path | None = None) -> None:
+    """Print ``fit_summary``, and where the report is."""
+    show(fit_summary(result, report=report))
+
+
+def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
+    """Print one network's measurement and its kernels."""
+    show(Group(measurement_table([measurement], percentile=percentile), profile_table(profile)))
+
+
+def print_validation(rows: Iterable[ValidationRow]) -> None:
+    """Print ``validation_table``."""
+    show(validation_table(rows))
+
+
+def print_boards(boards: Iterable[BoardSpec]) -> None:
+    """Print ``boards_table``."""
+    show(boards_table(boards))
+
+
+def print_facts(facts: BoardFacts) -> None:
+    """Print ``facts_table``."""
+    show(facts_table(facts))
