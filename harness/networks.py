@@ -16,7 +16,9 @@ import logging
 import math
 import os
 import pickle
+import re
 import sys
+import tempfile
 import threading
 import warnings
 import zipfile
@@ -42,10 +44,13 @@ from harness.errors import BuildError, ConfigError
 __all__ = [
     "LAYER_TYPES",
     "Data",
+    "Network",
+    "as_onnx",
     "check_fits",
     "count_macs",
     "count_parameters",
     "export_onnx",
+    "fingerprint",
     "fold_batchnorm",
     "layer_of_node",
     "layers_in_order",
@@ -57,6 +62,7 @@ __all__ = [
     "top1",
 ]
 
+Network: TypeAlias = nn.Module
 Array: TypeAlias = npt.NDArray[Any]
 Layer: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 
@@ -388,6 +394,16 @@ def count_macs(network: nn.Module, example: Tensor) -> int:
     return total
 
 
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 of the names, shapes and values of a network's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        array = value.detach().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
     """A copy in evaluation mode with every batch norm folded into the layer before it.
 
@@ -496,6 +512,37 @@ def _same(wanted: list[Tensor], got: list[Tensor]) -> bool:
 
 
 # --- export -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_onnx(spec: str, weights: Path | None, shape: str | None) -> Iterator[Path]:
+    """An ONNX file of the network: ``spec`` itself, or one exported for as long as this lasts.
+
+    ``shape`` is the shape of one input batch, such as ``1,3,224,224`` or ``1x3x224x224``; an
+    ``.onnx`` file does not need it. Raises ConfigError.
+    """
+    if Path(spec).suffix == ".onnx":
+        if weights is not None:
+            raise ConfigError(f"{spec} has its weights inside; leave --weights out")
+        if not Path(spec).is_file():
+            raise ConfigError(f"network file {spec} does not exist")
+        yield Path(spec)
+        return
+    network = load_network(spec, weights)
+    sizes = re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)+", shape or "")
+    if sizes is None or shape is None:
+        raise ConfigError(
+            f"input shape {shape!r}: the network {spec} needs one, such as 1,3,224,224"
+        )
+    example = torch.zeros([int(size) for size in re.split("[x,]", shape)])
+    try:
+        _forward(network, example)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ConfigError(f"the network {spec} does not take inputs of {shape}: {error}") from error
+    with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
+        path = Path(folder, "network.onnx")
+        export_onnx(network, example, path, batch=len(example))
+        yield path
 
 
 @contextlib.contextmanager
