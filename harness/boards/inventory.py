@@ -58,13 +58,14 @@ def _spec(path: Path, name: str, table: object) -> BoardSpec:
     if name == "local" and "host" in table:
         raise ConfigError(f"{where} is this computer and has no host; give the board another name")
     try:
-        return pydantic.TypeAdapter(BoardSpec).validate_python(
-            {"name": name, **values}, strict=True
-        )
+        return pydantic.TypeAdapter(BoardSpec).validate_python({"name": name, **values})
     except pydantic.ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{where} {key}: {first['msg']}, got {first['input']!r}") from error
+        if not first["loc"]:
+            raise ConfigError(f"{where} {first['msg'].removeprefix('Value error, ')}") from error
+        raise ConfigError(
+            f"{where} {first['loc'][0]}: {first['msg']}, got {first['input']!r}"
+        ) from error
 
 
 def load() -> tuple[BoardSpec, ...]:

@@ -115,10 +115,10 @@ class LocalChannel:
         """Close stdin, which ends the agent; kill it if it does not end."""
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
+        self._stdout.close()  # or one that is still talking would never see that nobody listens
         if self.exit_code(5.0) is None:
             self._process.kill()
             self._process.wait()
-        self._stdout.close()
         self._stderr.close()
 
 
