@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from onnx import ModelProto
 
 from latency_models.errors import UnsupportedGraph
 from latency_models.kernels import Dims, Kernel, Work, work
 from latency_models.lowering import RUNTIMES, Runtime, lower
+from latency_models.matching import ProfileRow, match
 from latency_models.operators import QDQ, Op
 from latency_models.parse import load, parse
 from latency_models.propagation import propagate
-from latency_models.quantization import QUANTIZABLE, insert_pairs
+from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs
 
-__all__ = ["Dims", "Kernel", "Work", "read", "rewrite", "work"]
+__all__ = ["Dims", "Kernel", "ProfileRow", "Work", "match", "read", "rewrite", "work"]
 
 _Path = str | Path
 
@@ -35,20 +37,21 @@ def rewrite(
     *,
     out_channels: Mapping[str, int] | None = None,
     precision: Mapping[str, str] | None = None,
+    followers: Literal["carriers", "all"] = "carriers",
     runtime: str = "onnxruntime-cpu",
 ) -> tuple[Kernel, ...]:
     """The kernels of a variant of an fp32 network, without building it.
 
     ``out_channels`` gives convolutions and matrix products new output channels; everything
-    downstream follows. ``precision`` is ``fp32`` or ``int8``, and the result is what
-    ``onnxruntime.quantization.quantize_static`` (Q/DQ, asymmetric uint8 activations) makes of the
-    network with the ``fp32`` ones in ``nodes_to_exclude``: once anything is int8, whatever has no
-    weights and is not named is quantized, and whatever has weights and is not named stays fp32.
+    downstream follows. ``precision`` is ``fp32`` or ``int8``; whatever has weights and is not named
+    stays fp32. What becomes of the rest is up to the exporter: with ``carriers``, boardfit's,
+    operators between integer ones are quantized and a Gemm at the end gives floats; with ``all``,
+    ``quantize_static``'s given ``nodes_to_exclude``, everything that can be is quantized as soon as
+    anything is. Both put Q/DQ pairs with asymmetric uint8 activations, as real exports do.
 
-    Both are keyed by kernel name, which stands for the kernel's leading operator, or by the name
-    of any ONNX node inside a kernel (the Add that is fused into a convolution, say).
-    ``UnsupportedGraph`` for a name that is not there, a precision that the runtime has not, or
-    widths that do not fit.
+    Names are those of kernels, which stand for the kernel's leading operator, or of any ONNX node
+    inside a kernel (the Add that is fused into a convolution, say). ``UnsupportedGraph`` for a name
+    that is not there, a precision that the runtime has not, or widths that do not fit.
     """
     channels, precisions = dict(out_channels or {}), dict(precision or {})
     ops = tuple(op for kernel in kernels for op in kernel.ops)
@@ -60,12 +63,12 @@ def rewrite(
             raise UnsupportedGraph(
                 "these kernels are of a quantized network already: rewrite those of the fp32 one"
             )
-        weightless = {
-            op.name
-            for op in ops
-            if op.op in QUANTIZABLE and op.weight is None and op.name not in precisions
-        }
-        ops = insert_pairs(ops, chosen | weightless)
+        if followers == "all":
+            rest = {op.name for op in ops if op.op in QUANTIZABLE and op.weight is None}
+            ops = insert_pairs(ops, chosen | (rest - set(precisions)))
+        else:
+            rest = carriers(ops, chosen) - set(precisions)
+            ops = free_output(insert_pairs(ops, chosen | rest))
     return lower(ops, runtime=_runtime(runtime))
 
 
@@ -97,9 +100,7 @@ def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
         while stack:
             top = stack[-1]
             waiting = [
-                producer[t]
-                for t in top.inputs
-                if t in producer and producer[t].name not in placed
+                producer[t] for t in top.inputs if t in producer and producer[t].name not in placed
             ]
             if waiting:
                 stack.extend(waiting)

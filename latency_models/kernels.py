@@ -8,9 +8,16 @@ from typing import NamedTuple
 
 from latency_models.operators import Op, Shape
 
-__all__ = ["BYTES", "Dims", "Kernel", "Work", "work"]
+__all__ = ["BYTES", "KERNEL_KINDS", "Dims", "Kernel", "Work", "work"]
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+KERNEL_KINDS = tuple(
+    "conv_1x1 conv_3x3 conv_large conv_direct conv_grouped conv_depthwise conv_im2col "
+    "conv_transpose gemm matmul elementwise transcendental binary binary_broadcast pool "
+    "global_pool reduce reduce_nhwc softmax normalise concat move transpose resize view "
+    "reorder_input reorder_output quantize dequantize".split()
+)
 
 
 class Dims(NamedTuple):

@@ -11,7 +11,6 @@ that do not care stay in the layout that their inputs have.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,6 +47,8 @@ RUNTIMES = {
     )
 }
 
+# Fewer input channels than this do not fill a vector: such convolutions are a kind of their own.
+FEW_CHANNELS = 16
 # Channels that NCHWc reorders move at once (nchwc_transformer.cc, channel_alignment).
 _ALIGNMENT = 4
 # Operators with an integer kernel between DequantizeLinear and QuantizeLinear.
@@ -62,7 +63,11 @@ _LAYOUT_FREE = frozenset(
 )
 _BLOCKED_POOLS = frozenset("MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
 _BLOCKED_ACTIVATIONS = ACTIVATIONS | {"QuickGelu", "Gelu"}
-_KIND_OF_FUSED = {"QuickGelu": "transcendental", "Gelu": "transcendental", "HardSwish": "elementwise"}
+_KIND_OF_FUSED = {
+    "QuickGelu": "transcendental",
+    "Gelu": "transcendental",
+    "HardSwish": "elementwise",
+}
 
 
 @dataclass(slots=True)
@@ -164,10 +169,15 @@ class _Lowering:
         gate = {"Sigmoid": "QuickGelu", "HardSigmoid": "HardSwish"}.get(op.op)
         if gate:
             after = self._next(op.outputs[0], exported=op.exported)
-            if after is not None and after.op == "Mul" and set(after.inputs) == {
-                op.inputs[0],
-                op.outputs[0],
-            }:
+            if (
+                after is not None
+                and after.op == "Mul"
+                and set(after.inputs)
+                == {
+                    op.inputs[0],
+                    op.outputs[0],
+                }
+            ):
                 self._take(group, [after], gate, op.inputs[0])
             return
         if op.op in ("Div", "Mul") and len(op.inputs) == 1:
@@ -547,7 +557,7 @@ class _Lowering:
                 stride=head.stride,
                 groups=groups,
                 layout=layout,
-                ops=tuple(dataclasses.replace(op) for op in group.ops),
+                ops=tuple(group.ops),
             )
         )
 
@@ -561,7 +571,7 @@ def _conv_kind(op: Op, *, blocked: bool, integer: bool, block: int) -> str:
         return "conv_depthwise"
     if op.groups > 1:
         return "conv_grouped"
-    if not integer and op.in_shapes[0][1] < block:
+    if op.in_shapes[0][1] < (block or FEW_CHANNELS):
         return "conv_direct"
     window = math.prod(op.window)
     if window == 1:

@@ -332,7 +332,9 @@ def _complete(shapes: dict[str, Shape], node: NodeProto) -> bool:
 
 
 def _has_subgraph(node: NodeProto) -> bool:
-    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
+    return any(
+        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute
+    )
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:

@@ -25,9 +25,7 @@ def propagate(ops: Sequence[Op], out_channels: Mapping[str, int]) -> tuple[Op, .
     shapes: dict[str, Shape] = {}
     result = []
     for op in ops:
-        inputs = tuple(
-            shapes.get(t, s) for t, s in zip(op.inputs, op.in_shapes, strict=True)
-        )
+        inputs = tuple(shapes.get(t, s) for t, s in zip(op.inputs, op.in_shapes, strict=True))
         wanted = out_channels.get(op.name)
         if inputs == op.in_shapes and wanted is None:
             result.append(op)

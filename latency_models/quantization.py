@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 
 from latency_models.operators import QDQ, Op
 
-__all__ = ["QUANTIZABLE", "insert_pairs"]
+__all__ = ["QUANTIZABLE", "carriers", "free_output", "insert_pairs"]
 
 # Quantized whatever their neighbours are.
 _ALWAYS = frozenset(
@@ -27,6 +27,58 @@ _FOLLOWERS = frozenset(
 # Removed after a quantized producer: the zero point rectifies.
 _REMOVABLE = frozenset("Relu Clip".split())
 QUANTIZABLE = _ALWAYS | _FOLLOWERS | _REMOVABLE
+
+# What carries integers between integer convolutions at no cost but its own; an exporter that
+# quantizes some layers only quantizes these where both ends are integer.
+_CARRIERS = frozenset(
+    "Add AveragePool Clip Concat Flatten GlobalAveragePool MaxPool Relu Reshape Squeeze "
+    "Transpose".split()
+)
+
+
+def carriers(ops: Sequence[Op], quantized: Set[str]) -> set[str]:
+    """The operators without weights that carry integers from one quantized operator to another.
+
+    Forwards: all that one reads is quantized already. Backwards: something quantized reads it, or
+    it vanishes in the quantized operator before it.
+    """
+    producer = {t: op for op in ops for t in op.outputs}
+    readers: dict[str, list[Op]] = {}
+    for op in ops:
+        for tensor in op.inputs:
+            readers.setdefault(tensor, []).append(op)
+    fed = set(quantized)
+    for op in ops:
+        if op.op in _CARRIERS and op.inputs:
+            sources = [producer.get(t) for t in op.inputs]
+            if all(source is not None and source.name in fed for source in sources):
+                fed.add(op.name)
+    carried = set(quantized)
+    for op in reversed(ops):
+        if op.name in fed and any(
+            r.name in carried for t in op.outputs for r in readers.get(t, [])
+        ):
+            carried.add(op.name)
+    for op in ops:
+        if op.op in _REMOVABLE and op.inputs and op.inputs[0] in producer:
+            if producer[op.inputs[0]].name in carried:
+                carried.add(op.name)
+    return carried - set(quantized)
+
+
+def free_output(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """``ops`` in which a Gemm that gives the network's output gives floats: its pair is dropped."""
+    producer = {t: op for op in ops for t in op.outputs}
+    freed = {}
+    for op in ops:
+        source = producer.get(op.inputs[0]) if op.op == QDQ and op.exported else None
+        if source is not None and source.op == "Gemm":
+            freed[source.name] = op.name
+    return tuple(
+        dataclasses.replace(op, exported=True) if op.name in freed else op
+        for op in ops
+        if op.name not in freed.values()
+    )
 
 
 def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:

@@ -1,16 +1,24 @@
-"""Networks without their weights made runnable: inference time hardly depends on the values."""
+"""Networks made runnable that have no weights, or no calibration data to be quantized with.
+
+Inference time hardly depends on the values, as long as they are finite and not denormal.
+"""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from latency_models.errors import UnsupportedGraph
+from latency_models.operators import QDQ, Op
+from latency_models.parse import parse
+from latency_models.quantization import QUANTIZABLE, insert_pairs
 
-__all__ = ["fill_weights"]
+__all__ = ["fill", "quantize"]
 
 _DTYPES = {
     TensorProto.FLOAT: np.float32,
@@ -19,16 +27,17 @@ _DTYPES = {
 }
 
 
-def fill_weights(model: ModelProto, *, seed: int = 0) -> ModelProto:
+def fill(model: ModelProto, *, seed: int = 0) -> ModelProto:
     """A copy of ``model`` whose absent (external) weights are drawn at random.
 
     Convolutions and matrices get He's normal initialisation, so that activations stay finite
     through deep networks (He et al., "Delving deep into rectifiers", ICCV 2015, eq. 10); batch
     norm's scale and variance are 1, everything of one dimension otherwise small. Weights that are
-    in the file are kept. ``UnsupportedGraph`` if an absent one is not of a floating-point type.
+    in the file are kept. Weights that operators share get a copy each: a trained network's differ. ``UnsupportedGraph`` if an absent one is not of a floating-point type.
     """
     filled = ModelProto()
     filled.CopyFrom(model)
+    _own_constants(filled)
     generator = np.random.default_rng(seed)
     roles = _roles(list(filled.graph.node))
     for tensor in filled.graph.initializer:
@@ -44,6 +53,31 @@ def fill_weights(model: ModelProto, *, seed: int = 0) -> ModelProto:
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values.astype(_DTYPES[tensor.data_type]), name))
     return filled
+
+
+def _own_constants(model: ModelProto) -> None:
+    """Remove ``Identity`` of constants, and give every weight or bias a reader of its own."""
+    graph = model.graph
+    tensors = {t.name: t for t in graph.initializer}
+    shared = {}
+    for node in graph.node:
+        if node.op_type == "Identity" and (node.input[0] in tensors or node.input[0] in shared):
+            shared[node.output[0]] = shared.get(node.input[0], node.input[0])
+    kept = [n for n in graph.node if n.output[0] not in shared]
+    del graph.node[:]
+    graph.node.extend(kept)
+    readers: dict[str, int] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            source = shared.get(name, name)
+            if source not in tensors:
+                continue
+            count = readers[source] = readers.get(source, 0) + 1
+            node.input[place] = source
+            if count > 1 and tensors[source].data_type in _DTYPES:
+                copy = graph.initializer.add()
+                copy.CopyFrom(tensors[source])
+                copy.name = node.input[place] = f"{source}/{count}"
 
 
 def _roles(nodes: list[NodeProto]) -> dict[str, tuple[str, int]]:
@@ -70,3 +104,135 @@ def _draw(
         fan_in = shape[0] if operator == "MatMul" and len(shape) == 2 else math.prod(shape[1:])
         return generator.normal(0.0, math.sqrt(2.0 / fan_in), shape)
     return generator.normal(0.0, 0.02, shape)
+
+
+# Scale and zero point of every activation: nothing is known of its range, and time does not ask.
+_SCALE, _ZERO_POINT = 0.05, 128
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Write the network in ``source`` to ``target`` in int8: Q/DQ pairs where a real export has them.
+
+    Weights are int8, symmetric, one scale an output channel; activations uint8 with one made-up
+    scale. For timing alone: what such a network answers means nothing.
+    """
+    onnx.save(quantized(onnx.load(str(source))), str(target))
+
+
+def quantized(model: ModelProto) -> ModelProto:
+    """``model`` in int8, for timing alone; see ``quantize``."""
+    plain = ModelProto()
+    plain.CopyFrom(model)
+    _own_constants(plain)
+    ops = parse(plain)
+    before = {op.name: op for op in ops}
+    after = insert_pairs(ops, {op.name for op in ops if op.op in QUANTIZABLE})
+    return _Export(plain, before, after).model
+
+
+class _Export:
+    """ONNX nodes for operators with Q/DQ pairs, around the nodes of the float network."""
+
+    def __init__(self, model: ModelProto, before: dict[str, Op], after: tuple[Op, ...]) -> None:
+        self.model = model
+        self.graph = model.graph
+        self.tensors = {t.name: t for t in self.graph.initializer}
+        nodes = {n.name or f"{n.op_type}_{i}": n for i, n in enumerate(self.graph.node)}
+        outputs = {o.name for o in self.graph.output}
+        self._scalar("quantize/scale", np.float32(_SCALE))
+        self._scalar("quantize/zero_point", np.uint8(_ZERO_POINT))
+        made = [n for name, n in nodes.items() if name not in before]
+        final = {}
+        for op in after:
+            if op.op == QDQ:
+                made += self._pair(op, outputs, final)
+                continue
+            node = NodeProto()
+            node.CopyFrom(nodes[op.name])
+            old = before[op.name]
+            activations = dict(zip(old.inputs, op.inputs, strict=True))
+            for place, name in enumerate(node.input):
+                node.input[place] = activations.get(name, name)
+            for place, name in enumerate(op.outputs):
+                node.output[place] = final.get(name, name)
+            made += self._weights(node, op)
+            made.append(node)
+        renamed = self._rename_outputs(made, after, outputs)
+        del self.graph.node[:]
+        self.graph.node.extend(renamed)
+
+    def _scalar(self, name: str, value: np.generic) -> None:
+        self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+
+    def _pair(self, op: Op, outputs: set[str], final: dict[str, str]) -> list[NodeProto]:
+        constants = ["quantize/scale", "quantize/zero_point"]
+        source, integers = op.inputs[0], f"{op.inputs[0]}/quantized"
+        return [
+            helper.make_node("QuantizeLinear", [source, *constants], [integers], op.nodes[0]),
+            helper.make_node(
+                "DequantizeLinear", [integers, *constants], [op.outputs[0]], op.nodes[1]
+            ),
+        ]
+
+    def _rename_outputs(
+        self, nodes: list[NodeProto], after: tuple[Op, ...], outputs: set[str]
+    ) -> list[NodeProto]:
+        """The dequantized form of an output takes its name; the float before it another."""
+        ends = {op.inputs[0]: op.outputs[0] for op in after if op.op == QDQ and op.exported}
+        for node in nodes:
+            for names in (node.input, node.output):
+                for place, name in enumerate(names):
+                    if name in ends and name in outputs:
+                        names[place] = f"{name}/float"
+                    elif name in ends.values():
+                        names[place] = next(k for k, v in ends.items() if v == name)
+        return nodes
+
+    def _weights(self, node: NodeProto, op: Op) -> list[NodeProto]:
+        """DequantizeLinear nodes for the operator's constants, which become integers."""
+        if op.weight is None or not op.integer_weight:
+            return []
+        made = []
+        for place, name in enumerate(list(node.input)[1:3], start=1):
+            if name not in self.tensors:
+                continue
+            values = numpy_helper.to_array(self.tensors[name]).astype(np.float32)
+            axis = _channel_axis(node, values)
+            if place == 1:
+                other = tuple(i for i in range(values.ndim) if i != axis)
+                scale = np.maximum(np.abs(values).max(axis=other), 1e-8) / 127
+                shape = [-1 if i == axis else 1 for i in range(values.ndim)]
+                integers = np.round(values / scale.reshape(shape)).astype(np.int8)
+                weight_scale = scale
+            else:
+                scale = weight_scale * _SCALE
+                integers = np.round(values / scale).clip(-(2**30), 2**30).astype(np.int32)
+                axis = 0
+            made.append(self._dequantized(name, integers, scale.astype(np.float32), axis))
+            node.input[place] = made[-1].output[0]
+        return made
+
+    def _dequantized(
+        self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int
+    ) -> NodeProto:
+        self.tensors[name].CopyFrom(numpy_helper.from_array(integers, name))
+        zeros = np.zeros(scale.shape, integers.dtype)
+        self.graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
+        self.graph.initializer.append(numpy_helper.from_array(zeros, f"{name}/zero_point"))
+        return helper.make_node(
+            "DequantizeLinear",
+            [name, f"{name}/scale", f"{name}/zero_point"],
+            [f"{name}/dequantized"],
+            f"{name}_DequantizeLinear",
+            axis=axis,
+        )
+
+
+def _channel_axis(node: NodeProto, values: np.ndarray) -> int:
+    """The axis of a weight that holds output channels."""
+    if node.op_type == "Gemm":
+        transposed = next((a.i for a in node.attribute if a.name == "transB"), 0)
+        return 0 if transposed else 1
+    if node.op_type in ("MatMul", "ConvTranspose"):
+        return min(1, values.ndim - 1)
+    return 0

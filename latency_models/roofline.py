@@ -1,0 +1,238 @@
+"""Seconds from work: the roofline formula, its features and its parameters.
+
+::
+
+    c = 2 * effective_macs / (P[prec] * eta[kind,prec])
+    m = (bytes_in + bytes_out) / bw_act + bytes beyond the cache / bw_far + bytes_weights / bw_w
+    t(kernel)  = t0[kind,prec] + (c^q + m^q)^(1/q)
+    t(network) = c0 + sum over kernels of (t + gap)
+
+Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009, with the smooth maximum of
+Cabezas and Pueschel (q = 1 adds, large q takes the larger); the staircase after ANNETTE (Wess et
+al., IEEE Access 9, 2021, eq. 3: u = s / (ceil(s / p) * p)).
+
+``effective_macs`` are the multiply-accumulates that the hardware spends, ``macs / u(shape)``: the
+lanes of a vector and the blocks of a layout are filled up, and a position of the window costs
+something before the first product. For a dense product of ``rows x (window * k)`` with ``n``::
+
+    rows * groups * window * (k_padded * n_padded + tap)
+    n_padded = 16 * (B + a * ceil(B / 4)) / (1 + a / 4),   B = ceil(n / 16)
+
+A kernel holds up to four blocks of outputs in registers and loads each input once for all of them,
+which costs ``a`` of a block (mlas, ``SconvKernelAvx512F``); ``tap`` is what gathering one window
+position costs, in products (mlas, im2col and indirection of the integer kernels).
+Where nothing is multiplied, one operation an element read (times the window, in a pool).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from latency_models.kernels import Work
+from latency_models.profiles import BoardProfile
+
+__all__ = ["DENSE", "Features", "Layout", "Prior", "features", "kernel_seconds"]
+
+Array = npt.NDArray[np.float64]
+
+DENSE = frozenset(
+    "conv_1x1 conv_3x3 conv_large conv_grouped conv_direct conv_im2col conv_transpose gemm "
+    "matmul".split()
+)
+# Kinds whose input channels come in padded blocks (NCHWc).
+_BLOCKED_INPUTS = frozenset("conv_1x1 conv_3x3 conv_large conv_grouped".split())
+_LANES = 16
+_BLOCKS_IN_REGISTERS = 4
+
+# Shares of the peak that kernels of a kind reach, where nothing is known of the board: orders of
+# magnitude from onnxruntime's and TensorRT's profiles; each is refitted where it is measured.
+_ETA = {
+    "conv_1x1": 0.5,
+    "conv_3x3": 0.6,
+    "conv_large": 0.6,
+    "conv_grouped": 0.2,
+    "conv_direct": 0.3,
+    "conv_im2col": 0.25,
+    "conv_transpose": 0.2,
+    "conv_depthwise": 0.15,
+    "gemm": 0.5,
+    "matmul": 0.4,
+    "transcendental": 0.015,
+    "softmax": 0.005,
+    "normalise": 0.01,
+    "reduce": 0.03,
+    "reduce_nhwc": 0.01,
+    "pool": 0.05,
+    "resize": 0.01,
+}
+_ETA_MOVEMENT = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What a parameter is thought to be before measuring: ``value``, give or take ``spread``.
+
+    ``spread`` is a standard deviation of the parameter's logarithm (of the parameter itself where
+    ``linear``).
+    """
+
+    name: str
+    unit: str
+    value: float
+    spread: float
+    linear: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which parameter stands where in the vector that is fitted.
+
+    Parameters are fitted as logarithms, but for the linear ones. ``groups`` are the (kind,
+    precision) pairs that have an efficiency and an overhead of their own.
+    """
+
+    groups: tuple[tuple[str, str], ...]
+    precisions: tuple[str, ...]
+    priors: tuple[Prior, ...]
+    peaks: tuple[float, ...]
+    cache_bytes: float
+
+    @classmethod
+    def of(cls, groups: Sequence[tuple[str, str]], profile: BoardProfile) -> Layout:
+        """The layout for these kinds on a board of this profile."""
+        ordered = tuple(sorted(set(groups)))
+        precisions = tuple(sorted({precision for _, precision in ordered} | {"fp32"}))
+        priors = [
+            Prior("q", "1", 1.5, 0.3),
+            Prior("bw_act", "bytes/s", profile.cache_bandwidth_bytes_per_s.value, 0.7),
+            Prior("bw_far", "bytes/s", profile.bandwidth_bytes_per_s.value, 0.7),
+            Prior("bw_w", "bytes/s", 1.5 * profile.bandwidth_bytes_per_s.value, 0.7),
+            Prior("tail8", "blocks", 2.0, 0.7),
+            Prior("tail1", "blocks", 1.0, 0.7),
+            Prior("c0", "s", profile.network_overhead_s.value, 0.7),
+            Prior("gap", "us", 0.0, 1.0, linear=True),
+        ]
+        for precision in precisions:
+            priors.append(Prior(f"a[{precision}]", "blocks", 1.0, 0.7))
+            tap = 32.0 if precision != "int8" else 256.0
+            priors.append(Prior(f"tap[{precision}]", "macs", tap, 1.0))
+            priors.append(Prior(f"tap_direct[{precision}]", "macs", tap, 1.0))
+        for kind, precision in ordered:
+            eta = _ETA.get(kind, _ETA_MOVEMENT)
+            priors.append(Prior(f"eta[{kind},{precision}]", "1", eta, 1.0))
+        for kind, precision in ordered:
+            overhead = profile.kernel_overhead_s.value
+            priors.append(Prior(f"t0[{kind},{precision}]", "s", overhead, 0.5))
+        peak = profile.peak_flops
+        fallback = peak.get("fp32") or next(iter(peak.values()))
+        return cls(
+            groups=ordered,
+            precisions=precisions,
+            priors=tuple(priors),
+            peaks=tuple(peak.get(p, fallback).value for p in precisions),
+            cache_bytes=profile.cache_bytes.value,
+        )
+
+    def start(self) -> Array:
+        """The vector of prior values."""
+        return np.array([p.value if p.linear else np.log(p.value) for p in self.priors])
+
+    def spreads(self) -> Array:
+        """The prior's standard deviations, in the vector's units."""
+        return np.array([p.spread for p in self.priors])
+
+    def index(self, name: str) -> int:
+        """Where the parameter called ``name`` stands."""
+        return [p.name for p in self.priors].index(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Works as arrays, one entry a kernel."""
+
+    group: npt.NDArray[np.intp]
+    precision: npt.NDArray[np.intp]
+    dense: npt.NDArray[np.bool_]
+    direct: npt.NDArray[np.bool_]
+    depthwise_int8: npt.NDArray[np.bool_]
+    view: npt.NDArray[np.bool_]
+    positions: Array
+    padded_inputs: Array
+    outputs: Array
+    simple: Array
+    tail8: Array
+    tail1: Array
+    bytes_act: Array
+    bytes_weights: Array
+
+
+def features(works: Sequence[Work], layout: Layout) -> Features:
+    """The arrays that the formula needs; ``KeyError`` for a kind that ``layout`` has not."""
+    place = {group: index for index, group in enumerate(layout.groups)}
+    kinds = [w.kind for w in works]
+    dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 5)
+    rows, outputs, inputs, window, groups = dims.T
+    int8 = np.array([w.precision == "int8" for w in works], bool)
+    dense = np.array([k in DENSE for k in kinds], bool)
+    depthwise = np.array([k == "conv_depthwise" for k in kinds], bool)
+    blocked = np.array([k in _BLOCKED_INPUTS for k in kinds], bool) & ~int8
+    channels = outputs * groups
+    lanes = np.where(int8, _LANES * np.floor(channels / _LANES), _up(channels, _LANES))
+    rest = channels % _LANES
+    return Features(
+        group=np.array([place[w.kind, w.precision] for w in works], np.intp),
+        precision=np.array([layout.precisions.index(w.precision) for w in works], np.intp),
+        dense=dense,
+        direct=np.array([k == "conv_direct" for k in kinds], bool),
+        depthwise_int8=depthwise & int8,
+        view=np.array([k == "view" for k in kinds], bool),
+        positions=rows * groups * window,
+        padded_inputs=np.where(blocked, _up(inputs, _LANES), inputs),
+        outputs=outputs,
+        simple=np.where(depthwise, rows * window * lanes, rows * outputs * groups * window / 2),
+        tail8=rows * window * np.floor(rest / 8) * _LANES,
+        tail1=rows * window * (rest % 8) * _LANES,
+        bytes_act=np.array([w.bytes_in + w.bytes_out for w in works], float),
+        bytes_weights=np.array([w.bytes_weights for w in works], float),
+    )
+
+
+def _up(values: Array, step: int) -> Array:
+    return np.asarray(np.ceil(values / step) * step)
+
+
+def kernel_seconds(theta: Array, works: Features, layout: Layout) -> Array:
+    """Seconds of each kernel under the parameter vector ``theta``."""
+    values = np.exp(theta)
+    q, bw_act, bw_far, bw_w, tail8, tail1 = values[:6]
+    start = 8
+    per_precision = values[start : start + 3 * len(layout.precisions)].reshape(-1, 3)
+    first = start + 3 * len(layout.precisions)
+    eta = values[first : first + len(layout.groups)][works.group]
+    t0 = values[first + len(layout.groups) :][works.group]
+    a, tap, tap_direct = per_precision[works.precision].T
+    blocks = np.ceil(works.outputs / _LANES)
+    padded = (
+        _LANES
+        * (blocks + a * np.ceil(blocks / _BLOCKS_IN_REGISTERS))
+        / (1 + a / _BLOCKS_IN_REGISTERS)
+    )
+    gather = np.where(works.direct, tap_direct, tap)
+    macs = np.where(
+        works.dense,
+        works.positions * (works.padded_inputs * padded + gather),
+        works.simple + works.depthwise_int8 * (tail8 * works.tail8 + tail1 * works.tail1),
+    )
+    peak = np.array(layout.peaks)[works.precision]
+    compute = 2 * macs / (peak * eta)
+    beyond = np.maximum(works.bytes_act - layout.cache_bytes, 0.0)
+    memory = works.bytes_act / bw_act + beyond / bw_far + works.bytes_weights / bw_w
+    # In logarithms, so that neither term under- or overflows for large q.
+    larger = np.maximum(compute, memory) + 1e-30
+    smaller = np.minimum(compute, memory)
+    busy = larger * (1 + (smaller / larger) ** q) ** (1 / q)
+    return np.asarray(t0 + np.where(works.view, 0.0, busy))
