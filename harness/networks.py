@@ -588,7 +588,7 @@ def export_onnx(
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise BuildError(f"the network cannot be exported to ONNX: {error}") from error
         model = onnxslim.slim(onnx.load_from_string(buffer.getvalue()))
-    _name_matmul_weights(model, folded)
+    _name_weights(model, folded)
     _unshare_biases(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     onnx.checker.check_model(model)
@@ -612,16 +612,20 @@ def _check_export(payload: bytes, inputs: Tensor, wanted: list[Tensor]) -> None:
         raise BuildError("the exported ONNX file does not compute what the network computes")
 
 
-def _name_matmul_weights(model: onnx.ModelProto, network: nn.Module) -> None:
-    """Give the transposed weights of a linear layer on 3-D inputs their layer's name back."""
-    by_value = {
-        module.weight.detach().T.contiguous().numpy().tobytes(): f"{name}.weight"
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-    }
+def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:
+    """Give weights that the exporter transposed and renamed their layer's name back.
+
+    It does so where a linear layer reads more than two dimensions; the value tells which it was.
+    """
+    by_value: dict[bytes, str] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            weight = module.weight.detach()
+            by_value[weight.contiguous().numpy().tobytes()] = f"{name}.weight"
+            by_value[weight.T.contiguous().numpy().tobytes()] = f"{name}.weight"
     initializers = {item.name: item for item in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in initializers:
+        if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in initializers:
             continue
         old = initializers[node.input[1]]
         new = by_value.get(numpy_helper.to_array(old).tobytes())
