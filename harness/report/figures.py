@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 INK, MUTED, LINE, PAPER = "#1c2733", "#5b6b7b", "#e3e8ee", "#ffffff"
-BASELINE, RESULT, OTHER = "#8795a5", "#1f5fbf", "#b0763a"
+BASELINE, RESULT, EARLIER, OTHER = "#8795a5", "#1f5fbf", "#a9c4ea", "#b0763a"
 # Told apart in print and by colour-blind readers too: they differ in lightness.
 PRECISION = {"fp32": "#3b5b84", "fp16": "#2a9d8f", "int8": "#e9a13b"}
 MEETS = "#1a7f4b"
@@ -42,7 +42,7 @@ def _figure(*, height: int = 360) -> go.Figure:
         font={"family": FONT, "size": 12, "color": INK},
         paper_bgcolor=PAPER,
         plot_bgcolor=PAPER,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "title": None},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         hoverlabel={"align": "left", "font": {"family": FONT}},
         dragmode=False,  # a finger that scrolls the page must not zoom a figure
     )
@@ -102,7 +102,11 @@ def _log_axis(
 
 def _even_axis(low: float, high: float, text: Callable[[float], str]) -> dict[str, Any]:
     ticks = _even(low, high)
-    return {"range": [low, high], "tickvals": ticks, "ticktext": [text(tick) for tick in ticks]}
+    return {
+        "range": [low, high],
+        "tickvals": ticks,
+        "ticktext": [text(t) if t else "0" for t in ticks],
+    }
 
 
 # --- prediction ---------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ def _by_role(
         elif candidate.label == best:
             kind = ("result", RESULT, "diamond")
         elif candidate.role == "joint":
-            kind = ("earlier rounds", RESULT, "diamond-open")
+            kind = ("earlier rounds", EARLIER, "diamond")
         elif candidate.role == "int8_only":
             kind = (words.role_name(candidate.role), PRECISION["int8"], "square")
         else:
@@ -352,16 +356,23 @@ def roofline(result: FitResult) -> go.Figure | None:
         [*rates, *result.peak_macs_per_s.values()], lambda y: f"{format_count(y)}", pad=1.6
     )
     left, right = (10**end for end in x_axis["range"])
+    ridge = max([left, *ridges])
+    figure.add_scatter(
+        x=[left, ridge],
+        y=[left * bandwidth, ridge * bandwidth],
+        mode="lines",
+        name="fitted bandwidth",
+        line={"color": MUTED, "width": 1.5},
+        hovertemplate=f"at most {format_size(bandwidth)}/s<extra></extra>",
+    )
     for precision, peak in result.peak_macs_per_s.items():
-        ridge = max(peak / bandwidth, left)
         figure.add_scatter(
-            x=[left, ridge, max(right, ridge)],
-            y=[min(left * bandwidth, peak), peak, peak],
+            x=[max(peak / bandwidth, left), right],
+            y=[peak, peak],
             mode="lines",
-            name=f"fitted roof, {_safe(precision)}",
+            name=f"fitted peak, {_safe(precision)}",
             line={"color": PRECISION.get(precision, OTHER), "width": 1.5},
-            hovertemplate=f"{_safe(precision)}: at most {format_count(peak)} MACs/s, "
-            f"{format_size(bandwidth)}/s<extra></extra>",
+            hovertemplate=f"{_safe(precision)}: at most {format_count(peak)} MACs/s<extra></extra>",
         )
     for (candidate, precision), symbol, name in _kernel_kinds(result, points):
         mine = [p for p in points if p.candidate == candidate and p.precision == precision]

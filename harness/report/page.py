@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from harness.errors import ConfigError
-from harness.records import FitResult
+from harness.records import Candidate, FitResult
 from harness.report import figures, words
 from harness.units import format_time
 
@@ -24,11 +25,21 @@ _TONES = {"meets": "good", "does not meet": "bad", "cannot tell yet": "open"}
 
 
 @dataclass(frozen=True, slots=True)
+class _Key:
+    """One entry of a legend: ``shape`` is a marker's symbol, ``bar``, or a line's dash."""
+
+    name: markupsafe.Markup
+    shape: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Figure:
-    """A figure with its heading and the sentence that says what to look at."""
+    """A figure with its heading, the sentence that says what to look at, and its legend."""
 
     title: str
     caption: str
+    keys: tuple[_Key, ...]
     drawing: markupsafe.Markup
 
 
@@ -51,7 +62,9 @@ def render(result: FitResult) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("harness.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    drawn = _figures(result)
+    environment.filters["glue"] = _glue
+    shown = result.result if result.result is not None else result.baseline
+    drawn = _figures(result, shown)
     return environment.from_string(source).render(
         result=result,
         words=words,
@@ -61,6 +74,7 @@ def render(result: FitResult) -> str:
         rows=words.comparison(result),
         candidates=words.candidate_rows(result),
         alternatives=words.alternative_sentences(result),
+        groups=shown.allocation,
         fingerprint=words.fingerprint(result.board),
         figures=drawn,
         total=format_time(sum(stage.wall_s for stage in result.stages)),
@@ -68,13 +82,18 @@ def render(result: FitResult) -> str:
     )
 
 
-def _figures(result: FitResult) -> dict[str, _Figure]:
-    shown = result.result if result.result is not None else result.baseline
+def _glue(text: str) -> str:
+    """The text with every number and its unit kept in one line."""
+    return re.sub(r"(?<=\d) (?=%|\S?s\b|\S?B\b|points?\b)", "\u00a0", text)
+
+
+def _figures(result: FitResult, shown: Candidate) -> dict[str, _Figure]:
+    several = len(words.all_candidates(result)) > 1
     drafts: tuple[tuple[str, str, go.Figure | None, str], ...] = (
         (
             "accuracy",
             "Accuracy against latency",
-            figures.accuracy_against_latency(result),
+            figures.accuracy_against_latency(result) if several else None,
             "Only networks inside the shaded area meet the budgets; the further left and up, "
             "the better.",
         ),
@@ -82,8 +101,8 @@ def _figures(result: FitResult) -> dict[str, _Figure]:
             "allocation",
             "What each group of channels keeps",
             figures.allocation(shown),
-            "Short bars were pruned hard, and the colour is the precision; point at a bar for "
-            "the names of its layers.",
+            "Short bars were pruned hard, and the colour is the precision; the list below names "
+            "the layers.",
         ),
         (
             "prediction",
@@ -107,13 +126,31 @@ def _figures(result: FitResult) -> dict[str, _Figure]:
         ),
     )
     return {
-        name: _Figure(title, caption, _drawing(figure, name))
+        name: _Figure(title, caption, _keys(figure), _drawing(figure, name))
         for name, title, figure, caption in drafts
         if figure is not None
     }
 
 
+def _keys(figure: go.Figure) -> tuple[_Key, ...]:
+    """The legend, for HTML: plotly's own takes half of a phone's screen."""
+    keys = []
+    for trace in figure.data:
+        if trace.showlegend is False or not trace.name:
+            continue
+        if trace.type == "bar":
+            shape, colour = "bar", trace.marker.color
+        elif trace.mode == "lines":
+            shape, colour = trace.line.dash or "solid", trace.line.color
+        else:
+            shape, colour = trace.marker.symbol, trace.marker.color
+        # Names of traces are escaped already.
+        keys.append(_Key(markupsafe.Markup(trace.name), shape, colour))
+    return tuple(keys)
+
+
 def _drawing(figure: go.Figure, name: str) -> markupsafe.Markup:
+    figure.update_layout(showlegend=False)
     return markupsafe.Markup(
         figure.to_html(
             full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=f"figure-{name}"

@@ -32,8 +32,8 @@ __all__ = [
     "validation_table",
 ]
 
-# What a pipe gets, which has no width: wide enough that no table of ours must cut a word.
-PIPE_WIDTH = 120
+# What a pipe gets, which has no width: wide enough that tables need not wrap.
+PIPE_WIDTH = 140
 _STYLES = {"meets": "green", "does not meet": "red", "cannot tell yet": "yellow"}
 
 
@@ -94,7 +94,8 @@ def _add(table: Table, *cells: str | words.Cell | Text) -> None:
         if isinstance(cell, words.Cell):
             joined = Text(cell.text)
             if cell.detail:
-                joined.append("\n" + cell.detail, style="dim")
+                # Narrow columns wrap at spaces, and "(95" alone in a line means nothing.
+                joined.append("\n" + cell.detail.replace(" %)", "%)"), style="dim")
             return joined
         return cell if isinstance(cell, Text) else Text(cell)
 
@@ -112,6 +113,8 @@ def fit_summary(result: FitResult, *, report: Path | None = None) -> RenderableT
             Text("Measured with the fake engine: these numbers say nothing.", style="bold red")
         )
     parts.append(Text(words.headline(result), style=f"bold {_STYLES[result.verdict]}"))
+    if words.also(result):
+        parts.append(Text(words.also(result)))
     if result.explanation:
         parts.append(Text(result.explanation))
     if result.budgets:

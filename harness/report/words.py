@@ -14,6 +14,7 @@ __all__ = [
     "Cell",
     "Row",
     "all_candidates",
+    "also",
     "alternative_sentences",
     "and_list",
     "between",
@@ -36,6 +37,11 @@ __all__ = [
 Source = Literal["measured", "predicted", "counted"]
 
 _NAMES = {"latency": "latency", "size": "size", "accuracy_drop": "accuracy"}
+_VERDICTS = {
+    "meets": "Meets",
+    "does not meet": "Does not meet",
+    "cannot tell yet": "Cannot tell yet whether it meets",
+}
 _ROLES = {
     "baseline": "baseline",
     "joint": "pruning and int8",
@@ -168,12 +174,12 @@ def verdict_hint(verdict: BudgetVerdict) -> str:
     """What to do about a budget that is not met; empty for one that is."""
     if verdict.verdict == "meets":
         return ""
+    if verdict.nearest is not None:
+        return "The nearest limit is the smallest that is predicted to be reachable; start there."
     if verdict.value is None:
         return "Nothing was measured against it."
     if verdict.verdict == "cannot tell yet":
         return "The limit lies inside the measured interval: measure longer, or on a quieter board."
-    if verdict.nearest is not None:
-        return "The nearest limit predicted to be reachable is shown."
     return "Loosen this limit, or the others that bind with it."
 
 
@@ -193,20 +199,36 @@ def value_text(verdict: BudgetVerdict, result: Candidate) -> str:
 
 
 def headline(result: FitResult) -> str:
-    """The verdict as one sentence, with the measured numbers that decide it."""
+    """The verdict as one sentence, with the measured number that decides it first."""
     board = result.board.board
     if result.result is None:
         asked = and_list([budget_phrase(v.budget) for v in result.budgets])
         return f"No network was built for {board} that meets {asked or 'the budgets'}"
-    deciding = [v for v in result.budgets if v.verdict == result.verdict]
-    asked = and_list([budget_phrase(v.budget) for v in deciding]) or "the budgets"
+    deciding = _deciding(result)
+    if not deciding:
+        return f"{_VERDICTS[result.verdict]} the budgets on {board}"
+    first = deciding[0]
+    start = f"{_VERDICTS[result.verdict]} {budget_phrase(first.budget)} on {board}"
+    return f"{start}: {value_text(first, result.result)}"
+
+
+def also(result: FitResult) -> str:
+    """The other budgets of the headline's verdict, and what was measured; empty if none."""
+    if result.result is None:
+        return ""
+    parts = [
+        f"{budget_phrase(v.budget)}: {value_text(v, result.result)}" for v in _deciding(result)[1:]
+    ]
     start = {
-        "meets": "Meets",
-        "does not meet": "Does not meet",
-        "cannot tell yet": "Cannot tell yet whether it meets",
+        "meets": "Also meets ",
+        "does not meet": "Nor does it meet ",
+        "cannot tell yet": "The same holds for ",
     }[result.verdict]
-    values = "; ".join(value_text(v, result.result) for v in deciding)
-    return f"{start} {asked} on {board}" + (f": {values}" if values else "")
+    return start + "; ".join(parts) + "." if parts else ""
+
+
+def _deciding(result: FitResult) -> list[BudgetVerdict]:
+    return [v for v in result.budgets if v.verdict == result.verdict]
 
 
 # --- candidates ---------------------------------------------------------------------------------
@@ -370,7 +392,8 @@ def alternative_sentences(result: FitResult) -> tuple[tuple[str, str], ...]:
         if not parts:
             parts.append("meets every budget")
         parts += _against(result.result, other)
-        sentences.append((role_name(role), "; ".join(parts) + "."))
+        sentence = "; ".join(parts) + "."
+        sentences.append((role_name(role), sentence[0].upper() + sentence[1:]))
     return tuple(sentences)
 
 

@@ -1,0 +1,162 @@
+"""Tables as a terminal and as a pipe get them."""
+
+import io
+from dataclasses import dataclass, replace
+
+import pytest
+from rich.console import Console
+
+from harness.records import (
+    BoardSpec,
+    Conditions,
+    Interval,
+    KernelTime,
+    Measurement,
+    Profile,
+)
+from harness.report import tables
+from tests.report.conftest import FACTS, NASTY
+
+
+def text(renderable, width=tables.PIPE_WIDTH):
+    out = io.StringIO()
+    tables.show(renderable, console=Console(file=out, width=width, highlight=False))
+    return out.getvalue()
+
+
+@dataclass(frozen=True)
+class Row:
+    network: str
+    precision: str
+    predicted_s: float
+    interval: Interval
+    measured_s: float
+    measured_interval: Interval
+    error: float
+
+
+def validation_row(name, predicted, measured):
+    return Row(
+        network=name,
+        precision="fp32",
+        predicted_s=predicted,
+        interval=Interval(0.9 * predicted, 1.1 * predicted, 0.9),
+        measured_s=measured,
+        measured_interval=Interval(0.99 * measured, 1.01 * measured, 0.95),
+        error=predicted / measured - 1,
+    )
+
+
+def measurement(**more):
+    fields = {
+        "label": "tiny.onnx",
+        "network_sha256": "0" * 64,
+        "runtime": "onnxruntime",
+        "runtime_version": "1.23.2",
+        "precision": "fp32",
+        "batch": 1,
+        "threads": 1,
+        "samples_s": tuple((1 + i / 100) * 1e-3 for i in range(101)),
+        "rounds": tuple(i // 10 for i in range(101)),
+        "warmup_s": (),
+        "before": Conditions(),
+        "after": Conditions(),
+        "board": "local",
+        "campaign": "c",
+        "taken_at": "2026-03-01T09:30:00+00:00",
+    }
+    return Measurement(**(fields | more))
+
+
+def test_the_summary_holds_verdict_numbers_and_warnings(result, tmp_path):
+    shown = text(tables.fit_summary(result, report=tmp_path / "report.html"))
+    for value in (
+        "Meets 22 % of the baseline's latency on local: 612 µs (21.4 %)",
+        "605 to 620 µs (95%)",
+        "551 to 678 µs (90%)",
+        "640 samples",
+        "287 kB",
+        "92.54 %",
+        "-0.58 points",
+        "int8 only: Misses the latency budget with 34.3 % against 22 %",
+        "warning: joint 3: the load",
+    ):
+        assert value in shown
+    assert "report.html" in shown.replace("\n", "")
+
+
+def test_a_pipe_gets_no_colour_codes(result, capsys):
+    tables.print_fit(result)
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= tables.PIPE_WIDTH
+    assert "…" not in out
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_number_is_cut_at_any_width(result, width):
+    shown = text(tables.fit_summary(result), width)
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    assert "98.4 %" in shown
+
+
+def test_the_summary_without_a_result_shows_the_nearest_budgets(infeasible):
+    shown = text(tables.fit_summary(infeasible))
+    assert "No network was built for local" in shown
+    assert "11.8 % of the baseline" in shown
+    assert "No allocation reaches 5 %" in shown
+
+
+def test_the_summary_of_a_fake_result_says_so(result):
+    assert "fake engine" in text(tables.fit_summary(replace(result, fake=True)))
+
+
+def test_brackets_in_names_are_no_markup(nasty):
+    assert "[bold]" in text(tables.fit_summary(nasty))
+    assert NASTY in text(tables.facts_table(replace(FACTS, hostname=NASTY)))
+
+
+def test_a_measurement_shows_median_percentile_and_n():
+    shown = text(tables.measurement_table([measurement()], percentile=90))
+    assert "1.50 ms" in shown  # the middle one of 1.00 to 2.00 ms
+    assert "1.90 ms" in shown  # the 91st of 101 sorted samples
+    assert "p90" in shown
+    assert "101" in shown
+    assert "onnxruntime 1.23.2 on local" in shown
+
+
+def test_a_profile_shows_shares_of_the_sum():
+    kernels = (
+        KernelTime(name="conv1", op="Conv", node="conv1", latency_s=3e-4),
+        KernelTime(name="fc", op="Gemm", node="fc", latency_s=1e-4),
+    )
+    profile = Profile(
+        network_sha256="0" * 64, runtime="onnxruntime", runtime_version="1.23.2", kernels=kernels
+    )
+    shown = text(tables.profile_table(profile))
+    assert "75.0 %" in shown
+    assert "25.0 %" in shown
+    assert "400 µs" in shown
+
+
+def test_validation_shows_errors_and_how_many_lie_inside():
+    rows = [validation_row("resnet", 1.05e-3, 1e-3), validation_row("vgg", 7e-3, 1e-2)]
+    shown = text(tables.validation_table(rows))
+    assert "+5.0 %" in shown
+    assert "-30.0 %" in shown
+    # The median of 5 % and 30 % is 17.5 %; 10 ms is above 7.7 ms.
+    assert "2 networks: median absolute error 17.5 %, largest 30.0 %" in shown
+    assert "1 of 2 inside the interval" in shown
+
+
+def test_validation_of_nothing_is_an_empty_table():
+    assert "network" in text(tables.validation_table([]))
+
+
+def test_boards_are_listed():
+    nano = BoardSpec(name="nano", host="jetson-nano", profile="nano-4gb", power_mode="MAXN")
+    shown = text(tables.boards_table([BoardSpec(name="local"), nano]))
+    assert "this computer" in shown
+    assert "jetson-nano" in shown
+    assert "MAXN" in shown
