@@ -1,0 +1,80 @@
+"""Groups of coupled channels."""
+
+import pytest
+import torch
+from torch import nn
+
+from harness.compression.groups import find_groups
+from harness.errors import ConfigError
+from tests.compression.tiny import Concatenated, Inverted, Padded, Residual, seeded
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def test_the_layers_of_a_residual_stream_form_one_group() -> None:
+    groups = {group.name: group for group in find_groups(seeded(Residual), EXAMPLE)}
+    assert list(groups) == ["stem", "inner", "wide", "classifier"]
+    assert groups["stem"].producers == ("stem", "outer")
+    assert groups["stem"].consumers == ("inner", "wide", "shortcut")
+    assert groups["wide"].producers == ("wide", "shortcut")
+    assert [group.channels for group in groups.values()] == [8, 12, 16, 3]
+
+
+def test_the_classifier_is_not_prunable() -> None:
+    groups = {group.name: group for group in find_groups(seeded(Residual), EXAMPLE)}
+    assert [group.prunable for group in groups.values()] == [True, True, True, False]
+    assert groups["classifier"].consumers == ()
+
+
+@pytest.mark.parametrize("kind", [Residual, Padded, Inverted, Concatenated])
+def test_every_layer_belongs_to_exactly_one_group(kind: type[nn.Module]) -> None:
+    network = seeded(kind)
+    layers = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    producers = [name for group in find_groups(network, EXAMPLE) for name in group.producers]
+    assert sorted(producers) == sorted(layers)
+
+
+def test_a_stream_padded_with_zero_channels_is_not_prunable() -> None:
+    groups = {group.name: group.prunable for group in find_groups(seeded(Padded), EXAMPLE)}
+    assert groups == {"stem": False, "inner": True, "outer": False, "classifier": False}
+
+
+def test_a_depthwise_layer_goes_with_its_producer_and_a_grouped_one_alone() -> None:
+    groups = {group.name: group for group in find_groups(seeded(Inverted), EXAMPLE)}
+    assert groups["expand"].producers == ("expand", "depthwise")
+    assert groups["expand"].prunable
+    # The stream feeds the grouped convolution, whose blocks a single channel would break.
+    assert [n for n, g in groups.items() if not g.prunable] == [
+        "stem",
+        "project",
+        "grouped",
+        "classifier",
+    ]
+
+
+def test_branches_that_are_concatenated_are_groups_of_their_own() -> None:
+    groups = {group.name: group for group in find_groups(seeded(Concatenated), EXAMPLE)}
+    assert [(n, g.channels, g.prunable) for n, g in groups.items()] == [
+        ("left", 4, True),
+        ("right", 6, True),
+        ("join", 5, True),
+        ("classifier", 3, False),
+    ]
+
+
+def test_finding_groups_leaves_the_network_alone() -> None:
+    network = seeded(Residual)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    network.train()
+    find_groups(network, EXAMPLE)
+    assert network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert int(network.get_buffer("bn.num_batches_tracked")) == 1
+
+
+def test_a_network_in_which_nothing_can_be_pruned_is_an_error() -> None:
+    with pytest.raises(ConfigError, match="none of the network's 1 layers can be pruned"):
+        find_groups(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), EXAMPLE)
+    with pytest.raises(ConfigError, match="no convolution and no linear layer"):
+        find_groups(nn.Flatten(), EXAMPLE)

@@ -1,0 +1,232 @@
+"""Q/DQ networks, and whether onnxruntime runs them as integers."""
+
+import collections
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from harness.compression.groups import find_groups
+from harness.compression.quantize import available_precisions, quantize, real_int8_layers
+from harness.errors import BuildError
+from harness.networks import export_onnx, layers_in_order, load_network, onnx_logits
+from harness.records import KernelTime, Profile
+from tests.compression.tiny import Concatenated, Inverted, Residual, facts, seeded
+
+DEMO = Path(__file__).parents[2] / "data/demo/network.py"
+IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def exported(folder: Path, kind: type = Residual) -> Path:
+    path = folder / "fp32.onnx"
+    export_onnx(seeded(kind), IMAGES, path)
+    return path
+
+
+def profiled(path: Path, image: np.ndarray) -> Profile:
+    """onnxruntime's own profile of a few runs, without the agent."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(path.with_suffix(""))
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session.run(None, {"input": image})
+    record = Path(session.end_profiling())
+    events = json.loads(record.read_text())
+    record.unlink()
+    return Profile(
+        network_sha256="",
+        runtime="onnxruntime",
+        runtime_version=onnxruntime.__version__,
+        kernels=tuple(
+            KernelTime(
+                name=event["name"],
+                op=event["args"]["op_name"],
+                node=event["name"].removesuffix("_kernel_time"),
+                latency_s=event["dur"] * 1e-6,
+            )
+            for event in events
+            if event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
+        ),
+    )
+
+
+def operators(path: Path) -> collections.Counter[str]:
+    return collections.Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def test_every_layer_of_the_demo_network_runs_as_an_integer_kernel(tmp_path: Path) -> None:
+    network = load_network(f"{DEMO}:factory", None)
+    images = torch.randn(8, 1, 28, 28)
+    layers = tuple(layers_in_order(network, images))
+    export_onnx(network, images, tmp_path / "fp32.onnx")
+    out = tmp_path / "int8.onnx"
+    quantize(
+        tmp_path / "fp32.onnx", out, calibration=images.numpy(), int8_layers=layers, board=facts()
+    )
+    profile = profiled(out, images[:1].numpy())
+    assert set(real_int8_layers(profile, layers)) == set(layers)
+    # 9 convolutions in 3 residual blocks.
+    kernels = collections.Counter(kernel.op for kernel in profile.kernels)
+    assert (kernels["QLinearConv"], kernels["QLinearAdd"], kernels["QGemm"]) == (9, 3, 1)
+    assert kernels["Conv"] == kernels["Relu"] == kernels["DequantizeLinear"] == 0
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_mixed_networks_run_what_was_asked_and_nothing_else(tmp_path: Path, index: int) -> None:
+    network = seeded(Residual)
+    source = exported(tmp_path)
+    chosen = [
+        layer
+        for number, group in enumerate(find_groups(network, IMAGES))
+        if number != index
+        for layer in group.producers
+    ]
+    out = tmp_path / "int8.onnx"
+    report = quantize(source, out, calibration=IMAGES.numpy(), int8_layers=chosen, board=facts())
+    assert set(report.int8_layers) == set(chosen)
+    profile = profiled(out, IMAGES[:1].numpy())
+    layers = tuple(layers_in_order(network, IMAGES))
+    assert set(real_int8_layers(profile, layers)) == set(chosen)
+
+
+def test_a_region_in_fp32_stays_free_of_q_and_dq(tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    source = exported(tmp_path)
+    report = quantize(source, out, calibration=IMAGES.numpy(), int8_layers=["inner"], board=facts())
+    # One layer between floats: its input, its output (after the ReLU it absorbs).
+    assert operators(out)["QuantizeLinear"] == 2
+    assert len(report.carriers) == 1
+    # Input, output, weight and bias.
+    assert operators(out)["DequantizeLinear"] == 4
+
+
+@pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated])
+def test_an_int8_network_computes_nearly_what_the_original_does(tmp_path: Path, kind: type) -> None:
+    source, out = exported(tmp_path, kind), tmp_path / "int8.onnx"
+    layers = tuple(layers_in_order(seeded(kind), IMAGES))
+    quantize(source, out, calibration=IMAGES.numpy(), int8_layers=layers, board=facts())
+    wanted, got = onnx_logits(source, IMAGES), onnx_logits(out, IMAGES)
+    assert np.abs(wanted - got).max() < 0.05 * np.abs(wanted).max()
+    assert set(real_int8_layers(profiled(out, IMAGES[:1].numpy()), layers)) == set(layers)
+
+
+def test_weights_are_symmetric_int8_per_channel_and_seven_bits_on_avx2(tmp_path: Path) -> None:
+    source = exported(tmp_path)
+    for int8, peak in (("vnni", 127), ("avx2", 64)):
+        out = tmp_path / f"{int8}.onnx"
+        quantize(
+            source,
+            out,
+            calibration=IMAGES.numpy(),
+            int8_layers=["inner"],
+            board=facts(int8),
+        )
+        constants = {i.name: numpy_helper.to_array(i) for i in onnx.load(out).graph.initializer}
+        weights = constants["inner.weight_quantized"]
+        assert weights.dtype == np.int8
+        assert constants["inner.weight_scale"].shape == (12,)
+        assert not constants["inner.weight_zero_point"].any()
+        peaks = np.abs(weights.reshape(12, -1).astype(int)).max(1)
+        assert peaks.max() <= peak
+        assert peaks.min() >= peak - 1
+
+
+def test_the_logits_of_an_int8_classifier_stay_float(tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    quantize(
+        exported(tmp_path),
+        out,
+        calibration=IMAGES.numpy(),
+        int8_layers=["classifier"],
+        board=facts(),
+    )
+    model = onnx.load(out)
+    assert model.graph.node[-1].op_type == "Gemm"
+    assert model.opset_import[0].version == 13
+    assert model.ir_version <= 8
+
+
+def test_quantizing_is_silent_and_leaves_nothing_behind(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = exported(tmp_path)
+    out = tmp_path / "int8.onnx"
+    report = quantize(
+        source, out, calibration=IMAGES.numpy(), int8_layers=["inner", "outer"], board=facts()
+    )
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    assert sorted(tmp_path.iterdir()) == [source, out]
+    assert report.int8_layers == ("inner", "outer")
+    assert report.size_bytes == out.stat().st_size
+    assert report.calibration_images == 32
+
+
+def test_quantizing_twice_gives_equal_bytes(tmp_path: Path) -> None:
+    source = exported(tmp_path)
+    for name in ("a.onnx", "b.onnx"):
+        quantize(
+            source,
+            tmp_path / name,
+            calibration=IMAGES.numpy(),
+            int8_layers=["inner", "wide", "shortcut"],
+            board=facts(),
+        )
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_unknown_layers_and_empty_requests_are_refused(tmp_path: Path) -> None:
+    source = exported(tmp_path)
+    for layers, message in ((["nowhere"], "cannot quantize nowhere"), ([], "at least one layer")):
+        with pytest.raises(BuildError, match=message):
+            quantize(
+                source,
+                tmp_path / "out.onnx",
+                calibration=IMAGES.numpy(),
+                int8_layers=layers,
+                board=facts(),
+            )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_kernels_are_traced_to_layers_by_their_names() -> None:
+    def kernel(op: str, node: str) -> KernelTime:
+        return KernelTime(name=node, op=op, node=node, latency_s=1e-6)
+
+    profile = Profile(
+        network_sha256="",
+        runtime="onnxruntime",
+        runtime_version="1.31.0",
+        kernels=(
+            kernel("QLinearConv", "/blocks/blocks.0/conv1/Conv_token_4"),
+            kernel("Conv", "/blocks/blocks.0/conv2/Conv"),
+            kernel("QLinearConv", "/blocks/blocks.1/shortcut/shortcut.0/Conv_token_11_kernel_time"),
+            kernel("QLinearAdd", "/blocks/blocks.1/Add"),
+            kernel("QGemm", "/classifier/Gemm"),
+        ),
+    )
+    layers = ("blocks.0.conv1", "blocks.0.conv2", "blocks.1.shortcut.0", "classifier")
+    assert real_int8_layers(profile, layers) == (
+        "blocks.0.conv1",
+        "blocks.1.shortcut.0",
+        "classifier",
+    )
+
+
+@pytest.mark.parametrize(
+    ("int8", "precisions"),
+    [
+        ("vnni", ("fp32", "int8")),
+        ("dotprod", ("fp32", "int8")),
+        ("avx2", ("fp32", "int8")),
+        ("slow", ("fp32",)),
+    ],
+)
+def test_int8_is_offered_where_it_is_fast(int8: str, precisions: tuple[str, ...]) -> None:
+    assert available_precisions(facts(int8)) == precisions

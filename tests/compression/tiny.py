@@ -1,0 +1,105 @@
+"""Small networks that stand for the structures met in real ones."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.records import BoardFacts
+
+
+def facts(int8: str = "vnni") -> BoardFacts:
+    return BoardFacts(
+        board="local",
+        hostname="here",
+        machine="x86_64",
+        cpu_model="any",
+        cores=2,
+        memory_bytes=2**33,
+        os="linux",
+        python="3.11",
+        runtime="onnxruntime",
+        runtime_version="1.31.0",
+        providers=("CPUExecutionProvider",),
+        int8=int8,  # type: ignore[arg-type]
+        agent_hash="0",
+    )
+
+
+class Residual(nn.Module):
+    """A stem, a block with an identity shortcut, a block with a projection, a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.inner = nn.Conv2d(8, 12, 3, padding=1, bias=False)
+        self.inner_bn = nn.BatchNorm2d(12)
+        self.outer = nn.Conv2d(12, 8, 3, padding=1)
+        self.wide = nn.Conv2d(8, 16, 3, stride=2, padding=1)
+        self.shortcut = nn.Conv2d(8, 16, 1, stride=2)
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.bn(self.stem(x)))
+        x = functional.relu(self.outer(functional.relu(self.inner_bn(self.inner(x)))) + x)
+        x = functional.relu(self.wide(x) + self.shortcut(x))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Padded(nn.Module):
+    """ResNet-20's shortcut: the stream is widened with zero channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.inner = nn.Conv2d(4, 6, 3, padding=1)
+        self.outer = nn.Conv2d(6, 8, 3, padding=1)
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.stem(x))
+        y = self.outer(functional.relu(self.inner(x)))
+        x = functional.relu(y + functional.pad(x, (0, 0, 0, 0, 2, 2)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Inverted(nn.Module):
+    """MobileNet's block: expand, depthwise, project; then a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.expand = nn.Conv2d(4, 8, 1)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.project = nn.Conv2d(8, 4, 1)
+        self.grouped = nn.Conv2d(4, 6, 1, groups=2)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.stem(x))
+        x = x + self.project(functional.relu(self.depthwise(functional.relu(self.expand(x)))))
+        return self.classifier(functional.relu(self.grouped(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Concatenated(nn.Module):
+    """Two branches side by side, and a flattened feature map before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Conv2d(1, 4, 3, padding=1)
+        self.right = nn.Conv2d(1, 6, 3, padding=1)
+        self.join = nn.Conv2d(10, 5, 3, padding=1)
+        self.classifier = nn.Linear(5 * 4 * 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        x = functional.max_pool2d(functional.relu(self.join(functional.relu(x))), 2)
+        return self.classifier(x.flatten(1))  # type: ignore[no-any-return]
+
+
+def seeded(kind: type[nn.Module]) -> nn.Module:
+    """A network with reproducible weights and used batch-norm statistics, in evaluation mode."""
+    torch.manual_seed(0)
+    network = kind()
+    network.train()(torch.randn(32, 1, 8, 8))
+    return network.eval()
