@@ -85,6 +85,12 @@ def strip(name):
     return name
 
 
+def _runs(kernel_op, op):
+    """Whether a kernel of ``kernel_op`` (QLinearConv, FusedConv, QGemm) computes ``op`` (Conv)."""
+    # A MatMul and the Add behind it become one Gemm.
+    return bool(op) and (op in kernel_op or (op == "MatMul" and "Gemm" in kernel_op))
+
+
 class Origin:
     """Finds the original node of a runtime's kernel; "" where the runtime put it in itself."""
 
@@ -111,7 +117,7 @@ class Origin:
         if kernel.op in LAYOUT_OPS:
             return ""
         for tensor in kernel.inputs:
-            if tensor in self._reader and self._reader[tensor].op in kernel.op:
+            if tensor in self._reader and _runs(kernel.op, self._reader[tensor].op):
                 return self._reader[tensor].name
         for tensor in [name] + [strip(output) for output in kernel.outputs]:
             if tensor in self._producer:
@@ -123,7 +129,7 @@ class Origin:
         queue = deque([(last, 0)])
         while queue:
             node, steps = queue.popleft()
-            if node.op and node.op in op:
+            if _runs(op, node.op):
                 return node.name
             if steps < MAX_STEPS_BACK:
                 before = (self._producer.get(name) for name in node.inputs)

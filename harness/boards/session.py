@@ -25,9 +25,10 @@ import numpy as np
 
 from harness.boards import deploy
 from harness.boards.transport import Transport, open_transport
-from harness.boards.wire import Frame, exception_of, validate
+from harness.boards.wire import Frame, exception_of, schema, validate
 from harness.errors import (
     BoardfitError,
+    ConfigError,
     ProtocolError,
     StableBoardError,
     TransientBoardError,
@@ -124,6 +125,11 @@ class Session:
         on_event: Callable[[dict[str, object]], None] | None = None,
         nonce: str | None = None,
     ) -> None:
+        runtimes = schema()["$defs"]["runtime"]["enum"]
+        if spec.runtime not in runtimes:
+            raise ConfigError(
+                f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(runtimes)}"
+            )
         self._spec = spec
         self._on_event = on_event
         self._nonce = nonce or secrets.token_hex(8)

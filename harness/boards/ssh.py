@@ -6,6 +6,7 @@ import base64
 import contextlib
 import getpass
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ from harness.records import BoardSpec
 __all__ = ["connect", "fingerprint", "trust"]
 
 CONNECT_TIMEOUT_S = 15.0
+# What paramiko's threads log is told by the errors below; without a handler it goes to stderr.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 KEEP_ALIVE_S = 15
 KNOWN_HOSTS = "known_hosts"
 MAX_HOPS = 8

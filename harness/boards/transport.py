@@ -28,6 +28,8 @@ from harness.records import BoardSpec
 
 __all__ = ["LocalTransport", "SSHTransport", "Transport", "open_transport", "quote"]
 
+# What tunes this process's allocator for training has no place in a measured one.
+NOT_INHERITED = ("MALLOC_", "GLIBC_TUNABLES")
 # One sendall of a large buffer crawls (1 MB/s for 100 MB); pieces of this size do not.
 CHUNK_BYTES = 1 << 15
 STDERR_TAIL_BYTES = 4000
@@ -63,6 +65,10 @@ def open_transport(spec: BoardSpec) -> Transport:
 # --- this computer ------------------------------------------------------------------------------
 
 
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
+
+
 class LocalChannel:
     """A subprocess; its stderr goes to an unnamed file, so that it can never block."""
 
@@ -74,7 +80,7 @@ class LocalChannel:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env={**os.environ, **env},
+                env={**_inherited(), **env},
                 start_new_session=True,  # Ctrl-C is for the host; it then cancels the job
             )
         except OSError:
@@ -122,6 +128,13 @@ class LocalChannel:
         self._stderr.close()
 
 
+def _copy(source: str, target: str) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise StableBoardError(f"{source} cannot be copied to {target}: {error}") from error
+
+
 class LocalTransport:
     """This computer, through the same agent as any board."""
 
@@ -137,11 +150,11 @@ class LocalTransport:
 
     def put(self, local: Path, remote: str) -> None:
         """Copy a file."""
-        shutil.copyfile(local, remote)
+        _copy(str(local), remote)
 
     def get(self, remote: str, local: Path) -> None:
         """Copy a file."""
-        shutil.copyfile(remote, local)
+        _copy(remote, str(local))
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -151,12 +164,14 @@ class LocalTransport:
 
 
 @contextlib.contextmanager
-def _broken_is_transient(what: str) -> collections.abc.Iterator[None]:
+def _broken_is_transient(
+    what: str, *, but: tuple[type[Exception], ...] = ()
+) -> collections.abc.Iterator[None]:
     try:
         yield
+    except but:
+        raise
     except (paramiko.SSHException, EOFError, OSError) as error:
-        if isinstance(error, TimeoutError):
-            raise
         raise TransientBoardError(f"the connection broke during {what}: {error!r}") from error
 
 
@@ -183,7 +198,7 @@ class SSHChannel:
         self._drain_stderr()
         # Zero would make paramiko's channel non-blocking.
         self._channel.settimeout(max(timeout_s, 1e-3))
-        with _broken_is_transient("reading"):
+        with _broken_is_transient("reading", but=(TimeoutError,)):
             data = self._channel.recv(1 << 16)
         self._drain_stderr()
         return data

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
-from harness.errors import AgentException, StableBoardError
+from harness.errors import AgentException, ConfigError, StableBoardError
 from harness.records import BoardSpec
 
 PLAN = MeasurePlan(warmup_s=0.01, rounds=3, block_s=0.01, block_min=5, drop=1)
@@ -37,6 +37,23 @@ def _agents(spec: BoardSpec) -> list[int]:
         if b"-c" in words and str(spec.cache_dir).encode() in words:
             found.append(int(path.parent.name))
     return found
+
+
+def test_runtime_that_no_agent_has_is_a_wrong_setting(local: BoardSpec) -> None:
+    with pytest.raises(ConfigError, match=r"'tensorflow' is none of onnxruntime, fake"):
+        Session(replace(local, runtime="tensorflow"))
+
+
+def test_allocator_settings_for_training_do_not_reach_the_board(
+    local: BoardSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'MALLOC_ARENA_MAX' in os.environ: sys.exit('it does')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Session(replace(local, runtime="fake")) as session:
+        assert session.facts.runtime == "fake"
 
 
 def test_facts_name_board_runtime_and_agent(local: BoardSpec) -> None:

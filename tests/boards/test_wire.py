@@ -128,6 +128,17 @@ def test_an_exception_keeps_the_boards_type_and_traceback() -> None:
     assert (caught.value.type_name, caught.value.traceback) == ("BlobError", "Traceback ...")
 
 
+def test_a_million_samples_are_checked_at_once_and_a_wrong_one_is_found() -> None:
+    items = {"type": "array", "items": {"type": "number"}}
+    validator = wire._Validator(items)
+    start = time.monotonic()
+    assert validator.is_valid([0.5] * 1_000_000)
+    assert time.monotonic() - start < 2.0  # number by number it takes ten
+    for wrong in ("0.5", True, None):
+        assert not validator.is_valid([0.5, wrong])
+    assert not wire._Validator({"type": "array", "items": {"type": "integer"}}).is_valid([0.5])
+
+
 def test_noise_before_the_first_line_is_skipped_but_not_without_end() -> None:
     noise = [b"Welcome!\nno newline here", b"\nboardfit-agent {}\n"]
     found = wire.Connection(Recording(noise)).marked_line((wire.AGENT_MARK,), 1.0)

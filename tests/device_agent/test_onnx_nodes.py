@@ -34,6 +34,13 @@ def test_what_onnxruntime_appends_to_names_is_stripped() -> None:
     assert strip("/token/Conv_1") == "/token/Conv_1"
 
 
+def test_a_fused_matmul_finds_its_matmul() -> None:
+    nodes = [Node("/m", "MatMul", ["x", "w"], ["t"]), Node("/a", "Add", ["t", "b"], ["y"])]
+    fused = Node("/m/MatMulAddFusion", "Gemm", ["x", "w", "b"], ["y"])
+    assert Origin(nodes, {"w", "b"}).of(fused) == "/m"
+    assert Origin(nodes, set()).of(fused) == "/m"
+
+
 # Kernels as onnxruntime 1.10 and 1.31 name them (optimised graphs of these two networks).
 @pytest.mark.parametrize(
     ("kernel", "node"),
