@@ -318,7 +318,7 @@ class _Program:
         for _ in range(_MAX_CUTS):
             found = scipy.optimize.milp(
                 scaled / unit,
-                integrality=ones,
+                integrality=np.ones(len(ones), dtype=np.intp),
                 bounds=scipy.optimize.Bounds(0, 1),
                 constraints=constraints,
                 options={"time_limit": max(deadline - clock(), 0.0), "mip_rel_gap": 0.0},

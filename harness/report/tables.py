@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -14,59 +15,44 @@ from rich.text import Text
 from harness import stats
 from harness.records import BoardFacts, BoardSpec, FitResult, Interval, Measurement, Profile
 from harness.report import words
-from harness.units import format_time
+from harness.report.plain import (
+    PredictionRow,
+    ValidationRow,
+    kind_text,
+    prediction_json,
+    profile_json,
+    validation_json,
+)
+from harness.units import format_count, format_size, format_time
+
+if TYPE_CHECKING:
+    from latency_models.calibration import LatencyModel
 
 __all__ = [
-    "ValidationRow",
     "boards_table",
     "facts_table",
     "fit_summary",
+    "latency_model_table",
     "measurement_table",
+    "prediction_json",
+    "prediction_table",
     "print_boards",
     "print_facts",
     "print_fit",
+    "print_latency_model",
+    "print_prediction",
     "print_profile",
     "print_validation",
+    "profile_json",
     "profile_table",
     "show",
+    "validation_json",
     "validation_table",
 ]
 
 # What a pipe gets, which has no width: wide enough that tables need not wrap.
 PIPE_WIDTH = 140
 _STYLES = {"meets": "green", "does not meet": "red", "cannot tell yet": "yellow"}
-
-
-class ValidationRow(Protocol):
-    """One network held against its prediction."""
-
-    @property
-    def network(self) -> str:
-        """The network's name."""
-
-    @property
-    def precision(self) -> str:
-        """The precision that it ran in."""
-
-    @property
-    def predicted_s(self) -> float:
-        """The latency that was predicted."""
-
-    @property
-    def interval(self) -> Interval:
-        """The interval that was predicted."""
-
-    @property
-    def measured_s(self) -> float:
-        """The median that was measured."""
-
-    @property
-    def measured_interval(self) -> Interval:
-        """The interval of that median."""
-
-    @property
-    def error(self) -> float:
-        """Predicted over measured, less one."""
 
 
 def show(renderable: RenderableType, *, console: Console | None = None) -> None:
@@ -252,6 +238,65 @@ def _between(interval: Interval) -> words.Cell:
     return words.Cell(words.between(interval, format_time), words.percent(interval.coverage, 0))
 
 
+def prediction_table(prediction: PredictionRow) -> RenderableType:
+    """The predicted latency of a network, and of its kernels."""
+    interval = words.between(prediction.interval, format_time)
+    total = sum(seconds for *_, seconds in prediction.kernels)
+    table = _table("Kernels (predicted)", "kernel", "kind", "precision", "latency", "share", left=3)
+    for name, kind, precision, seconds in prediction.kernels:
+        share = words.percent(seconds / total) if total else ""
+        _add(table, name, kind, precision, format_time(seconds), share)
+    parts: list[RenderableType] = [
+        Text(
+            f"{prediction.network}: {format_time(prediction.latency_s)} predicted, {interval} "
+            f"({words.percent(prediction.interval.coverage, 0)})",
+            style="bold",
+        ),
+        table,
+    ]
+    if prediction.unsupported:
+        kinds = words.and_list([kind_text(kind) for kind in prediction.unsupported])
+        parts.append(
+            Text(
+                f"warning: never measured on this board, so taken from the datasheet: {kinds}; "
+                "calibrate around this network",
+                style="yellow",
+            )
+        )
+    return Group(*parts)
+
+
+def latency_model_table(model: LatencyModel) -> RenderableType:
+    """What was fitted: the roofs, the held-out errors and every parameter with its uncertainty."""
+    peaks, bandwidth = model.roofs()
+    roofs = [f"{precision} {format_count(peak)} MACs/s" for precision, peak in peaks.items()]
+    lines = [
+        f"Fitted to {len(model.kernel_samples)} kernels and {len(model.network_samples)} networks; "
+        f"roofs: {words.and_list([*roofs, f'{format_size(bandwidth)}/s'])}"
+    ]
+    if model.residuals_:
+        errors = [abs(math.expm1(residual)) for residual in model.residuals_]
+        lines.append(
+            f"Held-out networks: median absolute error {words.percent(stats.median(errors))}, "
+            f"largest {words.percent(max(errors))}"
+        )
+    table = _table("Parameters", "parameter", "fitted", "unit", "datasheet or prior", "uncertainty")
+    for parameter in model.parameters:
+        # The uncertainty of a logarithm is a share; that of a time is a time.
+        absolute = parameter.unit == "us"
+        _add(
+            table,
+            parameter.name,
+            f"{parameter.value:.4g}",
+            parameter.unit,
+            f"{parameter.prior:.4g}",
+            f"{parameter.uncertainty:.2g} {parameter.unit}"
+            if absolute
+            else words.percent(parameter.uncertainty),
+        )
+    return Group(*(Text(line) for line in lines), table)
+
+
 # --- boards -------------------------------------------------------------------------------------
 
 
@@ -287,6 +332,16 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
 def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
     """Print one network's measurement and its kernels."""
     show(Group(measurement_table([measurement], percentile=percentile), profile_table(profile)))
+
+
+def print_prediction(prediction: PredictionRow) -> None:
+    """Print ``prediction_table``."""
+    show(prediction_table(prediction))
+
+
+def print_latency_model(model: LatencyModel, path: Path) -> None:
+    """Print ``latency_model_table``, and where the latency model is."""
+    show(Group(latency_model_table(model), Text(f"Latency model: {path}")))
 
 
 def print_validation(rows: Iterable[ValidationRow]) -> None:

@@ -1,6 +1,7 @@
 """Tables as a terminal and as a pipe get them."""
 
 import io
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -160,3 +161,70 @@ def test_boards_are_listed():
     assert "this computer" in shown
     assert "jetson-nano" in shown
     assert "MAXN" in shown
+
+
+INTERVAL = Interval(3.5e-4, 4.5e-4, 0.9)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    network: str = "tiny.onnx"
+    latency_s: float = 4e-4
+    interval: Interval = INTERVAL
+    kernels: tuple = (("conv1", "conv", "fp32", 3e-4), ("fc", "gemm", "int8", 1e-4))
+    unsupported: tuple = (("gemm", "int8"),)
+
+
+def test_a_prediction_shows_its_interval_kernels_and_what_was_never_measured():
+    shown = text(tables.prediction_table(Predicted()))
+    assert "tiny.onnx: 400 µs predicted, 350 to 450 µs (90 %)" in shown
+    assert "75.0 %" in shown
+    assert "gemm int8" in shown
+
+
+def test_json_holds_the_numbers_unrounded():
+    (row,) = tables.validation_json([validation_row("resnet", 1.05e-3, 1e-3)])
+    assert row["error"] == 1.05e-3 / 1e-3 - 1
+    predicted = tables.prediction_json(Predicted())
+    assert predicted["interval_s"] == {"low": 3.5e-4, "high": 4.5e-4, "coverage": 0.9}
+    assert predicted["unsupported"] == ["gemm int8"]
+    profile = Profile(network_sha256="0", runtime="r", runtime_version="1", kernels=())
+    taken = tables.profile_json(measurement(), profile, percentile=90)
+    assert taken["measurement"]["latency_s"] == 1.5e-3
+    assert taken["measurement"]["percentile_s"] == pytest.approx(1.9e-3)
+    assert len(taken["measurement"]["samples_s"]) == 101
+    json.dumps([row, predicted, taken], allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    value: float
+    unit: str
+    prior: float
+    uncertainty: float
+
+
+@dataclass(frozen=True)
+class Model:
+    parameters: tuple = (
+        Parameter("eta[conv,fp32]", 0.61, "1", 0.5, 0.04),
+        Parameter("c0", 12.5, "us", 10.0, 1.5),
+    )
+    kernel_samples: tuple = (None,) * 90
+    network_samples: tuple = (None,) * 8
+    residuals_: tuple = (0.0, 0.02, -0.1)
+
+    def roofs(self):
+        return {"fp32": 8.6e11}, 2.1e10
+
+
+def test_a_latency_model_shows_roofs_held_out_errors_and_uncertainties():
+    shown = text(tables.latency_model_table(Model()))
+    assert "90 kernels and 8 networks" in shown
+    assert "fp32 860 G MACs/s" in shown
+    assert "21.0 GB/s" in shown
+    # exp(0.02) is 1.0202, exp(-0.1) is 0.9048
+    assert "median absolute error 2.0 %, largest 9.5 %" in shown
+    assert "4.0 %" in shown
+    assert "1.5 us" in shown

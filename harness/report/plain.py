@@ -1,0 +1,132 @@
+"""What ``--json`` prints: the same numbers as the tables, unrounded, in SI units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from harness import stats
+from harness.records import Interval, Measurement, Profile
+
+__all__ = [
+    "PredictionRow",
+    "ValidationRow",
+    "measurement_json",
+    "prediction_json",
+    "profile_json",
+    "validation_json",
+]
+
+
+class ValidationRow(Protocol):
+    """One network held against its prediction; ``error`` is predicted over measured, less one."""
+
+    @property
+    def network(self) -> str: ...  # noqa: D102  # the class says it
+    @property
+    def precision(self) -> str: ...  # noqa: D102
+    @property
+    def predicted_s(self) -> float: ...  # noqa: D102
+    @property
+    def interval(self) -> Interval: ...  # noqa: D102
+    @property
+    def measured_s(self) -> float: ...  # noqa: D102
+    @property
+    def measured_interval(self) -> Interval: ...  # noqa: D102
+    @property
+    def error(self) -> float: ...  # noqa: D102
+
+
+class PredictionRow(Protocol):
+    """The predicted latency of a network and its kernels (name, kind, precision, seconds).
+
+    ``unsupported`` names the kinds of kernels that were never measured.
+    """
+
+    @property
+    def network(self) -> str: ...  # noqa: D102  # the class says it
+    @property
+    def latency_s(self) -> float: ...  # noqa: D102
+    @property
+    def interval(self) -> Interval: ...  # noqa: D102
+    @property
+    def kernels(self) -> Sequence[tuple[str, str, str, float]]: ...  # noqa: D102
+    @property
+    def unsupported(self) -> Sequence[str | tuple[str, str]]: ...  # noqa: D102
+
+
+def _interval(interval: Interval) -> dict[str, float]:
+    return {"low": interval.low, "high": interval.high, "coverage": interval.coverage}
+
+
+def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str, Any]:
+    """One measurement: what it was taken of, its statistics and its samples."""
+    samples = measurement.samples_s
+    return {
+        "label": measurement.label,
+        "network_sha256": measurement.network_sha256,
+        "board": measurement.board,
+        "runtime": measurement.runtime,
+        "runtime_version": measurement.runtime_version,
+        "precision": measurement.precision,
+        "batch": measurement.batch,
+        "threads": measurement.threads,
+        "power_mode": measurement.power_mode,
+        "taken_at": measurement.taken_at,
+        "latency_s": stats.median(samples),
+        "latency_interval_s": _interval(stats.interval_of_median(measurement)),
+        "percentile": percentile,
+        "percentile_s": stats.percentile(samples, percentile),
+        "min_s": min(samples),
+        "spread": stats.coefficient_of_variation(samples),
+        "n_samples": len(samples),
+        "samples_s": list(samples),
+    }
+
+
+def profile_json(
+    measurement: Measurement, profile: Profile, *, percentile: float = 99.0
+) -> dict[str, Any]:
+    """One network: its measurement and its kernels."""
+    return {
+        "measurement": measurement_json(measurement, percentile=percentile),
+        "kernels": [
+            {"name": k.name, "op": k.op, "node": k.node, "latency_s": k.latency_s}
+            for k in profile.kernels
+        ],
+    }
+
+
+def prediction_json(prediction: PredictionRow) -> dict[str, Any]:
+    """One prediction with its kernels."""
+    return {
+        "network": prediction.network,
+        "latency_s": prediction.latency_s,
+        "interval_s": _interval(prediction.interval),
+        "kernels": [
+            {"name": name, "kind": kind, "precision": precision, "latency_s": seconds}
+            for name, kind, precision, seconds in prediction.kernels
+        ],
+        "unsupported": [kind_text(kind) for kind in prediction.unsupported],
+    }
+
+
+def kind_text(kind: str | tuple[str, str]) -> str:
+    """A kind of kernels in words, with its precision if that was given."""
+    return kind if isinstance(kind, str) else " ".join(kind)
+
+
+def validation_json(rows: Iterable[ValidationRow]) -> list[dict[str, Any]]:
+    """One object a network."""
+    return [
+        {
+            "network": row.network,
+            "precision": row.precision,
+            "predicted_s": row.predicted_s,
+            "predicted_interval_s": _interval(row.interval),
+            "measured_s": row.measured_s,
+            "measured_interval_s": _interval(row.measured_interval),
+            "error": row.error,
+        }
+        for row in rows
+    ]
