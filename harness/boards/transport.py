@@ -122,7 +122,7 @@ class LocalChannel:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
         self._stdout.close()  # or one that is still talking would never see that nobody listens
-        if self.exit_code(5.0) is None:
+        if self.exit_code(2.0) is None:
             self._process.kill()
             self._process.wait()
         self._stderr.close()

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from harness.boards import session as session_module
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
 from harness.errors import AgentException, ConfigError, StableBoardError
 from harness.records import BoardSpec
@@ -141,14 +142,18 @@ def test_board_without_runtime_says_how_to_get_one(
         Session(local).__enter__()
 
 
-def test_killed_agent_is_replaced_and_the_job_attached_to(local: BoardSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_dead_or_hanging_agent_is_replaced_and_the_job_attached_to(
+    local: BoardSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blow: signal.Signals
+) -> None:
+    monkeypatch.setattr(session_module, "SILENCE_S", 2.5)  # heartbeats come every second
     spec = replace(local, runtime="fake")
     events: list[dict[str, object]] = []
 
     def kill_once(event: dict[str, object]) -> None:
         if event["kind"] == "progress" and not any(e["kind"] == "reconnect" for e in events):
             for number in _agents(spec):
-                os.kill(number, signal.SIGKILL)
+                os.kill(number, blow)
         events.append(event)
 
     with Session(spec, on_event=kill_once) as session:
