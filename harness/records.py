@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pydantic
@@ -388,6 +388,7 @@ class FitResult:
     """Everything that ``report.html`` shows of one ``boardfit fit`` (``result.json``).
 
     ``result`` is None where no variant could be built. ``verdict`` sums the budgets up.
+    ``alternative_budgets`` holds the verdicts of the budgets on each of ``alternatives``.
     Version history: 1, the first.
     """
 
@@ -408,4 +409,5 @@ class FitResult:
     stages: tuple[Stage, ...]
     warnings: tuple[str, ...] = ()
     fake: bool = False
+    alternative_budgets: Mapping[str, tuple[BudgetVerdict, ...]] = field(default_factory=dict)
     schema_version: int = 1
