@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.records import BoardFacts, Budget, BudgetVerdict, Candidate, FitResult, Interval
-from harness.strategies import requirements
 from harness.units import format_count, format_size, format_time
 
 __all__ = [
@@ -370,13 +369,10 @@ def _compared(value: float, other: float, more: str, less: str) -> str:
 
 
 def alternative_sentences(result: FitResult) -> tuple[tuple[str, str], ...]:
-    """For every alternative: its name, and how it compares with the result under the budgets."""
+    """For every alternative: its name, the budgets it misses, and how it compares with the result."""
     sentences = []
     for role, other in result.alternatives.items():
-        judged = [
-            requirements.judge(v.budget, candidate=other, baseline=result.baseline)
-            for v in result.budgets
-        ]
+        judged = result.alternative_budgets.get(role, ())
         missed = [
             f"the {_NAMES[v.budget.quantity]} budget with {_amount(v.budget, v.value)} "
             f"against {_limit(v.budget)}"
@@ -389,10 +385,10 @@ def alternative_sentences(result: FitResult) -> tuple[tuple[str, str], ...]:
             parts.append(f"misses {and_list(missed)}")
         if open_:
             parts.append(f"whether it meets the {and_list(open_)} budget cannot be told yet")
-        if not parts:
+        if judged and not parts:
             parts.append("meets every budget")
         parts += _against(result.result, other)
-        sentence = "; ".join(parts) + "."
+        sentence = ("; ".join(parts) or "no result to compare it with") + "."
         sentences.append((role_name(role), sentence[0].upper() + sentence[1:]))
     return tuple(sentences)
 

@@ -130,6 +130,15 @@ def verdict(quantity, limit, value, verdict, *, relative, text, interval=None, n
     )
 
 
+def judged(latency, size, drop, *verdicts):
+    """The three budgets of the result, judged on another network."""
+    return (
+        verdict("latency", 0.22, latency, verdicts[0], relative=True, text="22%"),
+        verdict("size", 0.2, size, verdicts[1], relative=True, text="20%"),
+        verdict("accuracy_drop", 1.0, drop, verdicts[2], relative=False, text="1 points"),
+    )
+
+
 def make_result():
     allocation = tuple(
         GroupAllocation(group=g, layers=ls, channels=n, kept=k, precision=p)
@@ -197,6 +206,10 @@ def make_result():
                 top1=0.8914,
                 predicted=0.66,
             ),
+        },
+        alternative_budgets={
+            "int8_only": judged(0.343, 0.271, 0.07, "does not meet", "does not meet", "meets"),
+            "prune_only": judged(0.219, 0.182, 3.98, "cannot tell yet", "meets", "does not meet"),
         },
         budgets=(
             verdict(
