@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, stats
+from scipy import stats
 
 from latency_models import roofline
 from latency_models.errors import CalibrationError
@@ -38,6 +38,7 @@ _RESOLUTION_S = 1e-6
 _UNMEASURED_FACTOR = 2.0
 # However good the fit looks, machines drift: no interval is narrower than this, in log time.
 _FLOOR = 0.02
+_MAX_STEPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,18 +298,16 @@ def _fit(
     if start is not None and len(start) == len(everything.priors):
         places = {prior.name: i for i, prior in enumerate(everything.priors)}
         begin = np.array([start[places[prior.name]] for prior in problem.layout.priors])
-    solution = optimize.least_squares(
-        problem.residuals, begin, method="trf", x_scale="jac", max_nfev=60
-    )
-    spread = np.sqrt(np.diag(np.linalg.inv(solution.jac.T @ solution.jac)))
+    theta, jacobian = _minimise(problem, begin)
+    spread = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
     return LatencyModel(
         profile=profile,
         precisions=precisions,
-        parameters=_parameters(everything, problem.layout, solution.x, spread),
+        parameters=_parameters(everything, problem.layout, theta, spread),
         measured_groups=tuple(groups),
         kernel_samples=kernel_samples,
         network_samples=network_samples,
-        residuals_=problem.held_out(solution.x, solution.jac),
+        residuals_=problem.held_out(theta, jacobian),
     )
 
 
@@ -358,12 +357,30 @@ class _Problem:
         return seconds[:split], np.maximum(whole, _RESOLUTION_S)
 
     def residuals(self, theta: Array) -> Array:
+        """What is squared and summed: kernels, networks, and the distance from the prior."""
         kernels, networks = self.predict(theta)
         # The resolution damps what a microsecond of truncation does to the smallest kernels.
         own = np.log((kernels + _RESOLUTION_S) / (self.kernels + _RESOLUTION_S)) / _KERNEL_SCALE
         whole = np.log(networks / self.networks) / _NETWORK_SCALE
         prior = (theta - self.start) / self.spreads
         return np.concatenate([_soften(own), _soften(whole), prior])
+
+    def jacobian(self, theta: Array) -> Array:
+        """The derivatives of ``residuals``."""
+        seconds, rows = roofline.kernel_jacobian(theta, self.features, self.layout)
+        split = len(self.kernels)
+        kernels, networks = self.predict(theta)
+        own = rows[:split] / (seconds[:split, None] + _RESOLUTION_S) / _KERNEL_SCALE
+        sums = np.zeros((len(self.sizes), len(theta)))
+        np.add.at(sums, self.owner, rows[split:])
+        sums[:, self.gap] += self.sizes * 1e-6
+        sums[:, self.c0] += np.exp(theta[self.c0])
+        whole = sums / networks[:, None] / _NETWORK_SCALE
+        raw_own = np.log((kernels + _RESOLUTION_S) / (self.kernels + _RESOLUTION_S))
+        raw_whole = np.log(networks / self.networks)
+        slopes = _soft_slope(np.concatenate([raw_own / _KERNEL_SCALE, raw_whole / _NETWORK_SCALE]))
+        data = np.concatenate([own, whole]) * slopes[:, None]
+        return np.concatenate([data, np.diag(1 / self.spreads)])
 
     def held_out(self, theta: Array, jacobian: Array) -> tuple[float, ...]:
         """Log residuals of the networks, each as if it had not been fitted to.
@@ -382,6 +399,43 @@ class _Problem:
 def _soften(residuals: Array) -> Array:
     """Residuals whose squares are the soft L1 loss ``2 * (sqrt(1 + r^2) - 1)``."""
     return np.asarray(np.sign(residuals) * np.sqrt(2 * (np.sqrt(1 + residuals**2) - 1)))
+
+
+def _soft_slope(residuals: Array) -> Array:
+    """The derivative of ``_soften``."""
+    softened = np.maximum(np.abs(_soften(residuals)), 1e-12)
+    slope = np.abs(residuals) / (np.sqrt(1 + residuals**2) * softened)
+    return np.where(np.abs(residuals) < 1e-6, 1.0, slope)
+
+
+def _minimise(problem: _Problem, theta: Array) -> tuple[Array, Array]:
+    """The parameters at the minimum, and the Jacobian there.
+
+    Levenberg and Marquardt's method, by the normal equations: they are small, and calling LAPACK
+    once a step keeps its threads from fighting over a busy host.
+    """
+    damping = 1e-2
+    residuals = problem.residuals(theta)
+    cost = float(residuals @ residuals)
+    jacobian = problem.jacobian(theta)
+    for _ in range(_MAX_STEPS):
+        normal, gradient = jacobian.T @ jacobian, jacobian.T @ residuals
+        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
+        trial = theta - np.clip(step, -1.0, 1.0)
+        after = problem.residuals(trial)
+        lower = float(after @ after)
+        if not lower < cost:
+            damping *= 5.0
+            if damping > 1e8:
+                break
+            continue
+        settled = cost - lower < 1e-7 * cost
+        theta, residuals, cost = trial, after, lower
+        jacobian = problem.jacobian(theta)
+        damping = max(damping / 5.0, 1e-9)
+        if settled:
+            break
+    return theta, jacobian
 
 
 def _parameters(

@@ -16,7 +16,7 @@ from latency_models.matching import ProfileRow, match
 from latency_models.operators import QDQ, Op
 from latency_models.parse import load, parse
 from latency_models.propagation import propagate
-from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs
+from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs, keep_float
 
 __all__ = ["Dims", "Kernel", "ProfileRow", "Work", "match", "read", "rewrite", "work"]
 
@@ -44,10 +44,11 @@ def rewrite(
 
     ``out_channels`` gives convolutions and matrix products new output channels; everything
     downstream follows. ``precision`` is ``fp32`` or ``int8``; whatever has weights and is not named
-    stays fp32. What becomes of the rest is up to the exporter: with ``carriers``, boardfit's,
-    operators between integer ones are quantized and a Gemm at the end gives floats; with ``all``,
-    ``quantize_static``'s given ``nodes_to_exclude``, everything that can be is quantized as soon as
-    anything is. Both put Q/DQ pairs with asymmetric uint8 activations, as real exports do.
+    stays fp32. What becomes of the rest is up to the exporter. With ``carriers``, boardfit's,
+    operators between integer ones are quantized, a Gemm at the end gives floats, and layers that
+    are to stay float do. With ``all``, ``quantize_static``'s given ``nodes_to_exclude``, everything
+    that can be is quantized as soon as anything is, and the runtime may quantize a float layer
+    between quantized tensors by itself. Both put Q/DQ pairs with asymmetric uint8 activations.
 
     Names are those of kernels, which stand for the kernel's leading operator, or of any ONNX node
     inside a kernel (the Add that is fused into a convolution, say). ``UnsupportedGraph`` for a name
@@ -68,7 +69,7 @@ def rewrite(
             ops = insert_pairs(ops, chosen | (rest - set(precisions)))
         else:
             rest = carriers(ops, chosen) - set(precisions)
-            ops = free_output(insert_pairs(ops, chosen | rest))
+            ops = keep_float(free_output(insert_pairs(ops, chosen | rest)))
     return lower(ops, runtime=_runtime(runtime))
 
 

@@ -13,10 +13,38 @@ __all__ = ["BYTES", "KERNEL_KINDS", "Dims", "Kernel", "Work", "work"]
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
 KERNEL_KINDS = tuple(
-    "conv_1x1 conv_3x3 conv_large conv_direct conv_grouped conv_depthwise conv_im2col "
-    "conv_transpose gemm matmul elementwise transcendental binary binary_broadcast pool "
-    "global_pool reduce reduce_nhwc softmax normalise concat move transpose resize view "
-    "reorder_input reorder_output quantize dequantize".split()
+    [
+        "conv_1x1",
+        "conv_3x3",
+        "conv_large",
+        "conv_direct",
+        "conv_grouped",
+        "conv_depthwise",
+        "conv_im2col",
+        "conv_transpose",
+        "gemm",
+        "matmul",
+        "elementwise",
+        "transcendental",
+        "binary",
+        "binary_broadcast",
+        "max_pool",
+        "average_pool",
+        "global_pool",
+        "reduce",
+        "reduce_nhwc",
+        "softmax",
+        "normalise",
+        "concat",
+        "move",
+        "transpose",
+        "resize",
+        "view",
+        "reorder_input",
+        "reorder_output",
+        "quantize",
+        "dequantize",
+    ]
 )
 
 
@@ -158,7 +186,7 @@ def _compute(kernel: Kernel, width: int) -> tuple[int, int, Dims]:
     # Reductions and pools read more than they write: what is read is what takes time.
     size = max([elements, *(math.prod(s) for s in kernel.in_shapes)])
     outputs = kernel.out_channels
-    if kernel.kind == "pool":
+    if kernel.kind in ("max_pool", "average_pool"):
         return 0, 0, Dims(elements // outputs, outputs, 1, window)
     outputs = kernel.in_channels or outputs
     return 0, 0, Dims(size // outputs, outputs)

@@ -53,15 +53,50 @@ FEW_CHANNELS = 16
 _ALIGNMENT = 4
 # Operators with an integer kernel between DequantizeLinear and QuantizeLinear.
 _INTEGER = frozenset(
-    "Conv Gemm MatMul Add Mul Concat MaxPool AveragePool GlobalAveragePool Sigmoid LeakyRelu "
-    "Softmax Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Gather Resize Expand Where "
-    "DepthToSpace SpaceToDepth Pad".split()
+    [
+        "Conv",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Mul",
+        "Concat",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Sigmoid",
+        "LeakyRelu",
+        "Softmax",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Slice",
+        "Split",
+        "Gather",
+        "Resize",
+        "Expand",
+        "Where",
+        "DepthToSpace",
+        "SpaceToDepth",
+        "Pad",
+    ]
 )
 # These keep whichever of nchw and nhwc their inputs lie in.
 _LAYOUT_FREE = frozenset(
-    "elementwise transcendental binary concat reduce move resize pool global_pool".split()
+    [
+        "elementwise",
+        "transcendental",
+        "binary",
+        "concat",
+        "reduce",
+        "move",
+        "resize",
+        "pool",
+        "global_pool",
+    ]
 )
-_BLOCKED_POOLS = frozenset("MaxPool AveragePool GlobalMaxPool GlobalAveragePool".split())
+_BLOCKED_POOLS = frozenset(["MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"])
 _BLOCKED_ACTIVATIONS = ACTIVATIONS | {"QuickGelu", "Gelu"}
 _KIND_OF_FUSED = {
     "QuickGelu": "transcendental",
@@ -148,8 +183,8 @@ class _Lowering:
         followed = not op.exported and all(self._quantized_after(t) for t in op.outputs)
         if op.weight is None or op.integer_weight:
             return followed or op.op in ("Gemm", "MatMul")
-        late = self.quantizes_weights and op.op != "MatMul" and not op.dequantized
-        return followed and late
+        late = op.op != "MatMul" and not op.dequantized and not op.kept_float
+        return followed and late and self.quantizes_weights
 
     def _quantized_after(self, tensor: str) -> bool:
         """True if only a Q/DQ pair reads ``tensor``, a Relu before it (which it absorbs) or not."""
@@ -524,6 +559,8 @@ class _Lowering:
                 math.prod(s) for s in (*head.in_shapes, *head.constant_shapes) if math.prod(s) > 1
             }
             return "binary_broadcast" if len(sizes) > 1 else "binary"
+        if kind == "pool":
+            return "max_pool" if head.op == "MaxPool" else "average_pool"
         if kind == "reduce" and layout == "nhwc":
             return "reduce_nhwc"
         return kind

@@ -51,7 +51,9 @@ VIEWS = frozenset(op for op, kind in KINDS.items() if kind == "view")
 
 # What a convolution can apply to its sum before writing it (onnxruntime 1.31,
 # conv_activation_fusion.cc and conv_activation_action; HardSwish after its own fusion).
-ACTIVATIONS = frozenset("Relu LeakyRelu Clip HardSigmoid HardSwish Sigmoid Tanh".split())
+ACTIVATIONS = frozenset(
+    ["Relu", "LeakyRelu", "Clip", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh"]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,9 @@ class Op:
 
     ``inputs`` and ``outputs`` are activation tensors; constants are in ``weight`` and ``bias``
     (names) and ``constant_shapes``. ``dequantized`` holds the element counts of constants that are
-    stored as integers behind a DequantizeLinear, ``integer_weight`` says whether the weight is one of
-    them. ``exported`` tells that an output is also an
+    stored as integers behind a DequantizeLinear; ``integer_weight`` says whether the weight is one
+    of them. ``kept_float``: the input is dequantized with one scale a channel, which keeps the
+    runtime from quantizing a float weight by itself. ``exported`` tells that an output is also an
     output of the network; ``nodes`` are the ONNX nodes that this is.
     """
 
@@ -78,6 +81,7 @@ class Op:
     constant_shapes: tuple[Shape, ...] = ()
     dequantized: tuple[int, ...] = ()
     integer_weight: bool = False
+    kept_float: bool = False
     window: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     groups: int = 1

@@ -43,7 +43,7 @@ def parse(model: ModelProto) -> tuple[Op, ...]:
 
 class _Parser:
     def __init__(self, model: ModelProto) -> None:
-        self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
+        self.opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.model = _without_weights(model)
         self.constant_shapes: dict[str, Shape] = {
             t.name: tuple(t.dims) for t in self.model.graph.initializer
@@ -56,6 +56,8 @@ class _Parser:
         self.aliases: dict[str, str] = {}
         # Constants behind a DequantizeLinear, with the name they are stored under.
         self.dequantized: dict[str, str] = {}
+        # Activations dequantized with one scale a channel.
+        self.per_channel: set[str] = set()
         self.shapes = self._infer()
 
     # -- constants and shapes --------------------------------------------------------------------
@@ -95,9 +97,8 @@ class _Parser:
             self._know(node.output[0], value)
         elif node.op_type in _ALIASES and names[0] in self.constant_shapes:
             self._static(node, shapes)
-            self.dequantized.update(
-                {node.output[0]: self.dequantized[n] for n in names if n in self.dequantized}
-            )
+            if names[0] in self.dequantized:
+                self.dequantized[node.output[0]] = self.dequantized[names[0]]
             self.aliases[node.output[0]] = names[0]
             if names[0] in self.values:
                 self.values[node.output[0]] = self.values[names[0]]
@@ -190,6 +191,8 @@ class _Parser:
     ) -> None:
         """Record a Q/DQ pair once; further DequantizeLinear of the same tensor are aliases."""
         key = source.output[0]
+        if math.prod(self.constant_shapes.get(node.input[1], ())) > 1:
+            self.per_channel.add(node.output[0])
         if key in pairs:
             first = found[pairs[key]]
             self.aliases[node.output[0]] = first.outputs[0]
@@ -245,6 +248,7 @@ class _Parser:
                 math.prod(self.constant_shapes[n]) for n in constants if n in self.dequantized
             ),
             integer_weight=bool(weighted) and weights[0] in self.dequantized,
+            kept_float=node.input[0] in self.per_channel,
             window=_pair_of(window),
             stride=_pair_of(_attribute(node, "strides", (1, 1))),
             groups=_attribute(node, "group", 1),

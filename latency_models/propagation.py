@@ -11,7 +11,7 @@ from latency_models.operators import Op, Shape
 
 __all__ = ["propagate"]
 
-_FLATTENING = frozenset("Flatten Reshape Squeeze Unsqueeze".split())
+_FLATTENING = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
 
 
 def propagate(ops: Sequence[Op], out_channels: Mapping[str, int]) -> tuple[Op, ...]:
@@ -146,7 +146,7 @@ def _followed(op: Op, first: Shape, before: Shape, out: Shape) -> Shape:
 def _reshaped(op: Op, first: Shape, before: Shape, out: Shape) -> Shape:
     """The sizes after a reshape: the one axis that held the channels takes up the change."""
     ratio = math.prod(first) / math.prod(before)
-    old, new = [(b, f) for b, f in zip(before, first, strict=True) if b != f][0]
+    old, new = next((b, f) for b, f in zip(before, first, strict=True) if b != f)
     for axis, size in enumerate(out):
         if size % old == 0 and math.prod(out) * ratio == math.prod(out) // size * (
             size // old * new

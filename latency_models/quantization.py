@@ -12,27 +12,60 @@ from collections.abc import Sequence, Set
 
 from latency_models.operators import QDQ, Op
 
-__all__ = ["QUANTIZABLE", "carriers", "free_output", "insert_pairs"]
+__all__ = ["QUANTIZABLE", "carriers", "free_output", "insert_pairs", "keep_float"]
 
 # Quantized whatever their neighbours are.
 _ALWAYS = frozenset(
-    "Conv ConvTranspose Gemm MatMul Add Mul LeakyRelu Sigmoid GlobalAveragePool Split Pad Resize "
-    "Concat Softmax Where Gather GatherElements BatchNormalization InstanceNormalization "
-    "LayerNormalization ArgMax CumSum TopK".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Mul",
+        "LeakyRelu",
+        "Sigmoid",
+        "GlobalAveragePool",
+        "Split",
+        "Pad",
+        "Resize",
+        "Concat",
+        "Softmax",
+        "Where",
+        "Gather",
+        "GatherElements",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "ArgMax",
+        "CumSum",
+        "TopK",
+    ]
 )
 # Quantized if their input is: they pass its scale on.
 _FOLLOWERS = frozenset(
-    "Reshape Transpose Squeeze Unsqueeze Flatten MaxPool AveragePool Slice".split()
+    ["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "MaxPool", "AveragePool", "Slice"]
 )
 # Removed after a quantized producer: the zero point rectifies.
-_REMOVABLE = frozenset("Relu Clip".split())
+_REMOVABLE = frozenset(["Relu", "Clip"])
 QUANTIZABLE = _ALWAYS | _FOLLOWERS | _REMOVABLE
 
 # What carries integers between integer convolutions at no cost but its own; an exporter that
 # quantizes some layers only quantizes these where both ends are integer.
 _CARRIERS = frozenset(
-    "Add AveragePool Clip Concat Flatten GlobalAveragePool MaxPool Relu Reshape Squeeze "
-    "Transpose".split()
+    [
+        "Add",
+        "AveragePool",
+        "Clip",
+        "Concat",
+        "Flatten",
+        "GlobalAveragePool",
+        "MaxPool",
+        "Relu",
+        "Reshape",
+        "Squeeze",
+        "Transpose",
+    ]
 )
 
 
@@ -60,9 +93,9 @@ def carriers(ops: Sequence[Op], quantized: Set[str]) -> set[str]:
         ):
             carried.add(op.name)
     for op in ops:
-        if op.op in _REMOVABLE and op.inputs and op.inputs[0] in producer:
-            if producer[op.inputs[0]].name in carried:
-                carried.add(op.name)
+        source = producer.get(op.inputs[0]) if op.op in _REMOVABLE else None
+        if source is not None and source.name in carried:
+            carried.add(op.name)
     return carried - set(quantized)
 
 
@@ -78,6 +111,16 @@ def free_output(ops: Sequence[Op]) -> tuple[Op, ...]:
         dataclasses.replace(op, exported=True) if op.name in freed else op
         for op in ops
         if op.name not in freed.values()
+    )
+
+
+def keep_float(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """``ops`` in which no layer with float weights is quantized by the runtime on its own."""
+    return tuple(
+        dataclasses.replace(op, kept_float=True)
+        if op.weight is not None and not op.integer_weight
+        else op
+        for op in ops
     )
 
 
@@ -114,7 +157,7 @@ def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
             paired.update(dict.fromkeys(op.inputs))
             stored.update(n for n in (op.weight, op.bias) if n)
         paired.update(dict.fromkeys(op.outputs))
-    return tuple(_rewire(ops, paired, renamed, removed, stored, quantized))
+    return tuple(_rewire(ops, paired, renamed, removed, stored))
 
 
 def _rewire(
@@ -123,7 +166,6 @@ def _rewire(
     renamed: dict[str, str],
     removed: set[str],
     stored: set[str],
-    quantized: Set[str],
 ) -> list[Op]:
     def read(tensor: str) -> str:
         return f"{tensor}/dequantized" if tensor in paired else tensor

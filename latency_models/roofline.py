@@ -3,7 +3,8 @@
 ::
 
     c = 2 * effective_macs / (P[prec] * eta[kind,prec])
-    m = (bytes_in + bytes_out) / bw_act + bytes beyond the cache / bw_far + bytes_weights / bw_w
+    m = (bytes_in + bytes_out) * (1 / bw_act + f / bw_far) + bytes_weights / bw_w
+    f = 1 / (1 + (cache / (bytes_in + bytes_out))^8)
     t(kernel)  = t0[kind,prec] + (c^q + m^q)^(1/q)
     t(network) = c0 + sum over kernels of (t + gap)
 
@@ -15,13 +16,16 @@ al., IEEE Access 9, 2021, eq. 3: u = s / (ceil(s / p) * p)).
 lanes of a vector and the blocks of a layout are filled up, and a position of the window costs
 something before the first product. For a dense product of ``rows x (window * k)`` with ``n``::
 
-    rows * groups * window * (k_padded * n_padded + tap)
+    rows * groups * (n_padded * (window * k_padded + out) + gathers * tap)
     n_padded = 16 * (B + a * ceil(B / 4)) / (1 + a / 4),   B = ceil(n / 16)
 
 A kernel holds up to four blocks of outputs in registers and loads each input once for all of them,
-which costs ``a`` of a block (mlas, ``SconvKernelAvx512F``); ``tap`` is what gathering one window
-position costs, in products (mlas, im2col and indirection of the integer kernels).
-Where nothing is multiplied, one operation an element read (times the window, in a pool).
+which costs ``a`` of a block (mlas, ``SconvKernelAvx512F``). ``out`` is what storing (and
+requantizing) one result costs, ``tap`` what gathering one piece of input costs, both in products;
+an integer kernel gathers a row of the window at once, all channels (mlas, im2col of NHWC), others
+position by position. Where nothing is multiplied, one operation an element read (times the window,
+in a pool). A tensor that is larger than the ``cache`` is streamed from beyond it, all of it: a
+least-recently-used cache keeps nothing of what is swept through it.
 """
 
 from __future__ import annotations
@@ -35,17 +39,31 @@ import numpy.typing as npt
 from latency_models.kernels import Work
 from latency_models.profiles import BoardProfile
 
-__all__ = ["DENSE", "Features", "Layout", "Prior", "features", "kernel_seconds"]
+__all__ = ["DENSE", "Features", "Layout", "Prior", "features", "kernel_jacobian", "kernel_seconds"]
 
 Array = npt.NDArray[np.float64]
 
 DENSE = frozenset(
-    "conv_1x1 conv_3x3 conv_large conv_grouped conv_direct conv_im2col conv_transpose gemm "
-    "matmul".split()
+    [
+        "conv_1x1",
+        "conv_3x3",
+        "conv_large",
+        "conv_grouped",
+        "conv_direct",
+        "conv_im2col",
+        "conv_transpose",
+        "gemm",
+        "matmul",
+    ]
 )
 # Kinds whose input channels come in padded blocks (NCHWc).
-_BLOCKED_INPUTS = frozenset("conv_1x1 conv_3x3 conv_large conv_grouped".split())
+_BLOCKED_INPUTS = frozenset(["conv_1x1", "conv_3x3", "conv_large", "conv_grouped"])
 _LANES = 16
+# How sharply time rises where a tensor outgrows the cache: between 0.8 and 1.25 of its size.
+_KNEE = 8
+# Parameters that all kinds and precisions share: those before a[...] in ``Layout.of``.
+_SHARED = 9
+_STEP = 1e-6
 _BLOCKS_IN_REGISTERS = 4
 
 # Shares of the peak that kernels of a kind reach, where nothing is known of the board: orders of
@@ -66,7 +84,8 @@ _ETA = {
     "normalise": 0.01,
     "reduce": 0.03,
     "reduce_nhwc": 0.01,
-    "pool": 0.05,
+    "max_pool": 0.05,
+    "average_pool": 0.05,
     "resize": 0.01,
 }
 _ETA_MOVEMENT = 0.03
@@ -99,7 +118,6 @@ class Layout:
     precisions: tuple[str, ...]
     priors: tuple[Prior, ...]
     peaks: tuple[float, ...]
-    cache_bytes: float
 
     @classmethod
     def of(cls, groups: Sequence[tuple[str, str]], profile: BoardProfile) -> Layout:
@@ -111,16 +129,17 @@ class Layout:
             Prior("bw_act", "bytes/s", profile.cache_bandwidth_bytes_per_s.value, 0.7),
             Prior("bw_far", "bytes/s", profile.bandwidth_bytes_per_s.value, 0.7),
             Prior("bw_w", "bytes/s", 1.5 * profile.bandwidth_bytes_per_s.value, 0.7),
+            Prior("cache", "bytes", profile.cache_bytes.value, 0.2),
             Prior("tail8", "blocks", 2.0, 0.7),
             Prior("tail1", "blocks", 1.0, 0.7),
             Prior("c0", "s", profile.network_overhead_s.value, 0.7),
             Prior("gap", "us", 0.0, 1.0, linear=True),
         ]
         for precision in precisions:
+            integer = precision == "int8"
             priors.append(Prior(f"a[{precision}]", "blocks", 1.0, 0.7))
-            tap = 32.0 if precision != "int8" else 256.0
-            priors.append(Prior(f"tap[{precision}]", "macs", tap, 1.0))
-            priors.append(Prior(f"tap_direct[{precision}]", "macs", tap, 1.0))
+            priors.append(Prior(f"tap[{precision}]", "macs", 1000.0 if integer else 32.0, 1.0))
+            priors.append(Prior(f"out[{precision}]", "macs", 30.0 if integer else 4.0, 0.7))
         for kind, precision in ordered:
             eta = _ETA.get(kind, _ETA_MOVEMENT)
             priors.append(Prior(f"eta[{kind},{precision}]", "1", eta, 1.0))
@@ -134,7 +153,6 @@ class Layout:
             precisions=precisions,
             priors=tuple(priors),
             peaks=tuple(peak.get(p, fallback).value for p in precisions),
-            cache_bytes=profile.cache_bytes.value,
         )
 
     def start(self) -> Array:
@@ -157,11 +175,11 @@ class Features:
     group: npt.NDArray[np.intp]
     precision: npt.NDArray[np.intp]
     dense: npt.NDArray[np.bool_]
-    direct: npt.NDArray[np.bool_]
     depthwise_int8: npt.NDArray[np.bool_]
     view: npt.NDArray[np.bool_]
-    positions: Array
-    padded_inputs: Array
+    rows: Array
+    depth: Array
+    gathers: Array
     outputs: Array
     simple: Array
     tail8: Array
@@ -187,11 +205,11 @@ def features(works: Sequence[Work], layout: Layout) -> Features:
         group=np.array([place[w.kind, w.precision] for w in works], np.intp),
         precision=np.array([layout.precisions.index(w.precision) for w in works], np.intp),
         dense=dense,
-        direct=np.array([k == "conv_direct" for k in kinds], bool),
         depthwise_int8=depthwise & int8,
         view=np.array([k == "view" for k in kinds], bool),
-        positions=rows * groups * window,
-        padded_inputs=np.where(blocked, _up(inputs, _LANES), inputs),
+        rows=rows * groups,
+        depth=window * np.where(blocked, _up(inputs, _LANES), inputs),
+        gathers=np.where(int8 & (groups == 1), np.sqrt(window), window) * (window > 1),
         outputs=outputs,
         simple=np.where(depthwise, rows * window * lanes, rows * outputs * groups * window / 2),
         tail8=rows * window * np.floor(rest / 8) * _LANES,
@@ -207,32 +225,53 @@ def _up(values: Array, step: int) -> Array:
 
 def kernel_seconds(theta: Array, works: Features, layout: Layout) -> Array:
     """Seconds of each kernel under the parameter vector ``theta``."""
+    t0, busy, _ = _parts(theta, works, layout)
+    return np.asarray(t0 + busy)
+
+
+def kernel_jacobian(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array]:
+    """Seconds of each kernel, and their derivatives by every entry of ``theta``.
+
+    A kind's own parameters are differentiated by hand, the few that all kinds share numerically.
+    """
+    t0, busy, share = _parts(theta, works, layout)
+    seconds = t0 + busy
+    first = len(theta) - 2 * len(layout.groups)
+    jacobian = np.zeros((len(seconds), len(theta)))
+    each = np.arange(len(seconds))
+    jacobian[each, first + works.group] = -busy * share
+    jacobian[each, first + len(layout.groups) + works.group] = t0
+    for column in range(first):
+        moved = theta.copy()
+        moved[column] += _STEP
+        jacobian[:, column] = (kernel_seconds(moved, works, layout) - seconds) / _STEP
+    return seconds, jacobian
+
+
+def _parts(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array, Array]:
+    """Overhead, time at work, and the share of computing in it (its logarithmic derivative)."""
     values = np.exp(theta)
-    q, bw_act, bw_far, bw_w, tail8, tail1 = values[:6]
-    start = 8
-    per_precision = values[start : start + 3 * len(layout.precisions)].reshape(-1, 3)
-    first = start + 3 * len(layout.precisions)
+    q, bw_act, bw_far, bw_w, cache, tail8, tail1 = values[:7]
+    first = len(theta) - 2 * len(layout.groups)
+    a, tap, out = values[_SHARED:first].reshape(-1, 3)[works.precision].T
     eta = values[first : first + len(layout.groups)][works.group]
     t0 = values[first + len(layout.groups) :][works.group]
-    a, tap, tap_direct = per_precision[works.precision].T
     blocks = np.ceil(works.outputs / _LANES)
     padded = (
         _LANES
         * (blocks + a * np.ceil(blocks / _BLOCKS_IN_REGISTERS))
         / (1 + a / _BLOCKS_IN_REGISTERS)
     )
-    gather = np.where(works.direct, tap_direct, tap)
     macs = np.where(
         works.dense,
-        works.positions * (works.padded_inputs * padded + gather),
+        works.rows * (padded * (works.depth + out) + works.gathers * tap),
         works.simple + works.depthwise_int8 * (tail8 * works.tail8 + tail1 * works.tail1),
     )
-    peak = np.array(layout.peaks)[works.precision]
-    compute = 2 * macs / (peak * eta)
-    beyond = np.maximum(works.bytes_act - layout.cache_bytes, 0.0)
-    memory = works.bytes_act / bw_act + beyond / bw_far + works.bytes_weights / bw_w
-    # In logarithms, so that neither term under- or overflows for large q.
+    compute = 2 * macs / (np.array(layout.peaks)[works.precision] * eta)
+    beyond = 1 / (1 + (cache / np.maximum(works.bytes_act, 1.0)) ** _KNEE)
+    memory = works.bytes_act * (1 / bw_act + beyond / bw_far) + works.bytes_weights / bw_w
+    # Relative to the larger, so that neither term under- or overflows for large q.
     larger = np.maximum(compute, memory) + 1e-30
-    smaller = np.minimum(compute, memory)
-    busy = larger * (1 + (smaller / larger) ** q) ** (1 / q)
-    return np.asarray(t0 + np.where(works.view, 0.0, busy))
+    powers = (compute / larger) ** q, (memory / larger) ** q
+    busy = np.where(works.view, 0.0, larger * (powers[0] + powers[1]) ** (1 / q))
+    return t0, busy, np.asarray(powers[0] / (powers[0] + powers[1]))

@@ -6,6 +6,7 @@ Inference time hardly depends on the values, as long as they are finite and not 
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from latency_models.operators import QDQ, Op
 from latency_models.parse import parse
 from latency_models.quantization import QUANTIZABLE, insert_pairs
 
-__all__ = ["fill", "quantize"]
+__all__ = ["fill", "quantize", "quantized"]
 
 _DTYPES = {
     TensorProto.FLOAT: np.float32,
@@ -33,7 +34,8 @@ def fill(model: ModelProto, *, seed: int = 0) -> ModelProto:
     Convolutions and matrices get He's normal initialisation, so that activations stay finite
     through deep networks (He et al., "Delving deep into rectifiers", ICCV 2015, eq. 10); batch
     norm's scale and variance are 1, everything of one dimension otherwise small. Weights that are
-    in the file are kept. Weights that operators share get a copy each: a trained network's differ. ``UnsupportedGraph`` if an absent one is not of a floating-point type.
+    in the file are kept. Weights that operators share get a copy each: a trained network's differ.
+    ``UnsupportedGraph`` if an absent one is not of a floating-point type.
     """
     filled = ModelProto()
     filled.CopyFrom(model)
@@ -59,7 +61,7 @@ def _own_constants(model: ModelProto) -> None:
     """Remove ``Identity`` of constants, and give every weight or bias a reader of its own."""
     graph = model.graph
     tensors = {t.name: t for t in graph.initializer}
-    shared = {}
+    shared: dict[str, str] = {}
     for node in graph.node:
         if node.op_type == "Identity" and (node.input[0] in tensors or node.input[0] in shared):
             shared[node.output[0]] = shared.get(node.input[0], node.input[0])
@@ -111,7 +113,7 @@ _SCALE, _ZERO_POINT = 0.05, 128
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Write the network in ``source`` to ``target`` in int8: Q/DQ pairs where a real export has them.
+    """Write the network in ``source`` to ``target`` in int8, with the Q/DQ pairs of a real export.
 
     Weights are int8, symmetric, one scale an output channel; activations uint8 with one made-up
     scale. For timing alone: what such a network answers means nothing.
@@ -119,14 +121,16 @@ def quantize(source: Path, target: Path) -> None:
     onnx.save(quantized(onnx.load(str(source))), str(target))
 
 
-def quantized(model: ModelProto) -> ModelProto:
-    """``model`` in int8, for timing alone; see ``quantize``."""
+def quantized(model: ModelProto, *, exclude: Set[str] = frozenset()) -> ModelProto:
+    """``model`` in int8 but for the nodes in ``exclude``, for timing alone; see ``quantize``."""
     plain = ModelProto()
     plain.CopyFrom(model)
     _own_constants(plain)
     ops = parse(plain)
     before = {op.name: op for op in ops}
-    after = insert_pairs(ops, {op.name for op in ops if op.op in QUANTIZABLE})
+    after = insert_pairs(
+        ops, {op.name for op in ops if op.op in QUANTIZABLE and op.name not in exclude}
+    )
     return _Export(plain, before, after).model
 
 
@@ -142,10 +146,9 @@ class _Export:
         self._scalar("quantize/scale", np.float32(_SCALE))
         self._scalar("quantize/zero_point", np.uint8(_ZERO_POINT))
         made = [n for name, n in nodes.items() if name not in before]
-        final = {}
         for op in after:
             if op.op == QDQ:
-                made += self._pair(op, outputs, final)
+                made += self._pair(op)
                 continue
             node = NodeProto()
             node.CopyFrom(nodes[op.name])
@@ -154,7 +157,7 @@ class _Export:
             for place, name in enumerate(node.input):
                 node.input[place] = activations.get(name, name)
             for place, name in enumerate(op.outputs):
-                node.output[place] = final.get(name, name)
+                node.output[place] = name
             made += self._weights(node, op)
             made.append(node)
         renamed = self._rename_outputs(made, after, outputs)
@@ -164,7 +167,7 @@ class _Export:
     def _scalar(self, name: str, value: np.generic) -> None:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
-    def _pair(self, op: Op, outputs: set[str], final: dict[str, str]) -> list[NodeProto]:
+    def _pair(self, op: Op) -> list[NodeProto]:
         constants = ["quantize/scale", "quantize/zero_point"]
         source, integers = op.inputs[0], f"{op.inputs[0]}/quantized"
         return [
