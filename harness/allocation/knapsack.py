@@ -323,7 +323,8 @@ class _Program:
                 constraints=constraints,
                 options={"time_limit": max(deadline - clock(), 0.0), "mip_rel_gap": 0.0},
             )
-            if found.status == 2:
+            # Status 4 covers "unbounded or infeasible", and all variables are bounded.
+            if found.status == 2 or (found.x is None and "infeasible" in found.message.lower()):
                 return None
             if found.x is None:
                 raise BoardfitError(f"HiGHS found no allocation: {found.message}; allow more time")

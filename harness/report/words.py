@@ -369,7 +369,7 @@ def _compared(value: float, other: float, more: str, less: str) -> str:
 
 
 def alternative_sentences(result: FitResult) -> tuple[tuple[str, str], ...]:
-    """For every alternative: its name, the budgets it misses, and how it compares with the result."""
+    """For every alternative: its name, the budgets it misses, and how the result compares."""
     sentences = []
     for role, other in result.alternatives.items():
         judged = result.alternative_budgets.get(role, ())

@@ -226,11 +226,11 @@ def hard_instance(groups, options, seed):
     return values, [costs], [0.5 * sum(row[-1] for row in costs)]
 
 
-def test_a_large_instance_is_exact_within_a_second():
+def test_a_large_instance_is_solved_exactly():
     values, costs, budgets = hard_instance(120, 12, 1)
     start = time.monotonic()
     found = solve(values, costs, budgets)
-    assert time.monotonic() - start < 5  # 0.1 s where nothing else runs
+    assert time.monotonic() - start < 5  # 0.2 s where nothing else runs
     assert found.gap == 0.0
 
 
