@@ -1,0 +1,191 @@
+"""Calibrate this computer, predict networks that the calibration never saw, then measure them.
+
+    python -m tests.benchmarks.latency_models_local --data ../shared/measured
+
+A fixed set of 13 published architectures, their weights filled at random, in fp32 and in int8
+(``quantize_static``, U8S8, per channel, Q/DQ, random calibration images); one thread. Predictions
+are made before anything of the set is measured. Prints every network, the worst included; the
+target is a median absolute error of at most 12 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime import quantization
+
+from harness import calibrate
+from harness.boards import inventory
+from harness.boards.session import Session
+from harness.progress import ConsoleObserver
+from harness.store import Store
+from latency_models import graph, synthetic, validation
+
+NETWORKS = (
+    ("resnet18", "graphs_timm/resnet18__224.onnx"),
+    ("resnet34", "graphs_timm/resnet34__224.onnx"),
+    ("resnet50d", "graphs_timm/resnet50d__224.onnx"),
+    ("densenet121", "graphs_timm/densenet121__224.onnx"),
+    ("efficientnet_b0", "graphs_timm/efficientnet_b0__224.onnx"),
+    ("mnasnet_small", "graphs_timm/mnasnet_small__224.onnx"),
+    ("semnasnet_075", "graphs_timm/semnasnet_075__224.onnx"),
+    ("spnasnet_100", "graphs_timm/spnasnet_100__224.onnx"),
+    ("ghostnet_100", "graphs_timm/ghostnet_100__224.onnx"),
+    ("regnetx_016", "graphs_timm/regnetx_016__224.onnx"),
+    ("lcnet_075", "graphs_timm/lcnet_075__224.onnx"),
+    ("tinynet_a", "graphs_timm/tinynet_a__192.onnx"),
+    ("squeezenet1_1", "graphs_torchvision/squeezenet1_1__224.onnx"),
+)
+TARGET = 0.12
+COVERAGE = 0.9
+CALIBRATION_IMAGES = 2
+
+
+class _RandomImages(quantization.CalibrationDataReader):
+    def __init__(self, model: onnx.ModelProto, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        value = model.graph.input[0]
+        shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
+        self._images = iter(
+            {value.name: generator.standard_normal(shape).astype(np.float32)}
+            for _ in range(CALIBRATION_IMAGES)
+        )
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._images, None)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantizer advises preprocessing through the root logger, once a network."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def prepare(source: Path, folder: Path, name: str, *, seed: int) -> Iterator[tuple[str, Path]]:
+    """``(precision, file)`` of one network, runnable: fp32, and int8 where it quantizes."""
+    model = synthetic.fill(onnx.load(str(source), load_external_data=False), seed=seed)
+    plain, integer = folder / f"{name}.fp32.onnx", folder / f"{name}.int8.onnx"
+    onnx.save(model, str(plain))
+    yield "fp32", plain
+    try:
+        with _quiet():
+            quantization.quantize_static(
+                plain,
+                integer,
+                _RandomImages(model, seed),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+    except (RuntimeError, ValueError) as error:
+        print(f"{name} does not quantize: {error}", file=sys.stderr)
+        return
+    yield "int8", integer
+
+
+def family_of(name: str) -> str:
+    return name.rstrip("0123456789_d").split("_")[0]
+
+
+def run(data: Path, *, seed: int, only: set[str]) -> tuple[validation.Report, dict[str, object]]:
+    """The report over all networks, and the conditions it was made under."""
+    observer = ConsoleObserver()
+    with tempfile.TemporaryDirectory(prefix="boardfit-benchmark-") as scratch:
+        folder = Path(scratch)
+        networks = [
+            (name, precision, path)
+            for name, file in NETWORKS
+            if not only or name in only
+            for precision, path in prepare(data / "jetson_nano" / file, folder, name, seed=seed)
+        ]
+        conditions: dict[str, object] = {"load_before": os.getloadavg()[0]}
+        with Session(inventory.find("local")) as session, Store(folder / "store.db") as store:
+            with observer:
+                model = calibrate.calibrate(
+                    session, store, observer, reference=(), precisions=("fp32", "int8")
+                )
+                rows = calibrate.validate(
+                    session, store, observer, model=model, networks=networks, coverage=COVERAGE
+                )
+            conditions |= {"runtime": session.facts.runtime_version, "cpu": session.facts.cpu_model}
+        conditions |= {"load_after": os.getloadavg()[0], "latency_model": model.sha256}
+        unsupported = {
+            (name, precision): model.unsupported([graph.work(k) for k in graph.read(path)])
+            for name, precision, path in networks
+        }
+        held_out = [round(r, 4) for r in model.residuals_]
+        conditions["calibration_residuals"] = held_out
+    errors = [
+        validation.NetworkError(
+            name=row.network,
+            family=family_of(row.network),
+            precision=row.precision,
+            predicted_s=row.predicted_s,
+            low_s=row.interval.low,
+            high_s=row.interval.high,
+            measured_s=row.measured_s,
+            unsupported=unsupported[row.network, row.precision],
+        )
+        for row in rows
+    ]
+    return validation.summarise(errors, coverage=COVERAGE), conditions
+
+
+def show(report: validation.Report, conditions: dict[str, object]) -> str:
+    lines = [f"{'network':18s} {'':5s} {'measured':>9s} {'predicted':>9s} {'error':>8s}  interval"]
+    for row in sorted(report.networks, key=lambda r: -abs(r.error)):
+        mark = "" if row.covered else "  outside"
+        lines.append(
+            f"{row.name:18s} {row.precision:5s} {row.measured_s * 1e3:7.2f}ms "
+            f"{row.predicted_s * 1e3:7.2f}ms {100 * row.error:+7.1f}%  "
+            f"{row.low_s * 1e3:.2f}..{row.high_s * 1e3:.2f} ms{mark}"
+        )
+    verdict = "met" if report.median_error <= TARGET else "not met"
+    rank = "" if report.spearman is None else f", Spearman {report.spearman:.3f}"
+    lines.append(
+        f"median absolute error {100 * report.median_error:.1f} % (target {100 * TARGET:.0f} %: "
+        f"{verdict}), mean {100 * report.mape:.1f} %, within 10 %: {100 * report.within10:.0f} %"
+        f"{rank}"
+    )
+    lines.append(
+        f"intervals of {100 * report.coverage:.0f} % hold {100 * report.covered:.0f} %, "
+        f"median width high/low {report.width:.2f}"
+    )
+    lines += [f"  {key}: {100 * error:.1f} %" for key, error in report.by_precision]
+    lines.append(", ".join(f"{key} {value}" for key, value in conditions.items()))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", default=[], help="names of the fixed set")
+    arguments = parser.parse_args()
+    report, conditions = run(arguments.data, seed=arguments.seed, only=set(arguments.only))
+    if arguments.json:
+        print(json.dumps({"report": dataclasses.asdict(report), "conditions": conditions}))
+    else:
+        print(show(report, conditions))
+    return 0 if report.median_error <= TARGET else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
