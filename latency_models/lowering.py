@@ -412,7 +412,7 @@ class _Lowering:
             self._add(group, kind="quantize", precision="int8", layout=layout, inputs=(source,))
             self.forms[target] = {layout}
         if group.head.exported:
-            self._dequantize(target, "output")
+            self._dequantize(target, "output", layout="nchw")
 
     def _standing(self, tensor: str) -> str | None:
         """``nhwc`` if the tensor lies only so."""
@@ -490,7 +490,7 @@ class _Lowering:
         self._add(group, kind=kind, precision="fp32", layout=layout, inputs=tuple(inputs))
         for tensor in {group.output, *head.outputs}:
             self.forms[tensor] = {layout}
-        if group.blocked and group.ops[-1].exported:
+        if group.ops[-1].exported:
             self._need(group.output, "nchw", "fp32")
 
     def _dequantize_constant(self, head: Op, elements: int) -> None:

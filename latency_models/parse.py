@@ -20,6 +20,7 @@ __all__ = ["load", "parse"]
 
 # Shapes and axes are small; anything larger is a weight, whose values cost analysis never needs.
 _MAX_FOLDED_ELEMENTS = 4096
+_DOMAINS = ("", "ai.onnx")
 _ALIASES = frozenset({"Identity", "Dropout"})
 _CLASS_ATTRIBUTES = ("axis", "group", "kernel_shape", "strides", "perm")
 
@@ -43,7 +44,10 @@ def parse(model: ModelProto) -> tuple[Op, ...]:
 
 class _Parser:
     def __init__(self, model: ModelProto) -> None:
-        self.opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self.opset = max(o.version for o in model.opset_import if o.domain in _DOMAINS)
+        for index, node in enumerate(model.graph.node):
+            if node.domain not in _DOMAINS:
+                raise UnknownOperator(node.op_type, node.name or f"{node.op_type}_{index}")
         self.model = _without_weights(model)
         self.constant_shapes: dict[str, Shape] = {
             t.name: tuple(t.dims) for t in self.model.graph.initializer
@@ -67,7 +71,10 @@ class _Parser:
         graph = self.model.graph
         known = -1
         while True:
-            inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=True)
+            try:
+                inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=True)
+            except onnx.shape_inference.InferenceError as error:
+                raise UnsupportedGraph(f"the network contradicts itself: {error}") from error
             shapes = _value_shapes(inferred)
             shapes.update(self.constant_shapes)
             for node in graph.node:
@@ -214,7 +221,7 @@ class _Parser:
 
     def _op(self, node: NodeProto, index: int, exported: set[str]) -> Op:
         name = node.name or f"{node.op_type}_{index}"
-        if node.op_type not in KINDS or node.op_type == QDQ or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in KINDS or node.op_type == QDQ:
             raise UnknownOperator(node.op_type, name)
         names = [self._real(n) for n in node.input if n]
         constants = [n for n in node.input if n and n in self.constant_shapes]

@@ -108,8 +108,10 @@ def _draw(
     return generator.normal(0.0, 0.02, shape)
 
 
-# Scale and zero point of every activation: nothing is known of its range, and time does not ask.
-_SCALE, _ZERO_POINT = 0.05, 128
+# Scale of every activation: nothing is known of its range, and time does not ask.
+_SCALE = 0.05
+# Where the zero point is the minimum, the runtime drops a Relu: calibration finds it there.
+_RECTIFIED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid"})
 
 
 def quantize(source: Path, target: Path) -> None:
@@ -144,7 +146,9 @@ class _Export:
         nodes = {n.name or f"{n.op_type}_{i}": n for i, n in enumerate(self.graph.node)}
         outputs = {o.name for o in self.graph.output}
         self._scalar("quantize/scale", np.float32(_SCALE))
-        self._scalar("quantize/zero_point", np.uint8(_ZERO_POINT))
+        self._scalar("quantize/rectified", np.uint8(0))
+        self._scalar("quantize/signed", np.uint8(128))
+        self._producer = {t: op.op for op in before.values() for t in op.outputs}
         made = [n for name, n in nodes.items() if name not in before]
         for op in after:
             if op.op == QDQ:
@@ -168,7 +172,9 @@ class _Export:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
     def _pair(self, op: Op) -> list[NodeProto]:
-        constants = ["quantize/scale", "quantize/zero_point"]
+        rectified = self._producer.get(op.inputs[0]) in _RECTIFIED
+        zero_point = "quantize/rectified" if rectified else "quantize/signed"
+        constants = ["quantize/scale", zero_point]
         source, integers = op.inputs[0], f"{op.inputs[0]}/quantized"
         return [
             helper.make_node("QuantizeLinear", [source, *constants], [integers], op.nodes[0]),

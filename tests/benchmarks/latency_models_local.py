@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,12 +26,10 @@ import numpy as np
 import onnx
 from onnxruntime import quantization
 
-from harness import calibrate
+from harness import stats
 from harness.boards import inventory
-from harness.boards.session import Session
-from harness.progress import ConsoleObserver
-from harness.store import Store
-from latency_models import graph, synthetic, validation
+from harness.boards.session import PRESETS, EngineRequest, Session
+from latency_models import calibration, graph, profiles, sweep, synthetic, validation
 
 NETWORKS = (
     ("resnet18", "graphs_timm/resnet18__224.onnx"),
@@ -50,6 +49,7 @@ NETWORKS = (
 TARGET = 0.12
 COVERAGE = 0.9
 CALIBRATION_IMAGES = 2
+PROFILE_RUNS = 60
 
 
 class _RandomImages(quantization.CalibrationDataReader):
@@ -103,9 +103,43 @@ def family_of(name: str) -> str:
     return name.rstrip("0123456789_d").split("_")[0]
 
 
+def measure(session: Session, networks: list[tuple[str, str, Path]]) -> list[float]:
+    """Median seconds of a call, each network measured on its own."""
+    medians = []
+    for name, precision, path in networks:
+        request = EngineRequest(label=f"{name} {precision}", path=path, precision=precision)
+        (taken,) = session.measure([request], plan=PRESETS["quick"], campaign=request.label)
+        medians.append(stats.median(taken.samples_s))
+    return medians
+
+
+def calibrated(session: Session, folder: Path) -> calibration.LatencyModel:
+    """The latency model of this computer, from the generic sweep alone."""
+    plan = sweep.plan()
+    kernels = []
+    for packed in plan.networks:
+        path = folder / f"{packed.name}.onnx"
+        onnx.save(packed.model, str(path))
+        taken = session.profile(path, runs=PROFILE_RUNS)
+        kernels += sweep.collect(
+            packed, [(k.name, k.op, k.node, k.latency_s) for k in taken.kernels]
+        )
+    probes = []
+    for probe in plan.probes:
+        path = folder / f"{probe.name}.onnx"
+        onnx.save(probe.model, str(path))
+        probes.append((probe.name, probe.precision, path))
+    works = [works_of(path) for _, _, path in probes]
+    samples = list(zip(works, measure(session, probes), strict=True))
+    return calibration.fit(kernels, samples, profile=profiles.load("generic-cpu"))
+
+
+def works_of(path: Path) -> tuple[graph.Work, ...]:
+    return tuple(graph.work(kernel) for kernel in graph.read(path))
+
+
 def run(data: Path, *, seed: int, only: set[str]) -> tuple[validation.Report, dict[str, object]]:
     """The report over all networks, and the conditions it was made under."""
-    observer = ConsoleObserver()
     with tempfile.TemporaryDirectory(prefix="boardfit-benchmark-") as scratch:
         folder = Path(scratch)
         networks = [
@@ -114,35 +148,31 @@ def run(data: Path, *, seed: int, only: set[str]) -> tuple[validation.Report, di
             if not only or name in only
             for precision, path in prepare(data / "jetson_nano" / file, folder, name, seed=seed)
         ]
+        works = [works_of(path) for _, _, path in networks]
         conditions: dict[str, object] = {"load_before": os.getloadavg()[0]}
-        with Session(inventory.find("local")) as session, Store(folder / "store.db") as store:
-            with observer:
-                model = calibrate.calibrate(
-                    session, store, observer, reference=(), precisions=("fp32", "int8")
-                )
-                rows = calibrate.validate(
-                    session, store, observer, model=model, networks=networks, coverage=COVERAGE
-                )
+        with Session(inventory.find("local")) as session:
+            start = time.monotonic()
+            model = calibrated(session, folder)
+            conditions["calibration_s"] = round(time.monotonic() - start, 1)
+            predicted = [(model.predict(w), model.interval(w, COVERAGE)) for w in works]
+            measured = measure(session, networks)
             conditions |= {"runtime": session.facts.runtime_version, "cpu": session.facts.cpu_model}
-        conditions |= {"load_after": os.getloadavg()[0], "latency_model": model.sha256}
-        unsupported = {
-            (name, precision): model.unsupported([graph.work(k) for k in graph.read(path)])
-            for name, precision, path in networks
-        }
-        held_out = [round(r, 4) for r in model.residuals_]
-        conditions["calibration_residuals"] = held_out
+    conditions |= {"load_after": os.getloadavg()[0], "latency_model": model.sha256}
+    conditions["calibration_residuals"] = [round(r, 4) for r in model.residuals_]
     errors = [
         validation.NetworkError(
-            name=row.network,
-            family=family_of(row.network),
-            precision=row.precision,
-            predicted_s=row.predicted_s,
-            low_s=row.interval.low,
-            high_s=row.interval.high,
-            measured_s=row.measured_s,
-            unsupported=unsupported[row.network, row.precision],
+            name=name,
+            family=family_of(name),
+            precision=precision,
+            predicted_s=seconds,
+            low_s=low,
+            high_s=high,
+            measured_s=truth,
+            unsupported=model.unsupported(w),
         )
-        for row in rows
+        for (name, precision, _), w, (seconds, (low, high)), truth in zip(
+            networks, works, predicted, measured, strict=True
+        )
     ]
     return validation.summarise(errors, coverage=COVERAGE), conditions
 
