@@ -48,7 +48,10 @@ def profile(session: Session, path: Path, store: Store, *, runs: int = PROFILE_R
     """The per-kernel profile of ``path``: the store's if it has one of this network and runtime."""
     digest = session.put(path)
     for known in store.all(Profile):
-        if known.network_sha256 == digest and known.runtime_version == session.facts.runtime_version:
+        if (
+            known.network_sha256 == digest
+            and known.runtime_version == session.facts.runtime_version
+        ):
             return known
     taken = session.profile(path, runs=runs)
     store.add(taken)

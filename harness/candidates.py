@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -189,7 +189,7 @@ class Workbench:
                 candidate=replace(
                     m.candidate, **_latency_fields(by_label[m.candidate.label], base)
                 ),
-                warnings=(*m.warnings, *_warnings(by_label[m.candidate.label])),
+                warnings=(*m.warnings, *self._warnings(by_label[m.candidate.label])),
             )
             for m in measured
         ]
@@ -245,7 +245,13 @@ class Workbench:
             n_board_images=len(some),
             **_latency_fields(measurement, baseline),
         )
-        return Measured(candidate=candidate, profile=profile, warnings=_warnings(measurement))
+        return Measured(candidate=candidate, profile=profile, warnings=self._warnings(measurement))
+
+    def _warnings(self, measurement: Measurement) -> tuple[str, ...]:
+        found = conditions.warnings(
+            measurement.before, measurement.after, cores=self.session.facts.cores
+        )
+        return tuple(f"{measurement.label}: {text}" for text in found)
 
     def _classes_of_original(self) -> np.ndarray:
         if self._original_classes is None:
@@ -303,7 +309,16 @@ class Measurements:
     measurements: tuple[Measurement, ...]
 
 
-def _latency_fields(measurement: Measurement, baseline: Measurement) -> dict[str, object]:
+class _Latency(TypedDict):
+    latency_s: float
+    latency_interval_s: Interval
+    latency_cv: float
+    n_samples: int
+    ratio: float
+    ratio_interval: Interval
+
+
+def _latency_fields(measurement: Measurement, baseline: Measurement) -> _Latency:
     ratios = stats.ratio_by_round(measurement, baseline)
     return {
         "latency_s": stats.median(measurement.samples_s),
@@ -313,13 +328,6 @@ def _latency_fields(measurement: Measurement, baseline: Measurement) -> dict[str
         "ratio": stats.median(ratios),
         "ratio_interval": stats.ratio_interval(ratios),
     }
-
-
-def _warnings(measurement: Measurement) -> tuple[str, ...]:
-    return tuple(
-        f"{measurement.label}: {text}"
-        for text in conditions.warnings(measurement.before, measurement.after)
-    )
 
 
 def _allocation(strategy: Strategy, groups: Sequence[Group]) -> tuple[GroupAllocation, ...]:

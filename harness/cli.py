@@ -162,7 +162,7 @@ def profile(
 ) -> None:
     """Measure NETWORK on the board, end to end and kernel by kernel."""
     from harness import commands
-    from harness.report import tables
+    from harness.report import plain, tables
 
     measurement, kernels = commands.profile(
         network,
@@ -175,7 +175,7 @@ def profile(
         store=store,
     )
     if as_json:
-        _print_json(tables.profile_json(measurement, kernels, percentile=percentile))
+        _print_json(plain.profile_json(measurement, kernels, percentile=percentile))
     else:
         tables.print_profile(measurement, kernels, percentile=percentile)
 
@@ -213,11 +213,11 @@ def predict(
 ) -> None:
     """Predict NETWORK's latency, in total and kernel by kernel, without a board."""
     from harness import commands
-    from harness.report import tables
+    from harness.report import plain, tables
 
     prediction = commands.predict(network, latency_model=latency_model, coverage=coverage)
     if as_json:
-        _print_json(tables.prediction_json(prediction))
+        _print_json(plain.prediction_json(prediction))
     else:
         tables.print_prediction(prediction)
 
@@ -242,13 +242,11 @@ def validate(
 ) -> None:
     """Predict networks that calibration never saw, then measure them on the board."""
     from harness import commands
-    from harness.report import tables
+    from harness.report import plain, tables
 
-    rows = commands.validate(
-        networks, board=board, latency_model=latency_model, int8=int8, out=out
-    )
+    rows = commands.validate(networks, board=board, latency_model=latency_model, int8=int8, out=out)
     if as_json:
-        _print_json(tables.validation_json(rows))
+        _print_json(plain.validation_json(rows))
     else:
         tables.print_validation(rows)
 
@@ -293,14 +291,14 @@ def boards_trust(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Show a board's host key fingerprint and, once confirmed, store it."""
-    from harness.boards import inventory, transport
+    from harness.boards import inventory, ssh
 
     spec = inventory.find(name)
-    fingerprint = transport.fetch_fingerprint(spec)
-    print(f"{name} ({spec.host}) presents the host key {fingerprint}")
+    key = ssh.host_key(spec)
+    print(f"{name} ({spec.host}) presents the host key {ssh.fingerprint(key)}")
     if not yes:
         typer.confirm("Compare it with the board's own. Trust it?", abort=True)
-    transport.trust(spec)
+    ssh.trust(spec, key)
     print(f"{name} is trusted from now on")
 
 

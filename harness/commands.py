@@ -10,7 +10,7 @@ import onnx
 from harness import calibrate as calibrating
 from harness import loop, networks, units
 from harness.boards import inventory
-from harness.boards.session import MeasurePlan, Session
+from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.compression import quantize
 from harness.errors import ConfigError, latency_errors
 from harness.folder import write_atomically
@@ -48,13 +48,16 @@ ROUNDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPrediction:
-    """The predicted latency of one network and of its kernels (name, kind, precision, seconds)."""
+    """The predicted latency of one network and of its kernels (name, kind, precision, seconds).
+
+    ``unsupported`` are the kinds and precisions among them that were never measured.
+    """
 
     network: str
     latency_s: float
     interval: Interval
     kernels: tuple[tuple[str, str, str, float], ...]
-    unsupported: tuple[str, ...]
+    unsupported: tuple[tuple[str, str], ...]
 
 
 def budgets(*, latency: str | None, size: str | None, max_drop: float) -> tuple[Budget, ...]:
@@ -98,6 +101,7 @@ def fit(
 ) -> FitResult:
     """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
     spec = inventory.find(board)
+    networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
     images = networks.load_data(data)
     networks.check_fits(loaded, images)
@@ -146,14 +150,19 @@ def profile(
         block_min=-(-iterations // ROUNDS),
         drop=0,
     )
-    with networks.as_onnx(network, weights, shape) as path, Session(spec) as session:
-        with Store(store) as kept:
-            (measurement,) = session.measure(
-                [calibrating.request(path, label=network)], plan=plan, campaign=f"profile {network}"
-            )
-            kept.add(measurement)
-            taken = session.profile(path)
-            kept.add(taken)
+    with (
+        networks.as_onnx(network, weights, shape) as path,
+        Session(spec) as session,
+        Store(store) as kept,
+    ):
+        (measurement,) = session.measure(
+            [EngineRequest(label=network, path=path, precision="file")],
+            plan=plan,
+            campaign=f"profile {network}",
+        )
+        kept.add(measurement)
+        taken = session.profile(path)
+        kept.add(taken)
     return measurement, taken
 
 
@@ -196,7 +205,7 @@ def predict(network: Path, *, latency_model: Path, coverage: float) -> NetworkPr
                 kernels, works, model.predict_kernels(works), strict=True
             )
         ),
-        unsupported=tuple(model.unsupported(works)),
+        unsupported=model.unsupported(works),
     )
 
 
@@ -262,7 +271,9 @@ def _read(path: Path) -> onnx.ModelProto:
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; name an .onnx file") from error
     except Exception as error:  # protobuf raises its own kind, which differs by backend
-        raise ConfigError(f"{path} is not an ONNX file ({error}); export the network anew") from error
+        raise ConfigError(
+            f"{path} is not an ONNX file ({error}); export the network anew"
+        ) from error
 
 
 def _kernels(path: Path) -> tuple[graph.Kernel, ...]:

@@ -93,7 +93,7 @@ class Folder:
     ) -> Value:
         """The value of a stage: from the folder if it is finished there, else computed and kept.
 
-        ``kind`` is a record class, or ``str``. A damaged stage file is reported and the stage computed anew.
+        ``kind`` is a record class, or ``str``. A damaged stage is reported and computed anew.
         """
         path = self._state / f"{name.replace(' ', '-')}.json"
         loaded = self._load(path, kind)
@@ -117,7 +117,8 @@ class Folder:
             return None
         try:
             record = json.loads(path.read_text())
-            return load(kind, json.dumps(record["value"])), load(Stage, json.dumps(record["stage"]))
+            value = load(kind, json.dumps(record["value"]))
+            return value, load(Stage, json.dumps(record["stage"]))
         except (ValueError, KeyError, TypeError) as error:
             self.observer.warn(f"{path} is damaged ({error}); this stage runs again")
             return None

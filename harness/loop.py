@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from harness import calibrate, candidates, networks
-from harness.boards.session import PRESETS, Session
+from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
 from harness.errors import InfeasibleBudget
@@ -24,6 +24,7 @@ from harness.records import (
     Candidate,
     FitResult,
     Group,
+    Option,
     Strategy,
 )
 from harness.sensitivity import curvature
@@ -75,7 +76,7 @@ class _Problem:
     settings: FitSettings
     groups: tuple[Group, ...]
     kernels: tuple[graph.Kernel, ...]
-    options: Mapping[str, tuple[generator.Option, ...]]
+    options: Mapping[str, tuple[Option, ...]]
     sensitivities: curvature.Sensitivities
     limits: requirements.Limits
     model: calibration.LatencyModel
@@ -132,10 +133,11 @@ def _asked(
 
 
 def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
+    found = groups.find_groups(bench.network, bench.data.example)
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
-    problem = _pose(bench, settings, baseline)
+    problem = _pose(bench, settings, found, baseline)
     tried: list[Measured] = []
     strategies: list[Strategy] = []
     allocated: Allocated | None = None
@@ -168,9 +170,9 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     )
 
 
-def _pose(bench: Workbench, settings: FitSettings, baseline: Measured) -> _Problem:
-    example = bench.data.test_images[:1]
-    found = groups.find_groups(bench.network, example)
+def _pose(
+    bench: Workbench, settings: FitSettings, found: tuple[Group, ...], baseline: Measured
+) -> _Problem:
     precisions = quantize.available_precisions(bench.session.facts)
     if "quantize" not in settings.methods:
         precisions = ("fp32",)
@@ -222,7 +224,7 @@ def _pose(bench: Workbench, settings: FitSettings, baseline: Measured) -> _Probl
 
 
 def _allocate(
-    problem: _Problem, options: Mapping[str, tuple[generator.Option, ...]], label: str
+    problem: _Problem, options: Mapping[str, tuple[Option, ...]], label: str
 ) -> Allocated:
     """One allocation stage; where no allocation meets the limits, that of the nearest ones."""
 
@@ -237,9 +239,7 @@ def _allocate(
         )
         explanation, nearest = "", problem.limits
         try:
-            allotment = generator.allocate(
-                costs, options, problem.sensitivities, problem.limits
-            )
+            allotment = generator.allocate(costs, options, problem.sensitivities, problem.limits)
         except InfeasibleBudget as error:
             explanation = str(error)
             nearest = generator.nearest_limits(
@@ -367,7 +367,7 @@ def _rank(
 
 def _alternatives(problem: _Problem) -> dict[str, Measured]:
     """The best that one method alone gets to under the same budgets, built and measured."""
-    result = {}
+    result: dict[str, Measured] = {}
     precisions = quantize.available_precisions(problem.bench.session.facts)
     singles: tuple[tuple[candidates.Role, bool, tuple[str, ...]], ...] = (
         ("int8_only", False, precisions),
@@ -395,14 +395,12 @@ def _conclude(
     allocated: Allocated,
 ) -> FitResult:
     bench, settings = problem.bench, problem.settings
-    nearest = {}
+    nearest: dict[str, float] = {}
     for budget in settings.budgets:
         limit = allocated.nearest.get(budget.quantity)
         if limit is not None:
             whole = {"latency": base.candidate.latency_s, "size": base.candidate.size_bytes}
-            nearest[budget.quantity] = limit / (
-                whole[budget.quantity] if budget.relative else 1.0
-            )
+            nearest[budget.quantity] = limit / (whole[budget.quantity] if budget.relative else 1.0)
     verdicts = _verdicts(settings.budgets, result.candidate, base.candidate, nearest)
     peaks, bandwidth = problem.model.roofs()
     fitted = FitResult(
@@ -419,6 +417,10 @@ def _conclude(
             for m in rounds
         ),
         alternatives={role: m.candidate for role, m in alternatives.items()},
+        alternative_budgets={
+            role: _verdicts(settings.budgets, m.candidate, base.candidate)
+            for role, m in alternatives.items()
+        },
         budgets=verdicts,
         verdict=requirements.overall(verdicts),
         explanation=allocated.infeasible,

@@ -157,6 +157,11 @@ class Session:
         self.close()
 
     @property
+    def spec(self) -> BoardSpec:
+        """The inventory's entry that the session was made for."""
+        return self._spec
+
+    @property
     def facts(self) -> BoardFacts:
         """What the board is, as probed when the session was opened."""
         if self._facts is None:

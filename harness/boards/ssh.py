@@ -26,7 +26,7 @@ from harness.errors import (
 )
 from harness.records import BoardSpec
 
-__all__ = ["connect", "fingerprint", "trust"]
+__all__ = ["connect", "fingerprint", "host_key", "trust"]
 
 CONNECT_TIMEOUT_S = 15.0
 # What paramiko's threads log is told by the errors below; without a handler it goes to stderr.
@@ -213,11 +213,8 @@ def connect(spec: BoardSpec) -> tuple[paramiko.SSHClient, tuple[paramiko.SSHClie
     return _connect(spec.name, route(spec.host))
 
 
-def trust(spec: BoardSpec) -> str:
-    """Fingerprint of the board's host key, which is stored in boardfit's own known_hosts.
-
-    A key that was stored for the board before is replaced.
-    """
+def host_key(spec: BoardSpec) -> paramiko.PKey:
+    """The host key that the board presents now, trusted or not."""
     if spec.host is None:
         raise ConfigError(f"board {spec.name} is this computer: there is no host key to trust")
     where = route(spec.host)
@@ -229,12 +226,23 @@ def trust(spec: BoardSpec) -> str:
             transport = paramiko.Transport(sock)
             try:
                 transport.start_client(timeout=CONNECT_TIMEOUT_S)
-                key = transport.get_remote_server_key()
+                return transport.get_remote_server_key()
             finally:
                 transport.close()
     finally:
         for client in hops:
             client.close()
+
+
+def trust(spec: BoardSpec, key: paramiko.PKey | None = None) -> str:
+    """Fingerprint of the board's host key, which is stored in boardfit's own known_hosts.
+
+    ``key`` is the one that was looked at; by default that which the board presents now. A key that
+    was stored for the board before is replaced.
+    """
+    key = key or host_key(spec)
+    assert spec.host is not None  # host_key refuses this computer
+    where = route(spec.host)
     path = config_dir() / KNOWN_HOSTS
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -253,12 +253,10 @@ class _Search:
 
     def cheaper(self, choice: Sequence[int]) -> tuple[int, ...]:
         """Every group in turn moved to its option that exceeds the budgets least."""
-        choice = tuple(choice)
+        best = tuple(choice)
         for group, options in enumerate(self.options):
-            choice = min(
-                (self.moved(choice, group, j) for j in range(len(options))), key=self._excess
-            )
-        return choice
+            best = min((self.moved(best, group, j) for j in range(len(options))), key=self._excess)
+        return best
 
     def cheapest(self) -> tuple[int, ...]:
         """An allocation that no change of one group makes cheaper."""

@@ -109,15 +109,7 @@ def _weight_bytes(kernel: graph.Kernel) -> float:
     """What a kernel's weight and bias take in an ONNX file."""
     if kernel.weight is None:
         return 0.0
-    window = kernel.window[0] * kernel.window[1]
-    fan_in = kernel.in_channels // kernel.groups * window
-    if kernel.kind == "gemm":
-        fan_in = kernel.in_channels * kernel.in_hw[0] * kernel.in_hw[1]
-    numbers = kernel.out_channels * fan_in
-    if kernel.precision == "int8":
-        return (
-            numbers
-            + kernel.out_channels * (4 + BYTES_PER_QUANTIZED_CHANNEL)
-            + BYTES_PER_QUANTIZED_LAYER
-        )
-    return 4.0 * (numbers + kernel.out_channels)
+    numbers = graph.work(kernel).bytes_weights
+    if kernel.precision != "int8":
+        return numbers
+    return numbers + kernel.out_channels * BYTES_PER_QUANTIZED_CHANNEL + BYTES_PER_QUANTIZED_LAYER

@@ -12,9 +12,7 @@ from harness.strategies.requirements import Limits
 
 
 def group(name, channels=32, prunable=True):
-    return Group(
-        name=name, channels=channels, producers=(name,), consumers=(), prunable=prunable
-    )
+    return Group(name=name, channels=channels, producers=(name,), consumers=(), prunable=prunable)
 
 
 class Chain:

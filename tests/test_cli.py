@@ -1,0 +1,205 @@
+"""Bad input, one clear message and one exit code each; what the command line promises."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from harness import cli
+
+ROOT = Path(__file__).parent.parent
+
+TINY = """
+import torch
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.b = nn.Conv2d(16, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.bn(self.a(x)))
+        return self.fc(torch.relu(self.b(x)).mean((2, 3)))
+
+def factory():
+    torch.manual_seed(0)
+    return Tiny()
+
+def raising():
+    raise RuntimeError("no such backbone")
+
+def not_a_network():
+    return 42
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)).repeat(1, 3)
+
+def nothing():
+    return Nothing()
+"""
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A tiny network and data in an empty working folder, with an empty configuration folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BOARDFIT_CONFIG_DIR", str(tmp_path / "config"))
+    (tmp_path / "tiny.py").write_text(TINY)
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=rng.integers(0, 255, (40, 1, 8, 8), np.uint8),
+        train_labels=rng.integers(0, 3, 40),
+        test_images=rng.integers(0, 255, (20, 1, 8, 8), np.uint8),
+        test_labels=rng.integers(0, 3, 20),
+        mean=np.float32([0.5]),
+        std=np.float32([0.25]),
+    )
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of one command, in this process."""
+    old = sys.argv
+    sys.argv = ["boardfit", *arguments]
+    try:
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    finally:
+        sys.argv = old
+    out, err = capsys.readouterr()
+    return end.value.code, out, err
+
+
+def fit_arguments(**changes):
+    options = {"--data": "data.npz", "--out": "run", "--latency": "50%", **changes}
+    network = options.pop("network", "tiny.py:factory")
+    return ["fit", network, *(x for pair in options.items() if pair[1] is not None for x in pair)]
+
+
+BAD_INPUT = [
+    ("a missing network file", {"network": "gone.py:factory"}, 2, "gone.py"),
+    ("a missing factory", {"network": "tiny.py:gone"}, 2, "gone"),
+    ("a network that is no factory", {"network": "tiny.py:not_a_network"}, 2, "int"),
+    ("a factory that raises", {"network": "tiny.py:raising"}, 2, "no such backbone"),
+    ("a network without a layer", {"network": "tiny.py:nothing"}, 2, "nothing to compress"),
+    ("a missing weight file", {"--weights": "gone.pt"}, 2, "gone.pt"),
+    ("a corrupt weight file", {"--weights": "corrupt.pt"}, 2, "corrupt.pt"),
+    ("weights of another network", {"--weights": "other.pt"}, 2, "other.pt"),
+    ("missing data", {"--data": "gone.npz"}, 2, "gone.npz"),
+    ("corrupt data", {"--data": "corrupt.npz"}, 2, "corrupt.npz"),
+    ("data of the wrong shape", {"--data": "wide.npz"}, 2, "(2, 3, 8, 8)"),
+    ("data without labels", {"--data": "unlabelled.npz"}, 2, "test_labels"),
+    ("an unknown board", {"--board": "nowhere"}, 2, "nowhere"),
+    ("an unknown unit", {"--latency": "20 parsecs"}, 2, "parsecs"),
+    ("a negative budget", {"--latency": "-4ms"}, 2, "-4ms"),
+    ("no budget", {"--latency": None}, 2, "--latency"),
+    ("an unknown method", {"--methods": "magic"}, 2, "magic"),
+    ("a negative drop", {"--max-drop": "-1"}, 2, "-1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "fragment"),
+    [row[1:] for row in BAD_INPUT],
+    ids=[row[0] for row in BAD_INPUT],
+)
+def test_bad_input_is_named_in_one_message(files, capsys, changes, code, fragment):
+    (files / "corrupt.pt").write_bytes(b"PK not really")
+    (files / "corrupt.npz").write_bytes(b"PK not really")
+    torch.save({"layer.weight": torch.zeros(3)}, files / "other.pt")
+    with np.load(files / "data.npz") as arrays:
+        known = dict(arrays)
+    wide = {k: np.repeat(v, 3, axis=1) if "images" in k else v for k, v in known.items()}
+    np.savez(files / "wide.npz", **wide)
+    np.savez(files / "unlabelled.npz", **{k: v for k, v in known.items() if k != "test_labels"})
+    got, out, err = run(capsys, *fit_arguments(**changes))
+    assert got == code, err
+    assert fragment in err
+    assert "internal error" not in err
+    assert "Traceback" not in err
+    assert len([line for line in err.splitlines() if line.startswith("boardfit: ")]) == 1
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("toml", "fragment"),
+    [
+        ('[boards.nano]\nhost = "127.0.0.1"\npyhton = "python3"', "pyhton"),
+        ("[boards.nano\n", "boards.toml"),
+    ],
+)
+def test_a_bad_inventory_names_the_file_and_the_key(files, capsys, toml, fragment):
+    (files / "boards.toml").write_text(toml)
+    code, _, err = run(capsys, *fit_arguments(**{"--board": "nano"}))
+    assert code == 2
+    assert fragment in err
+
+
+def test_an_unreachable_board_exits_with_its_own_code(files, capsys):
+    # Port 9 (discard) of loopback: nothing listens there.
+    (files / "ssh_config").write_text("Host dead\n  HostName 127.0.0.1\n  Port 9\n")
+    (files / "boards.toml").write_text('[boards.nano]\nhost = "dead"\n')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOARDFIT_SSH_CONFIG", str(files / "ssh_config"))
+        code, _, err = run(capsys, "boards", "show", "nano")
+    assert code == 3, err
+    assert "nano" in err
+    assert "internal error" not in err
+
+
+def test_predict_without_a_latency_model_says_how_to_get_one(files, capsys):
+    (files / "net.onnx").write_bytes(b"not onnx")
+    code, _, err = run(capsys, "predict", "net.onnx", "--latency-model", "gone.json")
+    assert code == 2
+    assert "boardfit calibrate" in err
+
+
+def test_report_of_an_unfinished_folder_says_how_to_finish(files, capsys):
+    code, _, err = run(capsys, "report", str(files))
+    assert code == 2
+    assert "result.json" in err
+
+
+def test_the_boards_are_listed_as_text_and_json(files, capsys):
+    (files / "boards.toml").write_text('[boards.nano]\nhost = "jetson-nano"\n')
+    code, out, _ = run(capsys, "boards", "list")
+    assert code == 0
+    assert "nano" in out and "local" in out
+    code, out, _ = run(capsys, "boards", "list", "--json")
+    assert {board["name"] for board in json.loads(out)} == {"nano", "local"}
+
+
+def commands():
+    """Every command of the application with its help, sub-commands included."""
+    for group, prefix in ((cli.app, ()), (cli.boards_app, ("boards",))):
+        for command in group.registered_commands:
+            name = command.name or command.callback.__name__
+            yield (*prefix, name), command.callback
+
+
+@pytest.mark.parametrize(("words", "callback"), list(commands()), ids=str)
+def test_every_command_has_help_and_stands_in_the_readme(words, callback):
+    assert callback.__doc__
+    readme = (ROOT / "README.md").read_text()
+    assert re.search(rf"boardfit {' '.join(words)}\b", readme), words
+
+
+def test_the_help_is_quick_because_nothing_heavy_is_imported():
+    code = "import sys, harness.cli; print(sorted(sys.modules))"
+    listed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    loaded = {name.split(".")[0] for name in ast.literal_eval(listed)}
+    assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "pandas", "plotly", "paramiko"}
