@@ -12,7 +12,7 @@ from collections.abc import Sequence, Set
 
 from latency_models.operators import QDQ, Op
 
-__all__ = ["QUANTIZABLE", "carriers", "free_output", "insert_pairs", "keep_float"]
+__all__ = ["FOLLOWERS", "QUANTIZABLE", "carriers", "free_output", "insert_pairs", "keep_float"]
 
 # Quantized whatever their neighbours are.
 _ALWAYS = frozenset(
@@ -43,12 +43,12 @@ _ALWAYS = frozenset(
     ]
 )
 # Quantized if their input is: they pass its scale on.
-_FOLLOWERS = frozenset(
+FOLLOWERS = frozenset(
     ["Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "MaxPool", "AveragePool", "Slice"]
 )
 # Removed after a quantized producer: the zero point rectifies.
 _REMOVABLE = frozenset(["Relu", "Clip"])
-QUANTIZABLE = _ALWAYS | _FOLLOWERS | _REMOVABLE
+QUANTIZABLE = _ALWAYS | FOLLOWERS | _REMOVABLE
 
 # What carries integers between integer convolutions at no cost but its own; an exporter that
 # quantizes some layers only quantizes these where both ends are integer.
@@ -150,7 +150,7 @@ def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
                 del paired[source]
                 renamed[source] = op.outputs[0]
                 removed.add(op.name)
-        elif op.op in _FOLLOWERS:
+        elif op.op in FOLLOWERS:
             if op.inputs[0] not in paired:
                 continue
         else:

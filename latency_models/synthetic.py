@@ -17,7 +17,7 @@ from onnx.external_data_helper import uses_external_data
 from latency_models.errors import UnsupportedGraph
 from latency_models.operators import QDQ, Op
 from latency_models.parse import parse
-from latency_models.quantization import QUANTIZABLE, insert_pairs
+from latency_models.quantization import FOLLOWERS, QUANTIZABLE, insert_pairs
 
 __all__ = ["fill", "quantize", "quantized"]
 
@@ -148,7 +148,11 @@ class _Export:
         self._scalar("quantize/scale", np.float32(_SCALE))
         self._scalar("quantize/rectified", np.uint8(0))
         self._scalar("quantize/signed", np.uint8(128))
-        self._producer = {t: op.op for op in before.values() for t in op.outputs}
+        self._rectified: set[str] = set()
+        for op in before.values():
+            passes = op.op in FOLLOWERS and op.inputs[0] in self._rectified
+            if op.op in _RECTIFIED or passes:
+                self._rectified.update(op.outputs)
         made = [n for name, n in nodes.items() if name not in before]
         for op in after:
             if op.op == QDQ:
@@ -172,7 +176,7 @@ class _Export:
         self.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
 
     def _pair(self, op: Op) -> list[NodeProto]:
-        rectified = self._producer.get(op.inputs[0]) in _RECTIFIED
+        rectified = op.inputs[0] in self._rectified
         zero_point = "quantize/rectified" if rectified else "quantize/signed"
         constants = ["quantize/scale", zero_point]
         source, integers = op.inputs[0], f"{op.inputs[0]}/quantized"
