@@ -43,8 +43,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from harness.errors import BuildError, ConfigError
 
 __all__ = [
+    "BATCH_NORMS",
+    "CONVOLUTIONS",
     "LAYER_TYPES",
     "Data",
+    "Layer",
     "Network",
     "as_onnx",
     "check_fits",
@@ -53,13 +56,13 @@ __all__ = [
     "export_onnx",
     "fingerprint",
     "fold_batchnorm",
-    "keep_freed_memory",
     "layer_of_node",
     "layers_in_order",
     "load_data",
     "load_network",
     "onnx_logits",
     "output_shapes",
+    "quiet",
     "save_pt2",
     "top1",
 ]

@@ -185,12 +185,14 @@ class _Recorder:
         groups = getattr(layer, "groups", 1)
         self._depthwise = groups > 1 and groups == layer.weight.shape[0]
 
-    def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def __call__(
+        self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> Tensor | None:
         a = inputs[0].detach()
         if self.ranging:
             self._low = min(self._low, float(a.min()))
             self._high = max(self._high, float(a.max()))
-            return
+            return None
         with torch.no_grad():
             changes = {}
             for precision, weights in self._weights.items():
@@ -205,9 +207,11 @@ class _Recorder:
                 removal = torch.zeros(shape) if bias is None else -bias.detach().view(shape)
                 self._removals.append(removal.expand_as(output))
             else:
-                # A clone: an in-place activation may overwrite what the layer returned.
-                self._removals.append(-output.detach().clone())
+                self._removals.append(-output.detach())
         self.outputs.append(output)
+        # The network goes on with a copy: an in-place activation would turn the gradient with
+        # respect to this tensor into that with respect to the activation's result.
+        return output.clone()
 
     def _apply(self, a: Tensor, weight: Tensor) -> Tensor:
         """The layer without its bias, with other weights."""

@@ -201,6 +201,27 @@ def test_doing_nothing_costs_nothing_and_batches_do_not_matter() -> None:
             assert again == pytest.approx(value, rel=1e-3)
 
 
+class Inplace(Residual):
+    """The same network with activations that overwrite what the layers returned."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu_(self.bn(self.stem(x)))
+        y = self.outer(functional.relu_(self.inner_bn(self.inner(x))))
+        x = functional.relu_(y.add_(x))
+        x = functional.relu_(self.wide(x).add_(self.shortcut(x)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_activations_in_place_change_nothing() -> None:
+    found = []
+    for kind in (Residual, Inplace):
+        network = seeded(kind)
+        groups = find_groups(network, IMAGES[:1])
+        found.append(score(network, groups, options_of(groups), IMAGES, LABELS))
+    for name, values in found[0].values.items():
+        assert found[1].values[name] == pytest.approx(values, rel=1e-4)
+
+
 def test_seven_bit_weights_cost_more_than_eight() -> None:
     network = seeded(Residual)
     groups = find_groups(network, IMAGES[:1])
