@@ -32,7 +32,7 @@ KERNEL_KINDS = tuple(
         "average_pool",
         "global_pool",
         "reduce",
-        "reduce_nhwc",
+        "reduce_strided",
         "softmax",
         "normalise",
         "concat",
@@ -96,12 +96,16 @@ class Kernel:
     @property
     def in_channels(self) -> int:
         """Channels of the first tensor read."""
-        return channels(self.in_shapes[0]) if self.in_shapes else 0
+        return self._channels(self.in_shapes[0]) if self.in_shapes else 0
 
     @property
     def out_channels(self) -> int:
         """Channels written."""
-        return channels(self.out_shape)
+        return self._channels(self.out_shape)
+
+    def _channels(self, shape: Shape) -> int:
+        """A convolution's channels are on axis 1 whatever the rank."""
+        return shape[1] if self.kind.startswith("conv_") else channels(shape)
 
     @property
     def in_hw(self) -> tuple[int, int]:

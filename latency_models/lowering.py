@@ -561,8 +561,8 @@ class _Lowering:
             return "binary_broadcast" if len(sizes) > 1 else "binary"
         if kind == "pool":
             return "max_pool" if head.op == "MaxPool" else "average_pool"
-        if kind == "reduce" and layout == "nhwc":
-            return "reduce_nhwc"
+        if kind == "reduce" and (layout == "nhwc" or not _trailing(head)):
+            return "reduce_strided"
         return kind
 
     def _add(
@@ -597,6 +597,12 @@ class _Lowering:
                 ops=tuple(group.ops),
             )
         )
+
+
+def _trailing(op: Op) -> bool:
+    """True if a reduction runs along the last axes, which lie together in memory."""
+    rank = len(op.in_shapes[0])
+    return op.axes == tuple(range(rank - len(op.axes), rank))
 
 
 def _conv_kind(op: Op, *, blocked: bool, integer: bool, block: int) -> str:

@@ -86,6 +86,7 @@ class Op:
     stride: tuple[int, int] = (1, 1)
     groups: int = 1
     axis: int | None = None
+    axes: tuple[int, ...] = ()
     permutation: tuple[int, ...] = ()
     exported: bool = False
 

@@ -260,9 +260,20 @@ class _Parser:
             stride=_pair_of(_attribute(node, "strides", (1, 1))),
             groups=_attribute(node, "group", 1),
             axis=_attribute(node, "axis", None),
+            axes=self._axes(node),
             permutation=tuple(_attribute(node, "perm", ())),
             exported=any(o in exported for o in outputs),
         )
+
+    def _axes(self, node: NodeProto) -> tuple[int, ...]:
+        """The axes that a reduction works along, counted from the front; none means all."""
+        axes = _attribute(node, "axes", None)
+        if axes is None and node.op_type.startswith("Reduce") and len(node.input) > 1:
+            axes = self.values.get(node.input[1], np.zeros(0, np.int64)).ravel().tolist()
+        if axes is None or not node.op_type.startswith("Reduce"):
+            return ()
+        rank = len(self._shape(node.input[0]))
+        return tuple(sorted(int(axis) % rank for axis in axes))
 
     def _real(self, name: str) -> str:
         while name in self.aliases:

@@ -83,7 +83,7 @@ _ETA = {
     "softmax": 0.005,
     "normalise": 0.01,
     "reduce": 0.03,
-    "reduce_nhwc": 0.01,
+    "reduce_strided": 0.01,
     "max_pool": 0.05,
     "average_pool": 0.05,
     "resize": 0.01,

@@ -145,13 +145,18 @@ class _Export:
         self.tensors = {t.name: t for t in self.graph.initializer}
         nodes = {n.name or f"{n.op_type}_{i}": n for i, n in enumerate(self.graph.node)}
         outputs = {o.name for o in self.graph.output}
-        self._scalar("quantize/scale", np.float32(_SCALE))
         self._scalar("quantize/rectified", np.uint8(0))
         self._scalar("quantize/signed", np.uint8(128))
         self._rectified: set[str] = set()
+        self._same_scale: dict[str, str] = {}
+        self._scales: dict[str, float] = {}
         for op in before.values():
-            passes = op.op in FOLLOWERS and op.inputs[0] in self._rectified
-            if op.op in _RECTIFIED or passes:
+            if op.op in FOLLOWERS or op.op == "Split":
+                origin = self._same_scale.get(op.inputs[0], op.inputs[0])
+                self._same_scale.update(dict.fromkeys(op.outputs, origin))
+                if op.inputs[0] in self._rectified:
+                    self._rectified.update(op.outputs)
+            elif op.op in _RECTIFIED:
                 self._rectified.update(op.outputs)
         made = [n for name, n in nodes.items() if name not in before]
         for op in after:
@@ -177,8 +182,13 @@ class _Export:
 
     def _pair(self, op: Op) -> list[NodeProto]:
         rectified = op.inputs[0] in self._rectified
-        zero_point = "quantize/rectified" if rectified else "quantize/signed"
-        constants = ["quantize/scale", zero_point]
+        origin = self._same_scale.get(op.inputs[0], op.inputs[0])
+        scale = f"{origin}/scale"
+        if scale not in self._scales:
+            # No two alike: where scales are equal the runtime only copies.
+            self._scales[scale] = _SCALE * (1 + 1e-3 * len(self._scales))
+            self._scalar(scale, np.float32(self._scales[scale]))
+        constants = [scale, "quantize/rectified" if rectified else "quantize/signed"]
         source, integers = op.inputs[0], f"{op.inputs[0]}/quantized"
         return [
             helper.make_node("QuantizeLinear", [source, *constants], [integers], op.nodes[0]),
