@@ -594,10 +594,10 @@ def export_onnx(
     inputs = example[:1].expand(batch, *example.shape[1:]).contiguous()
     buffer: Any = io.BytesIO()  # the annotation knows only paths; the legacy exporter takes files
     with quiet(), warnings.catch_warnings():
-        # The legacy exporter is used on purpose (above); its tracer's remarks are about values
-        # that a fixed input shape turns into constants, which is what is wanted here.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        # The legacy exporter is used on purpose (above), and warns that it is deprecated; the rest
+        # are remarks about values that a fixed input shape turns into constants and about
+        # constants that it leaves to onnxslim. The file is checked against the network below.
+        warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
                 folded,

@@ -14,10 +14,19 @@ from onnx import numpy_helper
 from harness.compression.groups import find_groups
 from harness.compression.quantize import available_precisions, quantize, real_int8_layers
 from harness.errors import BuildError
-from harness.networks import export_onnx, layers_in_order, load_network, onnx_logits
+from harness.networks import (
+    export_onnx,
+    layers_in_order,
+    load_data,
+    load_network,
+    onnx_logits,
+    top1,
+)
 from harness.records import KernelTime, Profile
 from tests.compression.tiny import Concatenated, Inverted, Residual, facts, seeded
 
+CIFAR = Path(__file__).parents[3] / "shared/images/cifar10"
+RESNET = Path(__file__).parents[1] / "sensitivity/cifar_resnet.py"
 DEMO = Path(__file__).parents[2] / "data/demo/network.py"
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -93,6 +102,24 @@ def test_mixed_networks_run_what_was_asked_and_nothing_else(tmp_path: Path, inde
     profile = profiled(out, IMAGES[:1].numpy())
     layers = tuple(layers_in_order(network, IMAGES))
     assert set(real_int8_layers(profile, layers)) == set(chosen)
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="the shared CIFAR-10 networks are absent")
+def test_a_real_network_keeps_its_accuracy_in_int8(tmp_path: Path) -> None:
+    """ResNet-20, with the padded shortcuts that the exporter writes as slices and pads."""
+    network = load_network(f"{RESNET}:resnet20", CIFAR / "resnet20-12fca82f.th")
+    data = load_data(
+        CIFAR / "lossless_subset.npz", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
+    source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export_onnx(network, data.example, source)
+    layers = tuple(layers_in_order(network, data.example))
+    calibration = data.train_images[:256].numpy()
+    quantize(source, out, calibration=calibration, int8_layers=layers, board=facts())
+    assert len(real_int8_layers(profiled(out, data.example.numpy()), layers)) == 20
+    # 91.64 % in fp32 (932 of 1,017); half a point is five images.
+    assert top1(onnx_logits(source, data.test_images), data.test_labels) == 932 / 1017
+    assert top1(onnx_logits(out, data.test_images), data.test_labels) >= 927 / 1017
 
 
 def test_a_region_in_fp32_stays_free_of_q_and_dq(tmp_path: Path) -> None:
