@@ -150,6 +150,7 @@ class _Export:
         self._rectified: set[str] = set()
         self._same_scale: dict[str, str] = {}
         self._scales: dict[str, float] = {}
+        self._scale_of: dict[str, float] = {}
         for op in before.values():
             if op.op in FOLLOWERS or op.op == "Split":
                 origin = self._same_scale.get(op.inputs[0], op.inputs[0])
@@ -188,6 +189,7 @@ class _Export:
             # No two alike: where scales are equal the runtime only copies.
             self._scales[scale] = _SCALE * (1 + 1e-3 * len(self._scales))
             self._scalar(scale, np.float32(self._scales[scale]))
+        self._scale_of[op.outputs[0]] = self._scales[scale]
         constants = [scale, "quantize/rectified" if rectified else "quantize/signed"]
         source, integers = op.inputs[0], f"{op.inputs[0]}/quantized"
         return [
@@ -228,7 +230,7 @@ class _Export:
                 integers = np.round(values / scale.reshape(shape)).astype(np.int8)
                 weight_scale = scale
             else:
-                scale = weight_scale * _SCALE
+                scale = weight_scale * self._scale_of[op.inputs[0]]
                 integers = np.round(values / scale).clip(-(2**30), 2**30).astype(np.int32)
                 axis = 0
             made.append(self._dequantized(name, integers, scale.astype(np.float32), axis))
