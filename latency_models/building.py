@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-__all__ = ["IR_VERSION", "OPSET", "Builder"]
+__all__ = ["IR_VERSION", "OPSET", "SCAFFOLD", "Builder"]
 
 OPSET = 13
 IR_VERSION = 8
+# Names of nodes that are there to feed others begin so.
+SCAFFOLD = "scaffold_"
 
 
 class Builder:
@@ -26,9 +28,9 @@ class Builder:
         self._outputs: list[str] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
 
-    def input(self, *shape: int) -> str:
+    def input(self, *shape: int, prefix: str = "input_") -> str:
         """A new input of the network."""
-        name = f"input_{len(self._inputs)}"
+        name = f"{prefix}{len(self._inputs)}"
         self._inputs.append(name)
         self.shapes[name] = shape
         return name
@@ -110,6 +112,17 @@ class Builder:
     def binary(self, op: str, x: str, y: str) -> str:
         """An operator of two tensors; the second may have 1 where the first has more."""
         return self._add(op, [x, y], self.shapes[x])
+
+    def image(self, channels: int, size: int) -> str:
+        """An image that a kernel of this network has just written, as a real kernel's input is.
+
+        What comes from outside is not in the caches, and an output's memory is not mapped yet:
+        reading or writing those takes up to three times as long as inside a network.
+        """
+        shape = (1, channels, size, size)
+        plane = self.input(1, 1, size, size, prefix=f"{SCAFFOLD}plane_")
+        gains = self.input(1, channels, 1, 1, prefix=f"{SCAFFOLD}gains_")
+        return self._add("Add", [plane, gains], shape, name=f"{SCAFFOLD}{len(self._nodes)}")
 
     def batch_norm(self, x: str) -> str:
         """Normalisation by constants, one set a channel."""

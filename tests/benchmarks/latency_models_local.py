@@ -16,6 +16,7 @@ import dataclasses
 import json
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -113,8 +114,10 @@ def measure(session: Session, networks: list[tuple[str, str, Path]]) -> list[flo
     return medians
 
 
-def calibrated(session: Session, folder: Path) -> calibration.LatencyModel:
-    """The latency model of this computer, from the generic sweep alone."""
+def calibrated(
+    session: Session, folder: Path
+) -> tuple[calibration.LatencyModel, list[tuple[str, str, Path]], list[float]]:
+    """The latency model of this computer, from the generic sweep alone; its probes and times."""
     plan = sweep.plan()
     kernels = []
     for packed in plan.networks:
@@ -130,8 +133,10 @@ def calibrated(session: Session, folder: Path) -> calibration.LatencyModel:
         onnx.save(probe.model, str(path))
         probes.append((probe.name, probe.precision, path))
     works = [works_of(path) for _, _, path in probes]
-    samples = list(zip(works, measure(session, probes), strict=True))
-    return calibration.fit(kernels, samples, profile=profiles.load("generic-cpu"))
+    seconds = measure(session, probes)
+    samples = list(zip(works, seconds, strict=True))
+    model = calibration.fit(kernels, samples, profile=profiles.load("generic-cpu"))
+    return model, probes, seconds
 
 
 def works_of(path: Path) -> tuple[graph.Work, ...]:
@@ -152,10 +157,14 @@ def run(data: Path, *, seed: int, only: set[str]) -> tuple[validation.Report, di
         conditions: dict[str, object] = {"load_before": os.getloadavg()[0]}
         with Session(inventory.find("local")) as session:
             start = time.monotonic()
-            model = calibrated(session, folder)
+            model, probes, before = calibrated(session, folder)
             conditions["calibration_s"] = round(time.monotonic() - start, 1)
             predicted = [(model.predict(w), model.interval(w, COVERAGE)) for w in works]
             measured = measure(session, networks)
+            after = measure(session, probes)
+            # How much slower the computer had become since it was calibrated; no model knows that.
+            drift = statistics.median(b / a for a, b in zip(before, after, strict=True))
+            conditions["drift"] = round(drift - 1, 3)
             conditions |= {"runtime": session.facts.runtime_version, "cpu": session.facts.cpu_model}
     conditions |= {"load_after": os.getloadavg()[0], "latency_model": model.sha256}
     conditions["calibration_residuals"] = [round(r, 4) for r in model.residuals_]
