@@ -23,6 +23,7 @@ boards_app = typer.Typer(help="The boards that boardfit knows, and whom to trust
 app.add_typer(boards_app, name="boards")
 
 INTERRUPTED = 130
+INTERRUPTED_MESSAGE = "interrupted; what was measured is kept, and the same command resumes"
 
 BoardOption = Annotated[
     str, typer.Option("--board", help="A board of boards.toml, or local: this computer.")
@@ -47,13 +48,11 @@ def main() -> None:
     except BoardfitError as error:
         print(f"boardfit: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print(
-            "boardfit: interrupted; what was measured is kept, and the same command resumes",
-            file=sys.stderr,
-        )
-        code = INTERRUPTED
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort) as error:
+        # Typer turns Ctrl-C into Abort, which it also raises where a question was answered no.
+        declined = isinstance(error, typer.Abort) and error.__cause__ is None
+        what = "nothing was changed" if declined else INTERRUPTED_MESSAGE
+        print(f"boardfit: {what}", file=sys.stderr)
         code = INTERRUPTED
     except Exception as error:
         code = _unexpected(error)

@@ -105,7 +105,7 @@ def fit(
     loaded = networks.load_network(network, weights)
     images = networks.load_data(data)
     networks.check_fits(loaded, images)
-    with ConsoleObserver() as observer, Session(spec) as session:
+    with ConsoleObserver() as observer, Session(spec, on_event=observer.event) as session:
         result = loop.fit(
             loaded,
             images,
@@ -173,7 +173,7 @@ def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.Lat
     reference = _kernels(network) if network is not None else ()
     with (
         ConsoleObserver() as observer,
-        Session(spec) as session,
+        Session(spec, on_event=observer.event) as session,
         Store(out / "measurements.db") as store,
     ):
         model = calibrating.calibrate(
@@ -218,7 +218,7 @@ def validate(
     out.mkdir(parents=True, exist_ok=True)
     with (
         ConsoleObserver() as observer,
-        Session(spec) as session,
+        Session(spec, on_event=observer.event) as session,
         Store(out / "measurements.db") as store,
     ):
         precisions = quantize.available_precisions(session.facts)

@@ -16,7 +16,6 @@ from harness import calibrate, candidates, networks
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
-from harness.errors import InfeasibleBudget
 from harness.folder import Folder, Observer
 from harness.records import (
     Budget,
@@ -29,14 +28,14 @@ from harness.records import (
 )
 from harness.sensitivity import curvature
 from harness.store import Store
-from harness.strategies import generator, predictor, requirements
+from harness.strategies import generator, requirements
+from harness.strategies.proposal import COVERAGE, Proposal, propose
 from latency_models import calibration, graph
 
 __all__ = ["FitSettings", "fit"]
 
 # A budget is "met with much to spare" below this share of it: accuracy was given away.
 MUCH_TO_SPARE = 0.93
-COVERAGE = 0.9
 # Channels that a convolution's kernels on this kind of runtime compute at once.
 CHANNEL_STEP = 8
 
@@ -54,18 +53,6 @@ class FitSettings:
     seed: int = 0
     alternatives: bool = True
     methods: tuple[str, ...] = ("prune", "quantize")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allocated:
-    """What one allocation stage leaves behind; ``infeasible`` explains, with the nearest limits."""
-
-    strategy: Strategy
-    loss: float
-    latency_s: float
-    size_bytes: float
-    infeasible: str = ""
-    nearest: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -140,18 +127,18 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     problem = _pose(bench, settings, found, baseline)
     tried: list[Measured] = []
     strategies: list[Strategy] = []
-    allocated: Allocated | None = None
+    proposal: Proposal | None = None
     for number in range(1, settings.max_rounds + 1):
         label = f"joint {number}"
-        allocated = _allocate(problem, problem.options, label)
-        if any(_same(allocated.strategy, earlier) for earlier in strategies):
+        proposal = _propose(problem, problem.options, label)
+        if any(_same(proposal.strategy, earlier) for earlier in strategies):
             break
-        strategies.append(allocated.strategy)
-        tried.append(_build_and_measure(problem, allocated, role="joint", round_number=number))
+        strategies.append(proposal.strategy)
+        tried.append(_build_and_measure(problem, proposal, role="joint", round_number=number))
         _recalibrate(problem, baseline, tried[-1])
         if _settled(settings.budgets, tried[-1].candidate, baseline.candidate):
             break
-    assert allocated is not None
+    assert proposal is not None
     alternatives = _alternatives(problem) if settings.alternatives else {}
     best = min(
         range(len(tried)),
@@ -166,7 +153,7 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         rounds=tried,
         alternatives=dict(zip(alternatives, others, strict=True)),
         strategy=strategies[best],
-        allocated=allocated,
+        proposal=proposal,
     )
 
 
@@ -207,6 +194,7 @@ def _pose(
             options,
             bench.data.train_images[: settings.sensitivity_images],
             seed=settings.seed,
+            seven_bit_weights=bench.session.facts.int8 == "avx2",
             progress=bench.folder.observer.progress,
         ),
         detail=lambda s: f"{sum(map(len, s.options.values()))} options in {len(s.options)} groups",
@@ -223,66 +211,36 @@ def _pose(
     )
 
 
-def _allocate(
-    problem: _Problem, options: Mapping[str, tuple[Option, ...]], label: str
-) -> Allocated:
-    """One allocation stage; where no allocation meets the limits, that of the nearest ones."""
-
-    def compute() -> Allocated:
-        costs = predictor.NetworkCosts(
+def _propose(problem: _Problem, options: Mapping[str, tuple[Option, ...]], label: str) -> Proposal:
+    return problem.bench.folder.stage(
+        f"allocate {label}",
+        Proposal,
+        lambda: propose(
             problem.kernels,
             problem.groups,
+            options,
+            problem.sensitivities,
+            problem.limits,
             model=problem.model,
             baseline_size_bytes=problem.bench.baseline_size_bytes,
-            coverage=COVERAGE,
             size_scale=problem.size_scale,
-        )
-        explanation, nearest = "", problem.limits
-        try:
-            allotment = generator.allocate(costs, options, problem.sensitivities, problem.limits)
-        except InfeasibleBudget as error:
-            explanation = str(error)
-            nearest = generator.nearest_limits(
-                costs, options, problem.sensitivities, problem.limits
-            )
-            allotment = generator.allocate(costs, options, problem.sensitivities, nearest)
-        return Allocated(
-            strategy=generator.strategy(
-                allotment,
-                problem.groups,
-                problem.sensitivities,
-                label=label,
-                epochs=problem.settings.epochs,
-                seed=problem.settings.seed,
-            ),
-            loss=allotment.loss,
-            latency_s=allotment.costs.latency_s,
-            size_bytes=allotment.costs.size_bytes,
-            infeasible=explanation,
-            nearest={
-                quantity: limit
-                for quantity, limit in (
-                    ("latency", nearest.latency_s),
-                    ("size", nearest.size_bytes),
-                )
-                if limit is not None and explanation
-            },
-        )
-
-    return problem.bench.folder.stage(
-        f"allocate {label}", Allocated, compute, detail=lambda a: a.infeasible
+            label=label,
+            epochs=problem.settings.epochs,
+            seed=problem.settings.seed,
+        ),
+        detail=Proposal.summary,
     )
 
 
 def _build_and_measure(
-    problem: _Problem, allocated: Allocated, *, role: candidates.Role, round_number: int
+    problem: _Problem, proposal: Proposal, *, role: candidates.Role, round_number: int
 ) -> Measured:
-    bench, label = problem.bench, allocated.strategy.label
+    bench, label = problem.bench, proposal.strategy.label
     variant = bench.folder.stage(
         f"build {label}",
         build.Variant,
         lambda: build.build(
-            allocated.strategy,
+            proposal.strategy,
             bench.network,
             bench.data,
             problem.groups,
@@ -296,14 +254,14 @@ def _build_and_measure(
         Measured,
         lambda: bench.measure_variant(
             variant,
-            allocated.strategy,
+            proposal.strategy,
             problem.groups,
             role=role,
             round_number=round_number,
             model=problem.model,
             coverage=COVERAGE,
-            predicted_size_bytes=round(allocated.size_bytes),
-            predicted_loss=allocated.loss,
+            predicted_size_bytes=round(proposal.size_bytes),
+            predicted_loss=proposal.loss,
         ),
         detail=lambda m: m.summary(),
     )
@@ -379,8 +337,8 @@ def _alternatives(problem: _Problem) -> dict[str, Measured]:
         options = generator.restrict(
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
-        allocated = _allocate(problem, options, role.replace("_", " "))
-        result[role] = _build_and_measure(problem, allocated, role=role, round_number=0)
+        proposal = _propose(problem, options, role.replace("_", " "))
+        result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 
 
@@ -392,12 +350,12 @@ def _conclude(
     rounds: Sequence[Measured],
     alternatives: Mapping[str, Measured],
     strategy: Strategy,
-    allocated: Allocated,
+    proposal: Proposal,
 ) -> FitResult:
     bench, settings = problem.bench, problem.settings
     nearest: dict[str, float] = {}
     for budget in settings.budgets:
-        limit = allocated.nearest.get(budget.quantity)
+        limit = proposal.nearest.get(budget.quantity)
         if limit is not None:
             whole = {"latency": base.candidate.latency_s, "size": base.candidate.size_bytes}
             nearest[budget.quantity] = limit / (whole[budget.quantity] if budget.relative else 1.0)
@@ -423,7 +381,7 @@ def _conclude(
         },
         budgets=verdicts,
         verdict=requirements.overall(verdicts),
-        explanation=allocated.infeasible,
+        explanation=proposal.infeasible,
         kernels=bench.kernel_points((base, result), problem.model),
         peak_macs_per_s=peaks,
         bandwidth_bytes_per_s=bandwidth,

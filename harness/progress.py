@@ -1,7 +1,5 @@
 """Progress on stderr: a line a finished stage, a bar for the running one."""
 
-import time
-
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -37,7 +35,7 @@ class ConsoleObserver:
         )
         self._task: TaskID | None = None
         self._resumed = False
-        self._start = time.monotonic()
+        self._stage = ""
 
     def __enter__(self) -> "ConsoleObserver":
         self._bar.start()
@@ -49,6 +47,7 @@ class ConsoleObserver:
     def begin(self, stage: str, *, resumed: bool) -> None:
         """Show that ``stage`` runs."""
         self._resumed = resumed
+        self._stage = stage
         self._drop()
         if resumed:
             return
@@ -60,6 +59,14 @@ class ConsoleObserver:
         """Move the bar of the running stage."""
         if self._task is not None:
             self._bar.update(self._task, completed=done, total=total)
+
+    def event(self, event: dict[str, object]) -> None:
+        """Say beside the bar what the board is doing; its reconnections get a line."""
+        if event.get("kind") == "reconnect":
+            self.warn(f"the connection to the board broke; trying again ({event})")
+        elif self._task is not None and event.get("kind") in ("progress", "waiting"):
+            what = str(event.get("what") or "waiting for the board's lease")
+            self._bar.update(self._task, description=f"{self._stage} ({what})")
 
     def end(self, stage: Stage) -> None:
         """Print the finished stage's line."""

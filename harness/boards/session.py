@@ -208,7 +208,7 @@ class Session:
                 if self._agent is None:
                     self._open()
                 return action()
-            except TransientBoardError as error:  # noqa: PERF203 (trying again is the point)
+            except TransientBoardError as error:
                 self.close()
                 if time.monotonic() - tried_s > LASTED_S:
                     attempt = 0

@@ -9,6 +9,7 @@ from harness.records import Group, Option, Strategy, StrategyEntry
 from harness.sensitivity.curvature import Sensitivities
 from harness.strategies.predictor import Costs, NetworkCosts
 from harness.strategies.requirements import Limits
+from harness.units import format_size, format_time
 
 __all__ = ["Allotment", "allocate", "nearest_limits", "options_for", "restrict", "strategy"]
 
@@ -137,15 +138,15 @@ def _infeasible(limits: Limits, cheapest: Costs) -> InfeasibleBudget:
         nearest.append(cheapest.upper_s)
         if cheapest.upper_s > limits.latency_s:
             reach.append(
-                f"latency: at most {limits.latency_s:.6g} s asked, "
-                f"{cheapest.upper_s:.6g} s is the least that the options reach"
+                f"latency: at most {format_time(limits.latency_s)} asked, "
+                f"{format_time(cheapest.upper_s)} is the least that the options reach"
             )
     if limits.size_bytes is not None:
         nearest.append(cheapest.size_bytes)
         if cheapest.size_bytes > limits.size_bytes:
             reach.append(
-                f"size: at most {limits.size_bytes:.0f} bytes asked, "
-                f"{cheapest.size_bytes:.0f} is the least that the options reach"
+                f"size: at most {format_size(limits.size_bytes)} asked, "
+                f"{format_size(cheapest.size_bytes)} is the least that the options reach"
             )
     return InfeasibleBudget(
         f"no allocation meets the budget ({'; '.join(reach)}); loosen it, or allow more methods",

@@ -21,7 +21,7 @@ BYTES_PER_QUANTIZED_CHANNEL = 4 + 1 + 4 + 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """Predicted costs of one allocation; ``upper_s`` bounds the latency at the model's coverage."""
+    """Predicted costs of one allocation; ``upper_s`` bounds the latency at the asked coverage."""
 
     latency_s: float
     upper_s: float
@@ -33,7 +33,8 @@ class NetworkCosts:
     """The cost of any allocation to a network's groups, from its kernels and a latency model.
 
     ``kernels`` are those of the fp32 network. A kernel belongs to the group whose producers hold
-    the layer that its weight is named after. ``size_scale`` corrects the predicted file size by
+    the layer that its weight is named after. The upper bound of the latency holds at ``coverage``;
+    at 0 it is the prediction itself. ``size_scale`` corrects the predicted file size by
     what a built variant weighed. LatencyModelError if a group's layer has no kernel.
     """
 
@@ -74,10 +75,11 @@ class NetworkCosts:
         if key not in self._cache:
             kernels = self.kernels(options)
             works = tuple(graph.work(kernel) for kernel in kernels)
-            _, upper = self.model.interval(works, self.coverage)
+            latency = self.model.predict(works)
+            upper = self.model.interval(works, self.coverage)[1] if self.coverage else latency
             size = self._other_bytes + sum(_weight_bytes(kernel) for kernel in kernels)
             self._cache[key] = Costs(
-                latency_s=self.model.predict(works),
+                latency_s=latency,
                 upper_s=upper,
                 size_bytes=size * self.size_scale,
                 macs=sum(work.macs for work in works),

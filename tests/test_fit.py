@@ -1,0 +1,221 @@
+"""The main job on a tiny network: the real agent, the real runtime, this computer."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pandas
+import pytest
+
+from harness.records import FitResult, Measurement, Strategy, load
+from harness.store import Store
+from tests.boards.sshd import SSHD, Sshd
+from tests.boards.support import python36_with_runtime
+from tests.test_cli import TINY
+
+WIDER = TINY.replace("16", "32")
+ARGUMENTS = ("fit", "tiny.py:factory", "--data", "data.npz", "--max-drop", "100", "--rounds", "1")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with a tiny network and data."""
+    path = tmp_path_factory.mktemp("fit")
+    (path / "tiny.py").write_text(WIDER)
+    rng = np.random.default_rng(0)
+    np.savez(
+        path / "data.npz",
+        train_images=rng.integers(0, 255, (256, 1, 8, 8), np.uint8),
+        train_labels=rng.integers(0, 3, 256),
+        test_images=rng.integers(0, 255, (300, 1, 8, 8), np.uint8),
+        test_labels=rng.integers(0, 3, 300),
+        mean=np.float32([0.5]),
+        std=np.float32([0.25]),
+    )
+    return path
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "harness.cli", *arguments]
+
+
+def environment(folder, **extra):
+    here = os.pathsep.join(sys.path)
+    config = str(folder / "config")
+    return {**os.environ, "PYTHONPATH": here, "BOARDFIT_CONFIG_DIR": config, **extra}
+
+
+def boardfit(folder, *arguments, **extra):
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder, **extra),
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    """A finished fit to half of the size: exit code, output and result folder."""
+    done = boardfit(folder, *ARGUMENTS, "--size", "50%", "--out", "run")
+    return done, folder / "run"
+
+
+def test_a_budget_that_is_met_exits_with_0_and_prints_baseline_against_result(fitted):
+    done, _ = fitted
+    assert done.returncode == 0, done.stderr
+    for word in ("baseline", "result", "Latency", "File size", "Top-1", "meets", "report.html"):
+        assert word in done.stdout, done.stdout
+    for stage in ("baseline", "calibrate", "sensitivity", "allocate joint 1", "build joint 1"):
+        assert f"✓ {stage}" in done.stderr
+
+
+def test_the_result_folder_is_complete_and_agrees_with_its_files(fitted):
+    _, run = fitted
+    result = load(FitResult, (run / "result.json").read_bytes())
+    for name in ("model.pt2", "latency_model.json", "report.html", "strategy.json"):
+        assert (run / name).stat().st_size > 0
+    assert result.result.size_bytes == (run / "model.onnx").stat().st_size
+    assert result.result.size_bytes <= 0.5 * result.baseline.size_bytes
+    assert result.verdict == "meets"
+    assert set(result.alternatives) == {"int8_only", "prune_only"}
+    assert result.result.n_board_images == 256
+    assert result.result.host_agreement == 1.0
+    onnx.checker.check_model(onnx.load(run / "model.onnx"))
+    strategy = load(Strategy, (run / "strategy.json").read_bytes())
+    kept = {g.group: g.kept for g in result.result.allocation}
+    assert kept == {entry.group: len(entry.kept) for entry in strategy.entries}
+
+
+def test_the_top1_is_that_of_the_shipped_file(fitted, folder):
+    import onnxruntime
+
+    _, run = fitted
+    result = load(FitResult, (run / "result.json").read_bytes())
+    with np.load(folder / "data.npz") as data:
+        images = (data["test_images"].astype(np.float32) / 255 - 0.5) / 0.25
+        labels = data["test_labels"]
+    session = onnxruntime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    classes = [session.run(None, {name: image[None]})[0].argmax() for image in images]
+    assert np.mean(np.array(classes) == labels) == pytest.approx(result.result.top1, abs=0.005)
+
+
+def test_predictions_were_frozen_before_the_first_measurement(fitted):
+    _, run = fitted
+    predictions = pandas.read_csv(run / "predictions.csv")
+    measured = pandas.read_csv(run / "measurements.csv")
+    result = load(FitResult, (run / "result.json").read_bytes())
+    for prediction in predictions.itertuples():
+        first = measured[measured.label == prediction.label].taken_at.min()
+        assert pandas.Timestamp(prediction.made_at) < pandas.Timestamp(first)
+    (ours,) = predictions[predictions.label == result.result.label].itertuples()
+    assert ours.latency_ms / 1e3 == pytest.approx(result.result.predicted_latency_s)
+
+
+def test_a_rerun_resumes_and_measures_nothing_again(fitted, folder):
+    _, run = fitted
+    with Store(run / "measurements.db") as store:
+        before = store.all(Measurement)
+    again = boardfit(folder, *ARGUMENTS, "--size", "50%", "--out", "run")
+    assert again.returncode == 0, again.stderr
+    assert "kept from an earlier run" in again.stderr
+    with Store(run / "measurements.db") as store:
+        assert store.all(Measurement) == before
+
+
+@pytest.mark.usefixtures("fitted")
+def test_other_settings_in_the_same_folder_are_refused(folder):
+    done = boardfit(folder, *ARGUMENTS, "--size", "40%", "--out", "run")
+    assert done.returncode == 2
+    assert "size 50%" in done.stderr and "size 40%" in done.stderr
+
+
+def test_an_impossible_budget_exits_with_4_and_leaves_a_complete_folder(folder):
+    done = boardfit(folder, *ARGUMENTS, "--size", "1%", "--out", "impossible", "--no-alternatives")
+    assert done.returncode == 4, done.stderr
+    assert "size: at most" in done.stdout
+    result = load(FitResult, (folder / "impossible" / "result.json").read_bytes())
+    assert result.verdict == "does not meet"
+    (size,) = [b for b in result.budgets if b.budget.quantity == "size"]
+    assert 0.01 < size.nearest < 1
+    assert (folder / "impossible" / "report.html").exists()
+
+
+@pytest.mark.parametrize("stage", ["calibrate", "build joint 1"])
+def test_ctrl_c_inside_a_stage_loses_no_measurement_and_a_rerun_finishes(folder, stage):
+    out = f"interrupted-{stage.split()[0]}"
+    arguments = (*ARGUMENTS, "--size", "50%", "--out", out, "--no-alternatives")
+    with subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stderr:
+            if line.startswith(f"… {stage}"):
+                break
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert process.wait(60) == 130, rest
+    assert "the same command resumes" in rest
+    assert "Traceback" not in rest
+    with Store(folder / out / "measurements.db") as store:
+        before = store.all(Measurement)
+    assert [m.label for m in before][:1] == ["baseline"]
+    done = boardfit(folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "✓ baseline (kept from an earlier run)" in done.stderr
+    with Store(folder / out / "measurements.db") as store:
+        assert store.all(Measurement)[: len(before)] == before
+
+
+def test_result_json_holds_the_promised_keys(fitted):
+    _, run = fitted
+    result = json.loads((run / "result.json").read_text())
+    for key in ("latency_s", "top1"):
+        assert result["baseline"][key] > 0
+    for key in ("latency_s", "predicted_latency_s", "top1", "size_bytes", "board_agreement"):
+        assert result["result"][key] > 0
+    assert all(isinstance(budget["met"], bool) for budget in result["budgets"])
+    assert result["verdict"] == "meets"
+
+
+def test_the_same_fit_runs_over_ssh_on_python_36_with_onnxruntime_110(folder, tmp_path):
+    if not Path(SSHD).is_file() or shutil.which("ssh-keygen") is None:
+        pytest.skip("no OpenSSH server here: apt-get install openssh-server")
+    python = python36_with_runtime()
+    server = Sshd(tmp_path)
+    server.start()
+    (folder / "boards.toml").write_text(
+        f'[boards.nano]\nhost = "board"\npython = "{python}"\ncache_dir = "{tmp_path / "cache"}"\n'
+    )
+    extra = {"BOARDFIT_SSH_CONFIG": str(tmp_path / "ssh_config")}
+    try:
+        refused = boardfit(folder, "boards", "show", "nano", **extra)
+        assert refused.returncode == 3
+        assert server.fingerprint() in refused.stderr
+        assert "boardfit boards trust nano" in refused.stderr
+        trusted = boardfit(folder, "boards", "trust", "nano", "--yes", **extra)
+        assert trusted.returncode == 0, trusted.stderr
+        arguments = (*ARGUMENTS, "--size", "50%", "--board", "nano", "--out", "over-ssh")
+        done = boardfit(folder, *arguments, "--no-alternatives", **extra)
+        assert done.returncode == 0, done.stderr
+    finally:
+        server.stop()
+    result = load(FitResult, (folder / "over-ssh" / "result.json").read_bytes())
+    assert result.board.python.startswith("3.6.")
+    assert result.board.runtime_version == "1.10.0"
+    assert result.result.int8_layers_real == result.result.int8_layers > 0
