@@ -319,12 +319,15 @@ def _operator_branches() -> list[tuple[_Branch, int]]:
 
 
 def _probes(precisions: Sequence[str], seed: int) -> Iterator[ProbeNetwork]:
-    """Whole networks of the common families, small, in each precision; one mixed."""
+    """Whole networks of the common families in each precision; one mixed."""
     families: tuple[tuple[str, Callable[[Builder], None]], ...] = (
         ("residual-32", lambda b: _residual(b, width=32, size=56)),
-        ("bottleneck", _bottleneck),
-        ("inverted", _inverted),
+        ("bottleneck", lambda b: _bottleneck(b, widths=(32, 64, 128), size=96)),
+        ("inverted", lambda b: _inverted(b, size=112)),
         ("fire", _fire),
+        # Weights and images that outgrow a core's cache, as those of most real networks do.
+        ("bottleneck-large", lambda b: _bottleneck(b, widths=(64, 128, 256, 512), size=160)),
+        ("inverted-large", lambda b: _inverted(b, size=224)),
     )
     for name, build in families:
         for precision in precisions:
@@ -362,10 +365,10 @@ def _residual(b: Builder, *, width: int, size: int) -> None:
     _head(b, x)
 
 
-def _bottleneck(b: Builder) -> None:
-    x = b.relu(b.conv(b.input(1, 3, 96, 96), 64, window=7, stride=2))
+def _bottleneck(b: Builder, *, widths: Sequence[int], size: int) -> None:
+    x = b.relu(b.conv(b.input(1, 3, size, size), 64, window=7, stride=2))
     x = b.pool("MaxPool", x, window=3, stride=2)
-    for stage, width in enumerate((32, 64, 128)):
+    for stage, width in enumerate(widths):
         for block in range(2):
             stride = 2 if stage and not block else 1
             y = b.relu(b.conv(x, width))
@@ -376,8 +379,8 @@ def _bottleneck(b: Builder) -> None:
     _head(b, x)
 
 
-def _inverted(b: Builder) -> None:
-    x = b.silu(b.conv(b.input(1, 3, 112, 112), 16, window=3, stride=2))
+def _inverted(b: Builder, *, size: int) -> None:
+    x = b.silu(b.conv(b.input(1, 3, size, size), 16, window=3, stride=2))
     for width, stride, window, excite in (
         (24, 2, 3, False),
         (24, 1, 3, True),
