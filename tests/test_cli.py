@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from harness import cli
+from latency_models import calibration, profiles
+from latency_models.graph import Dims, Work
 
 ROOT = Path(__file__).parent.parent
 
@@ -203,3 +206,37 @@ def test_the_help_is_quick_because_nothing_heavy_is_imported():
     ).stdout
     loaded = {name.split(".")[0] for name in ast.literal_eval(listed)}
     assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "pandas", "plotly", "paramiko"}
+
+
+def test_an_operator_that_the_latency_model_does_not_know_is_named(files, capsys):
+    node = onnx.helper.make_node("Einsum", ["x"], ["y"], name="mix", equation="nchw->nc")
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", (1, 3, 8, 8)), ("y", (1, 3)))
+    ]
+    graph = onnx.helper.make_graph([node], "g", tensors[:1], tensors[1:])
+    onnx.save(onnx.helper.make_model(graph), files / "odd.onnx")
+    model = calibration.fit(
+        [
+            (
+                Work(
+                    kind="conv_3x3",
+                    macs=10**6,
+                    bytes_in=10**4,
+                    bytes_out=10**4,
+                    bytes_weights=10**4,
+                    shape=Dims(rows=100, outputs=16, inputs=16, window=9),
+                    precision="fp32",
+                    name="c",
+                ),
+                1e-4,
+            )
+        ],
+        [],
+        profile=profiles.load("generic-cpu"),
+    )
+    (files / "model.json").write_text(model.to_json())
+    code, _, err = run(capsys, "predict", "odd.onnx", "--latency-model", "model.json")
+    assert code == 1
+    assert "Einsum" in err and "mix" in err
+    assert "internal error" not in err

@@ -177,7 +177,9 @@ def works_of(path: Path) -> tuple[graph.Work, ...]:
     return tuple(graph.work(kernel) for kernel in graph.read(path))
 
 
-def run(data: Path, *, seed: int, only: set[str]) -> tuple[validation.Report, dict[str, object]]:
+def run(
+    data: Path, *, seed: int, only: set[str], save: Path | None
+) -> tuple[validation.Report, dict[str, object]]:
     """The report over all networks, and the conditions it was made under."""
     with tempfile.TemporaryDirectory(prefix="boardfit-benchmark-") as scratch:
         folder = Path(scratch)
@@ -193,6 +195,8 @@ def run(data: Path, *, seed: int, only: set[str]) -> tuple[validation.Report, di
             start = time.monotonic()
             model, pace = calibrated(session, folder)
             conditions["calibration_s"] = round(time.monotonic() - start, 1)
+            if save is not None:
+                save.write_text(model.to_json())
             predicted = [(model.predict(w), model.interval(w, COVERAGE)) for w in works]
             measured = [pace.measure(*network) for network in networks]
             conditions["pace"] = f"{min(pace.seen):.2f} to {max(pace.seen):.2f}"
@@ -252,9 +256,12 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="the folder of measurements")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save-model", type=Path, help="write the latency model here, as JSON")
     parser.add_argument("--only", nargs="*", default=[], help="names of the fixed set")
     arguments = parser.parse_args()
-    report, conditions = run(arguments.data, seed=arguments.seed, only=set(arguments.only))
+    report, conditions = run(
+        arguments.data, seed=arguments.seed, only=set(arguments.only), save=arguments.save_model
+    )
     if arguments.json:
         print(json.dumps({"report": dataclasses.asdict(report), "conditions": conditions}))
     else:
