@@ -1,10 +1,11 @@
 """Calibrate a latency model on a board, and hold predictions against measurements there."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from harness import stats
@@ -14,12 +15,22 @@ from harness.records import Interval, Measurement, Profile
 from harness.store import Store
 from latency_models import calibration, graph, profiles, sweep
 
-__all__ = ["PROFILE_RUNS", "Validation", "calibrate", "kernel_rows", "profile", "validate"]
+__all__ = [
+    "PROFILE_RUNS",
+    "Validation",
+    "Yardstick",
+    "calibrate",
+    "kernel_rows",
+    "profile",
+    "validate",
+]
 
 # Runs of the profiler whose median is a kernel's time.
 PROFILE_RUNS = 60
 # Networks measured interleaved in one job; more would only lengthen what an interruption costs.
 NETWORKS_PER_CAMPAIGN = 8
+YARDSTICK = "yardstick"
+DEFAULT_PROFILE = "generic-cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +69,22 @@ def profile(session: Session, path: Path, store: Store, *, runs: int = PROFILE_R
     return taken
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yardstick:
+    """A network that is measured again and again, and what it took at first.
+
+    A board runs faster and slower by the minute. What is measured beside the yardstick is put into
+    its first measurement's terms, so that a sweep of minutes is of one piece.
+    """
+
+    path: Path
+    latency_s: float
+
+    def request(self) -> EngineRequest:
+        """The yardstick among the engines of a measurement."""
+        return EngineRequest(label=YARDSTICK, path=self.path, precision="yardstick")
+
+
 def calibrate(
     session: Session,
     store: Store,
@@ -65,64 +92,99 @@ def calibrate(
     *,
     reference: Sequence[graph.Kernel],
     precisions: Sequence[str],
-    extra: Callable[[], Sequence[tuple[tuple[graph.Work, ...], float]]] = tuple,
+    yardstick: Yardstick | None = None,
+    known: Sequence[tuple[tuple[graph.Work, ...], float]] = (),
 ) -> calibration.LatencyModel:
     """A latency model of the session's board, fitted to a planned sweep measured there.
 
     ``reference`` are the kernels of the network to be fitted: the sweep spreads around them.
-    ``extra`` adds whole networks that were measured already. What the store holds of an
+    ``known`` adds whole networks that were measured already, in the yardstick's terms; without a
+    ``yardstick`` the first of the sweep's own networks is one. What the store holds of an
     interrupted calibration is not measured again.
     """
     plan = sweep.plan(reference, precisions=tuple(precisions))
     total = len(plan.networks) + len(plan.probes)
     kernel_samples: list[tuple[graph.Work, float]] = []
-    network_samples = list(extra())
+    network_samples = list(known)
     with tempfile.TemporaryDirectory(prefix="boardfit-sweep-") as scratch:
+        probes = []
+        for probe in plan.probes:
+            path = Path(scratch) / f"{probe.name}.onnx"
+            onnx.save(probe.model, path)
+            probes.append(EngineRequest(label=probe.name, path=path, precision=probe.precision))
+        yardstick = yardstick or _first_yardstick(session, store, probes[0])
         for done, packed in enumerate(plan.networks):
             observer.progress(done, total)
             path = Path(scratch) / f"{packed.name}.onnx"
             onnx.save(packed.model, path)
-            taken = profile(session, path, store)
-            kernel_samples += sweep.collect(packed, kernel_rows(taken))
-        requests = []
-        for probe in plan.probes:
-            path = Path(scratch) / f"{probe.name}.onnx"
-            onnx.save(probe.model, path)
-            requests.append(EngineRequest(label=probe.name, path=path, precision=probe.precision))
-        measured = measure_known(session, store, requests, plan=PRESETS["quick"], observer=observer)
-        for probe, measurement in zip(plan.probes, measured, strict=True):
-            works = tuple(graph.work(kernel) for kernel in graph.read(probe.model))
-            network_samples.append((works, stats.median(measurement.samples_s)))
+            taken, pace = _paced_profile(session, store, path, yardstick)
+            kernel_samples += [
+                (work, seconds / pace)
+                for work, seconds in sweep.collect(packed, kernel_rows(taken))
+            ]
+        for start in range(0, len(probes), NETWORKS_PER_CAMPAIGN):
+            observer.progress(len(plan.networks) + start, total)
+            batch = probes[start : start + NETWORKS_PER_CAMPAIGN]
+            ratios = _ratios(session, store, batch, yardstick, campaign=f"sweep {start}")
+            for probe, ratio in zip(plan.probes[start:], ratios, strict=False):
+                works = tuple(graph.work(kernel) for kernel in graph.read(probe.model))
+                network_samples.append((works, ratio * yardstick.latency_s))
     observer.progress(total, total)
-    prior = profiles.load(session_profile(session))
+    prior = profiles.load(session.spec.profile or DEFAULT_PROFILE)
     return calibration.fit(kernel_samples, network_samples, profile=prior)
 
 
-def session_profile(session: Session) -> str:
-    """The name of the board profile whose datasheet is the prior."""
-    return session.spec.profile or "generic-cpu"
+def _campaign(store: Store, name: str) -> list[Measurement]:
+    return [m for m in store.all(Measurement) if m.campaign == name]
 
 
-def measure_known(
+def _measure(
+    session: Session, store: Store, requests: Sequence[EngineRequest], *, campaign: str
+) -> list[Measurement]:
+    """The campaign's measurements: the store's if it is complete there, else taken now."""
+    kept = _campaign(store, campaign)
+    if {m.label for m in kept} >= {request.label for request in requests}:
+        return kept
+    taken = session.measure(requests, plan=PRESETS["quick"], campaign=campaign)
+    for measurement in taken:
+        store.add(measurement)
+    return list(taken)
+
+
+def _first_yardstick(session: Session, store: Store, probe: EngineRequest) -> Yardstick:
+    first = replace(probe, label=YARDSTICK)
+    (measurement,) = _measure(session, store, [first], campaign="yardstick")
+    return Yardstick(path=probe.path, latency_s=stats.median(measurement.samples_s))
+
+
+def _paced_profile(
+    session: Session, store: Store, path: Path, yardstick: Yardstick
+) -> tuple[Profile, float]:
+    """A profile, and how much slower than at first the yardstick ran just before and after."""
+    digest = session.put(path)
+    names = [f"pace {when} {digest[:16]}" for when in ("before", "after")]
+    before = _measure(session, store, [yardstick.request()], campaign=names[0])
+    taken = profile(session, path, store)
+    after = _measure(session, store, [yardstick.request()], campaign=names[1])
+    medians = [stats.median(m.samples_s) for m in (*before, *after)]
+    return taken, float(np.mean(medians)) / yardstick.latency_s
+
+
+def _ratios(
     session: Session,
     store: Store,
     requests: Sequence[EngineRequest],
+    yardstick: Yardstick,
     *,
-    plan: MeasurePlan,
-    observer: Observer,
-) -> tuple[Measurement, ...]:
-    """One measurement a request; those that the store already has of this runtime are reused."""
-    version = session.facts.runtime_version
-    known = {m.network_sha256: m for m in store.all(Measurement) if m.runtime_version == version}
-    digests = [session.put(request.path) for request in requests]
-    missing = [r for r, d in zip(requests, digests, strict=True) if d not in known]
-    for start in range(0, len(missing), NETWORKS_PER_CAMPAIGN):
-        observer.progress(len(requests) - len(missing) + start, len(requests))
-        batch = missing[start : start + NETWORKS_PER_CAMPAIGN]
-        for measurement in session.measure(batch, plan=plan, campaign=f"sweep-{start}"):
-            store.add(measurement)
-            known[measurement.network_sha256] = measurement
-    return tuple(known[digest] for digest in digests)
+    campaign: str,
+) -> list[float]:
+    """Each network's latency over that of the yardstick in the same interleaved rounds."""
+    engines = [yardstick.request(), *requests]
+    measured = {m.label: m for m in _measure(session, store, engines, campaign=campaign)}
+    base = measured[YARDSTICK]
+    return [
+        stats.median(stats.ratio_by_round(measured[request.label], base)) for request in requests
+    ]
 
 
 def validate(

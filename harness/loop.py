@@ -47,7 +47,7 @@ class FitSettings:
     network: str
     budgets: tuple[Budget, ...]
     max_rounds: int = 3
-    epochs: int = 3
+    epochs: int = 5
     sensitivity_images: int = 512
     board_images: int = 256
     seed: int = 0
@@ -130,7 +130,7 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     proposal: Proposal | None = None
     for number in range(1, settings.max_rounds + 1):
         label = f"joint {number}"
-        proposal = _propose(problem, problem.options, label)
+        proposal = _propose(problem, problem.options, label, anchored=bool(tried))
         if any(_same(proposal.strategy, earlier) for earlier in strategies):
             break
         strategies.append(proposal.strategy)
@@ -178,7 +178,10 @@ def _pose(
             bench.folder.observer,
             reference=kernels,
             precisions=precisions,
-            extra=lambda: ((works, baseline.candidate.latency_s),),
+            yardstick=calibrate.Yardstick(
+                path=bench.baseline_path, latency_s=baseline.candidate.latency_s
+            ),
+            known=[(works, baseline.candidate.latency_s)],
         ).to_json()
 
     text = bench.folder.stage("calibrate", str, calibrated)
@@ -211,7 +214,13 @@ def _pose(
     )
 
 
-def _propose(problem: _Problem, options: Mapping[str, tuple[Option, ...]], label: str) -> Proposal:
+def _propose(
+    problem: _Problem,
+    options: Mapping[str, tuple[Option, ...]],
+    label: str,
+    *,
+    anchored: bool = False,
+) -> Proposal:
     return problem.bench.folder.stage(
         f"allocate {label}",
         Proposal,
@@ -227,6 +236,7 @@ def _propose(problem: _Problem, options: Mapping[str, tuple[Option, ...]], label
             label=label,
             epochs=problem.settings.epochs,
             seed=problem.settings.seed,
+            anchored=anchored,
         ),
         detail=Proposal.summary,
     )

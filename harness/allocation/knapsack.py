@@ -10,11 +10,15 @@ The dynamic program and its sources are in ``dynamic.py``.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -316,13 +320,14 @@ class _Program:
         scaled = objective - shift[self.owner]
         unit = float(scaled.max()) / _MILP_SCALE or 1.0
         for _ in range(_MAX_CUTS):
-            found = scipy.optimize.milp(
-                scaled / unit,
-                integrality=np.ones(len(ones), dtype=np.intp),
-                bounds=scipy.optimize.Bounds(0, 1),
-                constraints=constraints,
-                options={"time_limit": max(deadline - clock(), 0.0), "mip_rel_gap": 0.0},
-            )
+            with _silent():
+                found = scipy.optimize.milp(
+                    scaled / unit,
+                    integrality=np.ones(len(ones), dtype=np.intp),
+                    bounds=scipy.optimize.Bounds(0, 1),
+                    constraints=constraints,
+                    options={"time_limit": max(deadline - clock(), 0.0), "mip_rel_gap": 0.0},
+                )
             # Status 4 covers "unbounded or infeasible", and all variables are bounded.
             if found.status == 2 or (found.x is None and "infeasible" in found.message.lower()):
                 return None
@@ -360,6 +365,20 @@ class _Program:
         order = np.lexsort((-x, self.owner))
         first = np.searchsorted(self.owner[order], np.arange(len(self.problem.classes)))
         return order[first]
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what a native library prints to stdout: HiGHS lets a debugging line through."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _undominated(points: Floats) -> list[int]:

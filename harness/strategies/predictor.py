@@ -111,7 +111,9 @@ def _weight_bytes(kernel: graph.Kernel) -> float:
     """What a kernel's weight and bias take in an ONNX file."""
     if kernel.weight is None:
         return 0.0
-    numbers = graph.work(kernel).bytes_weights
+    shape = graph.work(kernel).shape
+    numbers = shape.groups * shape.inputs * shape.window * shape.outputs
     if kernel.precision != "int8":
-        return numbers
-    return numbers + kernel.out_channels * BYTES_PER_QUANTIZED_CHANNEL + BYTES_PER_QUANTIZED_LAYER
+        return 4.0 * (numbers + kernel.out_channels)
+    per_channel = 4 + BYTES_PER_QUANTIZED_CHANNEL
+    return numbers + kernel.out_channels * per_channel + BYTES_PER_QUANTIZED_LAYER

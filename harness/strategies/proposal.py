@@ -17,6 +17,9 @@ COVERAGE = 0.9
 # Where the model is too uncertain for its upper bound to fit the budget, the bound is loosened to
 # the prediction itself: what is built then is measured, and the model knows better.
 COVERAGES = (COVERAGE, 0.5, 0.0)
+# Once a variant of the same network was measured, the model is anchored to it: what is left is the
+# difference between siblings, far smaller than that between the networks of the calibration.
+ANCHORED_COVERAGES = (0.3, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +62,12 @@ def propose(
     label: str,
     epochs: int,
     seed: int,
+    anchored: bool,
 ) -> Proposal:
-    """The least sensitive allocation within ``limits``; where there is none, within the nearest."""
+    """The least sensitive allocation within ``limits``; where there is none, within the nearest.
+
+    ``anchored`` says that ``model`` was recalibrated with a measured variant of this network.
+    """
 
     def costs(coverage: float) -> NetworkCosts:
         return NetworkCosts(
@@ -91,7 +98,7 @@ def propose(
         )
 
     infeasible = ""
-    for coverage in COVERAGES:
+    for coverage in ANCHORED_COVERAGES if anchored else COVERAGES:
         try:
             found = generator.allocate(costs(coverage), options, sensitivities, limits)
             return proposal(found, coverage)
