@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 # How far the formula is trusted to explain a kernel or a network, in log time: residuals beyond
 # these count less and less (soft L1).
-_KERNEL_SCALE = 0.10
+_KERNEL_SCALE = 0.15
 _NETWORK_SCALE = 0.03
 # The profiler's resolution: it writes whole microseconds.
 _RESOLUTION_S = 1e-6

@@ -53,7 +53,9 @@ class Dims(NamedTuple):
     ``rows x (inputs * window)`` with ``(inputs * window) x outputs``.
 
     ``rows`` counts output positions (batch included); ``inputs`` and ``outputs`` are channels of
-    one group. Elsewhere ``rows * outputs`` is the number of elements and ``inputs`` is 1.
+    one group. Elsewhere ``rows * outputs`` is the number of elements and ``inputs`` is 1. ``width``
+    is how many positions follow each other before the input jumps: an image's row, or all (0)
+    where the window is 1 x 1 and moves by one.
     """
 
     rows: int
@@ -61,6 +63,7 @@ class Dims(NamedTuple):
     inputs: int = 1
     window: int = 1
     groups: int = 1
+    width: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +182,9 @@ def _compute(kernel: Kernel, width: int) -> tuple[int, int, Dims]:
     if kernel.kind.startswith("conv_"):
         inputs = kernel.in_channels // kernel.groups
         outputs = kernel.out_channels // kernel.groups
-        dims = Dims(elements // kernel.out_channels, outputs, inputs, window, kernel.groups)
+        rows = elements // kernel.out_channels
+        row = 0 if window == 1 and kernel.stride == (1, 1) else kernel.out_shape[-1]
+        dims = Dims(rows, outputs, inputs, window, kernel.groups, row)
         weights = kernel.out_channels * inputs * window * width + 4 * kernel.out_channels
         return elements * inputs * window, weights, dims
     if kernel.kind in ("gemm", "matmul"):

@@ -44,7 +44,8 @@ class BoardProfile:
     """Datasheet peaks of a board and its runtime: the prior of its latency model.
 
     ``peak_flops`` per precision in flop/s (a multiply-accumulate is 2), bandwidths in bytes/s,
-    overheads in seconds. ``channel_step`` is the width of the channel staircase.
+    overheads in seconds: of a kernel, of a network's call, and what the runtime's profiler adds to
+    each kernel that it times. ``channel_step`` is the width of the channel staircase.
     """
 
     name: str
@@ -57,6 +58,7 @@ class BoardProfile:
     cache_bytes: Fact
     kernel_overhead_s: Fact
     network_overhead_s: Fact
+    profiler_overhead_s: Fact
     channel_step: Fact
 
 
@@ -98,6 +100,7 @@ def parse(text: str, *, where: str) -> BoardProfile:
             cache_bytes=_fact(memory["cache_bytes"]),
             kernel_overhead_s=_fact(overhead["kernel_s"]),
             network_overhead_s=_fact(overhead["network_s"]),
+            profiler_overhead_s=_fact(overhead["profiler_s"]),
             channel_step=_fact(table["channels"]["step"]),
         )
     except tomllib.TOMLDecodeError as error:

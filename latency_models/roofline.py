@@ -8,6 +8,9 @@
     t(kernel)  = t0[kind,prec] + (c^q + m^q)^(1/q)
     t(network) = c0 + sum over kernels of (t + gap)
 
+``gap`` is negative where the runtime's profiler, which saw ``t``, costs more than the step from one
+kernel to the next.
+
 Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009, with the smooth maximum of
 Cabezas and Pueschel (q = 1 adds, large q takes the larger); the staircase after ANNETTE (Wess et
 al., IEEE Access 9, 2021, eq. 3: u = s / (ceil(s / p) * p)).
@@ -16,11 +19,13 @@ al., IEEE Access 9, 2021, eq. 3: u = s / (ceil(s / p) * p)).
 lanes of a vector and the blocks of a layout are filled up, and a position of the window costs
 something before the first product. For a dense product of ``rows x (window * k)`` with ``n``::
 
-    rows * groups * (n_padded * (window * k_padded + out) + gathers * tap)
+    rows_tiled * groups * (n_padded * (window * k_padded + out) + gathers * tap)
     n_padded = 16 * (B + a * ceil(B / 4)) / (1 + a / 4),   B = ceil(n / 16)
+    rows_tiled = (rows + b * tiles) / (1 + b / 6),   tiles = ceil(width / 6) a row of the image
 
 A kernel holds up to four blocks of outputs in registers and loads each input once for all of them,
-which costs ``a`` of a block (mlas, ``SconvKernelAvx512F``). ``out`` is what storing (and
+which costs ``a`` of a block; it works on up to six positions at once and loads each weight once for
+all of them, which costs ``b`` positions (mlas, ``SconvKernelAvx512F``). ``out`` is what storing and
 requantizing) one result costs, ``tap`` what gathering one piece of input costs, both in products;
 an integer kernel gathers a row of the window at once, all channels (mlas, im2col of NHWC), others
 position by position. Where nothing is multiplied, one operation an element read (times the window,
@@ -62,9 +67,10 @@ _LANES = 16
 # How sharply time rises where a tensor outgrows the cache: between 0.8 and 1.25 of its size.
 _KNEE = 8
 # Parameters that all kinds and precisions share: those before a[...] in ``Layout.of``.
-_SHARED = 9
+_SHARED = 10
 _STEP = 1e-6
 _BLOCKS_IN_REGISTERS = 4
+_TILE = 6
 
 # Shares of the peak that kernels of a kind reach, where nothing is known of the board: orders of
 # magnitude from onnxruntime's and TensorRT's profiles; each is refitted where it is measured.
@@ -123,6 +129,7 @@ class Layout:
     def of(cls, groups: Sequence[tuple[str, str]], profile: BoardProfile) -> Layout:
         """The layout for these kinds on a board of this profile."""
         ordered = tuple(sorted(set(groups)))
+        profiler_us = profile.profiler_overhead_s.value * 1e6
         precisions = tuple(sorted({precision for _, precision in ordered} | {"fp32"}))
         priors = [
             Prior("q", "1", 1.5, 0.3),
@@ -132,8 +139,9 @@ class Layout:
             Prior("cache", "bytes", profile.cache_bytes.value, 0.2),
             Prior("tail8", "blocks", 2.0, 0.7),
             Prior("tail1", "blocks", 1.0, 0.7),
+            Prior("b", "positions", 1.0, 0.7),
             Prior("c0", "s", profile.network_overhead_s.value, 0.7),
-            Prior("gap", "us", 0.0, 1.0, linear=True),
+            Prior("gap", "us", -profiler_us, 0.3 + 0.5 * profiler_us, linear=True),
         ]
         for precision in precisions:
             integer = precision == "int8"
@@ -178,6 +186,7 @@ class Features:
     depthwise_int8: npt.NDArray[np.bool_]
     view: npt.NDArray[np.bool_]
     rows: Array
+    tiles: Array
     depth: Array
     gathers: Array
     outputs: Array
@@ -192,8 +201,9 @@ def features(works: Sequence[Work], layout: Layout) -> Features:
     """The arrays that the formula needs; ``KeyError`` for a kind that ``layout`` has not."""
     place = {group: index for index, group in enumerate(layout.groups)}
     kinds = [w.kind for w in works]
-    dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 5)
-    rows, outputs, inputs, window, groups = dims.T
+    dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 6)
+    rows, outputs, inputs, window, groups, width = dims.T
+    width = np.where(width > 0, width, rows)
     int8 = np.array([w.precision == "int8" for w in works], bool)
     dense = np.array([k in DENSE for k in kinds], bool)
     depthwise = np.array([k == "conv_depthwise" for k in kinds], bool)
@@ -208,6 +218,7 @@ def features(works: Sequence[Work], layout: Layout) -> Features:
         depthwise_int8=depthwise & int8,
         view=np.array([k == "view" for k in kinds], bool),
         rows=rows * groups,
+        tiles=np.where(int8, rows / _TILE, rows / width * np.ceil(width / _TILE)) * groups,
         depth=window * np.where(blocked, _up(inputs, _LANES), inputs),
         gathers=np.where(int8 & (groups == 1), np.sqrt(window), window) * (window > 1),
         outputs=outputs,
@@ -251,7 +262,7 @@ def kernel_jacobian(theta: Array, works: Features, layout: Layout) -> tuple[Arra
 def _parts(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array, Array]:
     """Overhead, time at work, and the share of computing in it (its logarithmic derivative)."""
     values = np.exp(theta)
-    q, bw_act, bw_far, bw_w, cache, tail8, tail1 = values[:7]
+    q, bw_act, bw_far, bw_w, cache, tail8, tail1, b = values[:8]
     first = len(theta) - 2 * len(layout.groups)
     a, tap, out = values[_SHARED:first].reshape(-1, 3)[works.precision].T
     eta = values[first : first + len(layout.groups)][works.group]
@@ -262,9 +273,10 @@ def _parts(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array,
         * (blocks + a * np.ceil(blocks / _BLOCKS_IN_REGISTERS))
         / (1 + a / _BLOCKS_IN_REGISTERS)
     )
+    positions = (works.rows + b * works.tiles) / (1 + b / _TILE)
     macs = np.where(
         works.dense,
-        works.rows * (padded * (works.depth + out) + works.gathers * tap),
+        positions * (padded * (works.depth + out) + works.gathers * tap),
         works.simple + works.depthwise_int8 * (tail8 * works.tail8 + tail1 * works.tail1),
     )
     compute = 2 * macs / (np.array(layout.peaks)[works.precision] * eta)

@@ -32,6 +32,7 @@ _FACTS = (
     "cache_bytes",
     "kernel_overhead_s",
     "network_overhead_s",
+    "profiler_overhead_s",
     "channel_step",
 )
 

@@ -130,7 +130,7 @@ def test_work_of_a_convolution_by_hand():
     assert work.bytes_out == 32 * 4 * 4 * 4
     # 32 x 16 x 3 x 3 weights and 32 biases, four bytes each.
     assert work.bytes_weights == (32 * 16 * 9 + 32) * 4
-    assert work.shape == graph.Dims(rows=16, outputs=32, inputs=16, window=9, groups=1)
+    assert work.shape == graph.Dims(rows=16, outputs=32, inputs=16, window=9, groups=1, width=4)
 
 
 def test_work_of_a_cast_reads_and_writes_different_widths():

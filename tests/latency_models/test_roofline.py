@@ -31,6 +31,7 @@ def seconds(item, **values):
         "bw_far": 1e30,
         "bw_w": 1e30,
         "cache": 1e30,
+        "b": 1e-12,
         f"a[{item.precision}]": 1e-12,
         f"tap[{item.precision}]": 1e-12,
         f"out[{item.precision}]": 1e-12,
@@ -84,6 +85,12 @@ def test_a_kernel_of_one_block_reads_its_input_for_itself_alone():
     assert seconds(four, **{"a[fp32]": 1.0}) / seconds(one, **{"a[fp32]": 1.0}) == pytest.approx(
         2.5
     )
+
+
+def test_a_row_that_fills_no_tile_loads_its_weights_once_more():
+    six, seven = (work("conv_3x3", Dims(w * w, 64, 64, 9, 1, w)) for w in (6, 7))
+    # With b = 2 a row of 6 costs (6 + 2) / (1 + 2/6) = 6, one of 7 (7 + 4) / (1 + 2/6) = 8.25.
+    assert seconds(seven, b=2.0) / seconds(six, b=2.0) == pytest.approx(7 * 8.25 / (6 * 6))
 
 
 def test_input_blocks_are_padded_in_fp32_and_not_in_int8():
