@@ -1,9 +1,10 @@
 """From a network's file to a measured candidate: the workbench that the loop builds on."""
 
 import datetime
+import functools
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -34,6 +35,8 @@ from latency_models import calibration, graph
 
 __all__ = ["Measured", "Role", "Workbench"]
 
+# An interval narrows with the square root of its rounds: more campaigns hardly decide anything.
+MAX_FINAL_CAMPAIGNS = 4
 Role = Literal["baseline", "joint", "int8_only", "prune_only"]
 
 
@@ -160,39 +163,52 @@ class Workbench:
         )
         return replace(measured, candidate=candidate, warnings=warnings)
 
-    def final_measurements(self, measured: Sequence[Measured]) -> list[Measured]:
-        """All of them once more, interleaved in one campaign: what the verdict rests on."""
+    def final_measurements(
+        self, measured: Sequence[Measured], *, decided: Callable[[Sequence[Measured]], bool]
+    ) -> list[Measured]:
+        """All of them once more, interleaved: what the verdict rests on.
 
-        def compute() -> tuple[Measurement, ...]:
-            taken = self.session.measure(
-                [
-                    EngineRequest(
-                        label=m.candidate.label,
-                        path=self.path_of(m),
-                        precision="mixed" if m.candidate.int8_layers else "fp32",
-                    )
-                    for m in measured
-                ],
-                plan=PRESETS["standard"],
-                campaign="final",
-            )
-            for measurement in taken:
-                self.store.add(measurement)
-            return taken
-
-        self.folder.stage("final measurement", Measurements, lambda: Measurements(compute()))
-        by_label = {m.label: m for m in self.store.all(Measurement) if m.campaign == "final"}
-        base = by_label["baseline"]
-        return [
-            replace(
-                m,
-                candidate=replace(
-                    m.candidate, **_latency_fields(by_label[m.candidate.label], base)
-                ),
-                warnings=(*m.warnings, *self._warnings(by_label[m.candidate.label])),
+        Where ``decided`` says that an interval still holds a limit, they are measured again, and
+        the rounds of all campaigns count together.
+        """
+        engines = [
+            EngineRequest(
+                label=m.candidate.label,
+                path=self.path_of(m),
+                precision="mixed" if m.candidate.int8_layers else "fp32",
             )
             for m in measured
         ]
+
+        def take(campaign: str) -> str:
+            for measurement in self.session.measure(
+                engines, plan=PRESETS["standard"], campaign=campaign
+            ):
+                self.store.add(measurement)
+            return campaign
+
+        campaigns: list[str] = []
+        final: list[Measured] = []
+        while len(campaigns) < MAX_FINAL_CAMPAIGNS and not (final and decided(final)):
+            name = f"final measurement {len(campaigns) + 1}"
+            campaigns.append(self.folder.stage(name, str, functools.partial(take, name)))
+            taken = [m for m in self.store.all(Measurement) if m.campaign in campaigns]
+            joined = {
+                engine.label: stats.join([m for m in taken if m.label == engine.label])
+                for engine in engines
+            }
+            final = [self._remeasured(m, joined) for m in measured]
+        return final
+
+    def _remeasured(self, measured: Measured, taken: Mapping[str, Measurement]) -> Measured:
+        ours = taken[measured.candidate.label]
+        fields = _latency_fields(ours, taken["baseline"])
+        warnings = dict.fromkeys((*measured.warnings, *self._warnings(ours)))
+        return replace(
+            measured,
+            candidate=replace(measured.candidate, **fields),
+            warnings=tuple(warnings),
+        )
 
     def _predict(
         self, path: Path, label: str, model: calibration.LatencyModel, coverage: float
@@ -300,13 +316,6 @@ class Workbench:
         write_atomically(out / "strategy.json", dump(strategy, indent=2))
         write_atomically(out / "latency_model.json", model.to_json())
         write_atomically(out / "result.json", dump(result, indent=2))
-
-
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """Several measurements as one stage's value."""
-
-    measurements: tuple[Measurement, ...]
 
 
 class _Latency(TypedDict):

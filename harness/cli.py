@@ -103,7 +103,7 @@ def fit(
     ] = 3,
     epochs: Annotated[
         int, typer.Option("--epochs", min=0, help="Epochs of distillation from the original.")
-    ] = 5,
+    ] = 4,
     seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
     alternatives: Annotated[
         bool, typer.Option(help="Also build and measure each method alone.")

@@ -47,7 +47,7 @@ class FitSettings:
     network: str
     budgets: tuple[Budget, ...]
     max_rounds: int = 3
-    epochs: int = 5
+    epochs: int = 4
     sensitivity_images: int = 512
     board_images: int = 256
     seed: int = 0
@@ -144,7 +144,10 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         range(len(tried)),
         key=lambda i: _rank(settings.budgets, tried[i].candidate, baseline.candidate),
     )
-    final = bench.final_measurements([baseline, tried[best], *alternatives.values()])
+    final = bench.final_measurements(
+        [baseline, tried[best], *alternatives.values()],
+        decided=lambda m: _decided(settings.budgets, m[1].candidate, m[0].candidate),
+    )
     base, result, *others = final
     return _conclude(
         problem,
@@ -306,6 +309,14 @@ def _verdicts(
             nearest=(nearest or {}).get(budget.quantity),
         )
         for budget in budgets
+    )
+
+
+def _decided(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate) -> bool:
+    """Whether no verdict waits for a narrower interval."""
+    return all(
+        v.verdict != "cannot tell yet" or v.interval is None
+        for v in _verdicts(budgets, candidate, baseline)
     )
 
 

@@ -5,6 +5,7 @@ Samples are sequences of seconds in the order in which they were taken.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ __all__ = [
     "coefficient_of_variation",
     "drift",
     "interval_of_median",
+    "join",
     "mad",
     "median",
     "outliers",
@@ -106,6 +108,26 @@ def ratio_by_round(measurement: Measurement, baseline: Measurement) -> tuple[flo
     ours, theirs = round_medians(measurement), round_medians(baseline)
     common = sorted(ours.keys() & theirs.keys())
     return tuple(ours[r] / theirs[r] for r in common)
+
+
+def join(measurements: Sequence[Measurement]) -> Measurement:
+    """Measurements of one engine from several campaigns as one; their rounds follow each other.
+
+    ``ratio_by_round`` may compare what was joined from the same campaigns in the same order.
+    """
+    first = measurements[0]
+    rounds: list[int] = []
+    for m in measurements:
+        start = max(rounds, default=-1) + 1
+        rounds += [start + r for r in m.rounds]
+    return replace(
+        first,
+        samples_s=tuple(s for m in measurements for s in m.samples_s),
+        warmup_s=tuple(s for m in measurements for s in m.warmup_s),
+        rounds=tuple(rounds),
+        after=measurements[-1].after,
+        campaign=" + ".join(m.campaign for m in measurements),
+    )
 
 
 def ratio_interval(ratios: Sequence[float], *, coverage: float = 0.95, seed: int = 0) -> Interval:

@@ -72,3 +72,10 @@ def test_the_interval_of_the_median_covers_the_truth_about_as_often_as_it_says()
 def test_the_median_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="no samples"):
         stats.median([])
+
+
+def test_joined_campaigns_are_compared_round_by_round():
+    ours = stats.join([measurement([1.0, 1.0], [0, 1]), measurement([3.0], [0], campaign="d")])
+    base = stats.join([measurement([2.0, 4.0], [0, 1]), measurement([6.0], [0], campaign="d")])
+    assert ours.rounds == (0, 1, 2)
+    assert stats.ratio_by_round(ours, base) == (0.5, 0.25, 0.5)
