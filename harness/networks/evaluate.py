@@ -1,0 +1,62 @@
+"""ONNX files run on the host."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from torch import Tensor
+
+__all__ = [
+    "onnx_logits",
+    "open_session",
+    "top1",
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+
+def open_session(model: str | bytes, *, threads: int) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the host's CPU for a file or the bytes of one."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_logits(
+    path: Path, images: Tensor | npt.NDArray[np.float32], *, threads: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Logits ``(n, classes)`` of an ONNX file, computed on this computer by onnxruntime.
+
+    The file runs as it is, with its own fixed batch, so the result is the file's own; ``threads``
+    single-threaded calls run at once (None: one a core). A batch that does not divide the number
+    of images is filled up with copies of the last one.
+    """
+    array = np.ascontiguousarray(np.asarray(images), dtype=np.float32)
+    session = open_session(str(path), threads=1)
+    entry = session.get_inputs()[0]
+    batch = entry.shape[0] if isinstance(entry.shape[0], int) else 32
+    starts = range(0, len(array), batch)
+
+    def run(start: int) -> npt.NDArray[np.float32]:
+        part = array[start : start + batch]
+        count = len(part)
+        if count < batch:
+            part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
+        logits: npt.NDArray[np.float32] = session.run(None, {entry.name: part})[0]
+        return logits[:count]
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        return np.concatenate(list(pool.map(run, starts)))
+
+
+def top1(logits: Tensor | npt.NDArray[np.float32], labels: Tensor | Array) -> float:
+    """The share of images whose largest logit is the label's."""
+    return float((np.asarray(logits).argmax(1) == np.asarray(labels)).mean())
