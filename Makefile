@@ -11,7 +11,7 @@ DEMO := runs/demo
 
 demo: $(VENV)/.installed
 	$(BIN)/boardfit fit data/demo/network.py:factory --weights data/demo/weights.pt \
-	  --data data/demo/images.npz --board local --latency 22% --size 20% --max-drop 1.0 \
+	  --data data/demo/images.npz --board local --latency 18% --size 15% --max-drop 1.0 \
 	  --out $(DEMO)
 
 test: $(VENV)/.installed-test $(VENV36)/.installed sshd check

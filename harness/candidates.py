@@ -3,9 +3,10 @@
 import datetime
 import functools
 import hashlib
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -308,13 +309,18 @@ class Workbench:
         best: Measured,
         model: calibration.LatencyModel,
     ) -> None:
-        """Write the result folder's files, ``result.json`` last."""
+        """Write the result folder's files, ``result.json`` last.
+
+        With onnxruntime the board runs ``model.onnx`` itself; ``engine.json`` says with what.
+        """
         out = self.folder.path
         source = self.path_of(best)
         shutil.copyfile(source, out / "model.onnx")
         shutil.copyfile(source.with_suffix(".pt2"), out / "model.pt2")
         write_atomically(out / "strategy.json", dump(strategy, indent=2))
         write_atomically(out / "latency_model.json", model.to_json())
+        engine = {"onnx_sha256": best.candidate.onnx_sha256, "board": asdict(result.board)}
+        write_atomically(out / "engine.json", json.dumps(engine, indent=2))
         write_atomically(out / "result.json", dump(result, indent=2))
 
 

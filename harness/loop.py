@@ -8,7 +8,7 @@ derives a ``Candidate`` from it; ``strategies.requirements`` judges that; ``repo
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -358,7 +358,8 @@ def _alternatives(problem: _Problem) -> dict[str, Measured]:
         options = generator.restrict(
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
-        proposal = _propose(problem, options, role.replace("_", " "))
+        # The rounds have anchored the model; a wide bound would make the comparison too easy.
+        proposal = _propose(problem, options, role.replace("_", " "), anchored=True)
         result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 
@@ -381,6 +382,7 @@ def _conclude(
             whole = {"latency": base.candidate.latency_s, "size": base.candidate.size_bytes}
             nearest[budget.quantity] = limit / (whole[budget.quantity] if budget.relative else 1.0)
     verdicts = _verdicts(settings.budgets, result.candidate, base.candidate, nearest)
+    verdict = requirements.overall(verdicts)
     peaks, bandwidth = problem.model.roofs()
     fitted = FitResult(
         boardfit_version=version("boardfit"),
@@ -390,9 +392,7 @@ def _conclude(
         baseline=base.candidate,
         result=result.candidate,
         candidates=tuple(
-            replace(
-                result.candidate if m.candidate.label == result.candidate.label else m.candidate
-            )
+            result.candidate if m.candidate.label == result.candidate.label else m.candidate
             for m in rounds
         ),
         alternatives={role: m.candidate for role, m in alternatives.items()},
@@ -401,8 +401,8 @@ def _conclude(
             for role, m in alternatives.items()
         },
         budgets=verdicts,
-        verdict=requirements.overall(verdicts),
-        explanation=proposal.infeasible,
+        verdict=verdict,
+        explanation="" if verdict == "meets" else proposal.infeasible,
         kernels=bench.kernel_points((base, result), problem.model),
         peak_macs_per_s=peaks,
         bandwidth_bytes_per_s=bandwidth,

@@ -82,7 +82,7 @@ def test_a_budget_that_is_met_exits_with_0_and_prints_baseline_against_result(fi
 def test_the_result_folder_is_complete_and_agrees_with_its_files(fitted):
     _, run = fitted
     result = load(FitResult, (run / "result.json").read_bytes())
-    for name in ("model.pt2", "latency_model.json", "report.html", "strategy.json"):
+    for name in ("model.pt2", "latency_model.json", "engine.json", "report.html"):
         assert (run / name).stat().st_size > 0
     assert result.result.size_bytes == (run / "model.onnx").stat().st_size
     assert result.result.size_bytes <= 0.5 * result.baseline.size_bytes
