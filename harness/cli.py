@@ -45,6 +45,9 @@ def main() -> None:
     """Run the command line; every error ends in one message and the exit code of its class."""
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            # Newer releases of typer answer Ctrl-C with this code, older ones raise.
+            raise KeyboardInterrupt
     except BoardfitError as error:
         print(f"boardfit: {error}", file=sys.stderr)
         code = error.exit_code
