@@ -265,9 +265,11 @@ class Workbench:
         return Measured(candidate=candidate, profile=profile, warnings=self._warnings(measurement))
 
     def _warnings(self, measurement: Measurement) -> tuple[str, ...]:
-        found = conditions.warnings(
-            measurement.before, measurement.after, cores=self.session.facts.cores
-        )
+        before = measurement.before
+        if self.session.spec.host is None:
+            # The load of the last minute is our own: this computer has just built the variant.
+            before = replace(before, load_1min=None)
+        found = conditions.warnings(before, measurement.after, cores=self.session.facts.cores)
         return tuple(f"{measurement.label}: {text}" for text in found)
 
     def _classes_of_original(self) -> np.ndarray:
