@@ -2,14 +2,14 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from harness import stats
-from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
+from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.folder import Observer
 from harness.records import Interval, Measurement, Profile
 from harness.store import Store
@@ -20,6 +20,7 @@ __all__ = [
     "Validation",
     "Yardstick",
     "calibrate",
+    "folder_yardstick",
     "kernel_rows",
     "profile",
     "validate",
@@ -85,6 +86,16 @@ class Yardstick:
         return EngineRequest(label=YARDSTICK, path=self.path, precision="yardstick")
 
 
+def folder_yardstick(session: Session, store: Store, folder: Path) -> Yardstick:
+    """The yardstick of a calibration's folder: made and measured at first, and kept there."""
+    path = folder / "yardstick.onnx"
+    if not path.exists():
+        onnx.save(sweep.plan(precisions=("fp32",)).probes[0].model, path)
+    request = EngineRequest(label=YARDSTICK, path=path, precision="fp32")
+    (measurement,) = _measure(session, store, [request], campaign="yardstick")
+    return Yardstick(path=path, latency_s=stats.median(measurement.samples_s))
+
+
 def calibrate(
     session: Session,
     store: Store,
@@ -92,15 +103,14 @@ def calibrate(
     *,
     reference: Sequence[graph.Kernel],
     precisions: Sequence[str],
-    yardstick: Yardstick | None = None,
+    yardstick: Yardstick,
     known: Sequence[tuple[tuple[graph.Work, ...], float]] = (),
 ) -> calibration.LatencyModel:
     """A latency model of the session's board, fitted to a planned sweep measured there.
 
     ``reference`` are the kernels of the network to be fitted: the sweep spreads around them.
-    ``known`` adds whole networks that were measured already, in the yardstick's terms; without a
-    ``yardstick`` the first of the sweep's own networks is one. What the store holds of an
-    interrupted calibration is not measured again.
+    ``known`` adds whole networks that were measured already, in the ``yardstick``'s terms. What
+    the store holds of an interrupted calibration is not measured again.
     """
     plan = sweep.plan(reference, precisions=tuple(precisions))
     total = len(plan.networks) + len(plan.probes)
@@ -112,7 +122,6 @@ def calibrate(
             path = Path(scratch) / f"{probe.name}.onnx"
             onnx.save(probe.model, path)
             probes.append(EngineRequest(label=probe.name, path=path, precision=probe.precision))
-        yardstick = yardstick or _first_yardstick(session, store, probes[0])
         for done, packed in enumerate(plan.networks):
             observer.progress(done, total)
             path = Path(scratch) / f"{packed.name}.onnx"
@@ -151,12 +160,6 @@ def _measure(
     return list(taken)
 
 
-def _first_yardstick(session: Session, store: Store, probe: EngineRequest) -> Yardstick:
-    first = replace(probe, label=YARDSTICK)
-    (measurement,) = _measure(session, store, [first], campaign="yardstick")
-    return Yardstick(path=probe.path, latency_s=stats.median(measurement.samples_s))
-
-
 def _paced_profile(
     session: Session, store: Store, path: Path, yardstick: Yardstick
 ) -> tuple[Profile, float]:
@@ -193,11 +196,14 @@ def validate(
     observer: Observer,
     *,
     model: calibration.LatencyModel,
+    yardstick: Yardstick,
     networks: Sequence[tuple[str, str, Path]],
     coverage: float = 0.9,
-    plan: MeasurePlan | None = None,
 ) -> tuple[Validation, ...]:
-    """Predict each of ``networks`` (name, precision, ONNX file), then measure it on the board."""
+    """Predict each of ``networks`` (name, precision, ONNX file), then measure it on the board.
+
+    Each is measured interleaved with the ``yardstick`` of the calibration and put into its terms.
+    """
     predictions = []
     for _, _, path in networks:
         works = tuple(graph.work(kernel) for kernel in graph.read(path))
@@ -209,18 +215,25 @@ def validate(
     ):
         observer.progress(done, len(networks))
         request = EngineRequest(label=f"{name} {precision}", path=path, precision=precision)
-        (measurement,) = session.measure(
-            [request], plan=plan or PRESETS["quick"], campaign=f"validate {name} {precision}"
+        taken = session.measure(
+            [yardstick.request(), request],
+            plan=PRESETS["quick"],
+            campaign=f"validate {name} {precision}",
         )
-        store.add(measurement)
+        for measurement in taken:
+            store.add(measurement)
+        base, ours = taken
+        ratios = stats.ratio_by_round(ours, base)
+        spread = stats.ratio_interval(ratios)
+        unit = yardstick.latency_s
         rows.append(
             Validation(
                 network=name,
                 precision=precision,
                 predicted_s=predicted,
                 interval=interval,
-                measured_s=stats.median(measurement.samples_s),
-                measured_interval=stats.interval_of_median(measurement),
+                measured_s=stats.median(ratios) * unit,
+                measured_interval=Interval(spread.low * unit, spread.high * unit, spread.coverage),
             )
         )
     observer.progress(len(networks), len(networks))

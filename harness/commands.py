@@ -182,6 +182,7 @@ def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.Lat
             observer,
             reference=reference,
             precisions=quantize.available_precisions(session.facts),
+            yardstick=calibrating.folder_yardstick(session, store, out),
         )
         store.export_csv(out)
     write_atomically(out / "latency_model.json", model.to_json())
@@ -224,9 +225,16 @@ def validate(
         precisions = quantize.available_precisions(session.facts)
         if latency_model is not None:
             model = _load_model(latency_model)
+            yardstick = _yardstick_beside(latency_model, session)
         else:
+            yardstick = calibrating.folder_yardstick(session, store, out)
             model = calibrating.calibrate(
-                session, store, observer, reference=(), precisions=precisions
+                session,
+                store,
+                observer,
+                reference=(),
+                precisions=precisions,
+                yardstick=yardstick,
             )
             write_atomically(out / "latency_model.json", model.to_json())
         targets = []
@@ -238,9 +246,23 @@ def validate(
                 quantized = out / f"{file.stem}.int8.onnx"
                 synthetic.quantize(complete, quantized)
                 targets.append((file.stem, "int8", quantized))
-        rows = calibrating.validate(session, store, observer, model=model, networks=targets)
+        rows = calibrating.validate(
+            session, store, observer, model=model, yardstick=yardstick, networks=targets
+        )
         store.export_csv(out)
     return rows
+
+
+def _yardstick_beside(latency_model: Path, session: Session) -> calibrating.Yardstick:
+    """The yardstick that the latency model's calibration left in its folder."""
+    folder = latency_model.parent
+    if not (folder / "yardstick.onnx").exists():
+        raise ConfigError(
+            f"{folder} holds no yardstick.onnx, by which {latency_model.name} was calibrated; "
+            "name a latency model in the folder that boardfit calibrate wrote, or none to calibrate"
+        )
+    with Store(folder / "measurements.db") as store:
+        return calibrating.folder_yardstick(session, store, folder)
 
 
 def report(folder: Path, *, allow_fake: bool) -> FitResult:

@@ -219,3 +219,36 @@ def test_the_same_fit_runs_over_ssh_on_python_36_with_onnxruntime_110(folder, tm
     assert result.board.python.startswith("3.6.")
     assert result.board.runtime_version == "1.10.0"
     assert result.result.int8_layers_real == result.result.int8_layers > 0
+
+
+def test_profile_prints_the_measurement_and_every_kernel(fitted, folder):
+    done = boardfit(folder, "profile", "run/model.onnx", "--duration", "0.2", "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["measurement"]["latency_s"] > 0
+    assert any(kernel["op"].startswith("QLinear") for kernel in shown["kernels"])
+    assert fitted[0].returncode == 0
+
+
+def test_predict_uses_the_latency_model_of_a_fit(fitted, folder):
+    model = "run/latency_model.json"
+    done = boardfit(folder, "predict", "run/model.onnx", "--latency-model", model, "--json")
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    low, high = (shown["interval_s"][end] for end in ("low", "high"))
+    assert 0 < low < shown["latency_s"] < high
+    assert fitted[0].returncode == 0
+
+
+def test_validate_calibrates_predicts_and_then_measures(fitted, folder):
+    done = boardfit(folder, "validate", "run/networks/baseline.onnx", "--out", "val", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    assert {row["precision"] for row in rows} == {"fp32", "int8"}
+    for row in rows:
+        # A network of 13 microseconds is mostly overhead: the scale must be right, no more.
+        assert 0.2 < row["predicted_s"] / row["measured_s"] < 5
+    with Store(folder / "val" / "measurements.db") as store:
+        campaigns = {m.campaign for m in store.all(Measurement)}
+    assert "yardstick" in campaigns
+    assert fitted[1].exists()
