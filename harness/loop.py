@@ -29,7 +29,7 @@ from harness.records import (
 from harness.sensitivity import curvature
 from harness.store import Store
 from harness.strategies import generator, requirements
-from harness.strategies.proposal import COVERAGE, Proposal, propose
+from harness.strategies.proposal import ANCHORED, COVERAGE, FIRST, MISSED, Proposal, propose
 from latency_models import calibration, graph
 
 __all__ = ["FitSettings", "fit"]
@@ -130,7 +130,9 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     proposal: Proposal | None = None
     for number in range(1, settings.max_rounds + 1):
         label = f"joint {number}"
-        proposal = _propose(problem, problem.options, label, anchored=bool(tried))
+        proposal = _propose(
+            problem, problem.options, label, coverages=_coverages(problem, tried, baseline)
+        )
         if any(_same(proposal.strategy, earlier) for earlier in strategies):
             break
         strategies.append(proposal.strategy)
@@ -222,7 +224,7 @@ def _propose(
     options: Mapping[str, tuple[Option, ...]],
     label: str,
     *,
-    anchored: bool = False,
+    coverages: Sequence[float],
 ) -> Proposal:
     return problem.bench.folder.stage(
         f"allocate {label}",
@@ -239,10 +241,21 @@ def _propose(
             label=label,
             epochs=problem.settings.epochs,
             seed=problem.settings.seed,
-            anchored=anchored,
+            coverages=coverages,
         ),
         detail=Proposal.summary,
     )
+
+
+def _coverages(
+    problem: _Problem, tried: Sequence[Measured], baseline: Measured
+) -> tuple[float, ...]:
+    """How far the next proposal trusts the model: by how the last one turned out."""
+    if not tried:
+        return FIRST
+    limit = problem.limits.latency_s
+    last_s = tried[-1].candidate.ratio * baseline.candidate.latency_s
+    return MISSED if limit is not None and last_s > limit else ANCHORED
 
 
 def _build_and_measure(
@@ -359,7 +372,7 @@ def _alternatives(problem: _Problem) -> dict[str, Measured]:
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
         # The rounds have anchored the model; a wide bound would make the comparison too easy.
-        proposal = _propose(problem, options, role.replace("_", " "), anchored=True)
+        proposal = _propose(problem, options, role.replace("_", " "), coverages=ANCHORED)
         result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 

@@ -11,15 +11,18 @@ from harness.strategies.predictor import NetworkCosts
 from harness.strategies.requirements import Limits
 from latency_models import calibration, graph
 
-__all__ = ["COVERAGE", "Proposal", "propose"]
+__all__ = ["ANCHORED", "COVERAGE", "FIRST", "MISSED", "Proposal", "propose"]
 
 COVERAGE = 0.9
-# Where the model is too uncertain for its upper bound to fit the budget, the bound is loosened to
-# the prediction itself: what is built then is measured, and the model knows better.
-COVERAGES = (COVERAGE, 0.5, 0.0)
+# Coverages of the latency bound that is held to the budget, the first that fits. Where the model is
+# too uncertain for its upper bound, the bound is loosened to the prediction itself: what is built
+# then is measured, and the model knows better.
+FIRST = (COVERAGE, 0.5, 0.0)
 # Once a variant of the same network was measured, the model is anchored to it: what is left is the
-# difference between siblings, far smaller than that between the networks of the calibration.
-ANCHORED_COVERAGES = (0.3, 0.0)
+# difference between siblings, smaller than that between the networks of the calibration.
+ANCHORED = (0.3, 0.0)
+# The last variant was slower than allowed, so the anchored model is not to be trusted as far.
+MISSED = (0.7, 0.3, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +65,11 @@ def propose(
     label: str,
     epochs: int,
     seed: int,
-    anchored: bool,
+    coverages: Sequence[float],
 ) -> Proposal:
     """The least sensitive allocation within ``limits``; where there is none, within the nearest.
 
-    ``anchored`` says that ``model`` was recalibrated with a measured variant of this network.
+    ``coverages`` of the latency's upper bound are tried in turn.
     """
 
     def costs(coverage: float) -> NetworkCosts:
@@ -98,7 +101,7 @@ def propose(
         )
 
     infeasible = ""
-    for coverage in ANCHORED_COVERAGES if anchored else COVERAGES:
+    for coverage in coverages:
         try:
             found = generator.allocate(costs(coverage), options, sensitivities, limits)
             return proposal(found, coverage)
