@@ -191,7 +191,7 @@ class Workbench:
         campaigns: list[str] = []
         final: list[Measured] = []
         while len(campaigns) < MAX_FINAL_CAMPAIGNS and not (final and decided(final)):
-            name = f"final measurement {len(campaigns) + 1}"
+            name = f"final campaign {len(campaigns) + 1}"
             campaigns.append(self.folder.stage(name, str, functools.partial(take, name)))
             taken = [m for m in self.store.all(Measurement) if m.campaign in campaigns]
             joined = {

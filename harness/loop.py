@@ -142,20 +142,23 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
             break
     assert proposal is not None
     alternatives = _alternatives(problem) if settings.alternatives else {}
-    best = min(
-        range(len(tried)),
-        key=lambda i: _rank(settings.budgets, tried[i].candidate, baseline.candidate),
-    )
+
+    def best_of(measured: Sequence[Measured]) -> int:
+        """The index of the best round, by measurements that begin with baseline and rounds."""
+        base, *rounds = (m.candidate for m in measured[: 1 + len(tried)])
+        return min(range(len(rounds)), key=lambda i: _rank(settings.budgets, rounds[i], base))
+
     final = bench.final_measurements(
-        [baseline, tried[best], *alternatives.values()],
-        decided=lambda m: _decided(settings.budgets, m[1].candidate, m[0].candidate),
+        [baseline, *tried, *alternatives.values()],
+        decided=lambda m: _decided(settings.budgets, m[1 + best_of(m)].candidate, m[0].candidate),
     )
-    base, result, *others = final
+    best = best_of(final)
+    base, rounds, others = final[0], final[1 : 1 + len(tried)], final[1 + len(tried) :]
     return _conclude(
         problem,
         base=base,
-        result=result,
-        rounds=tried,
+        result=rounds[best],
+        rounds=rounds,
         alternatives=dict(zip(alternatives, others, strict=True)),
         strategy=strategies[best],
         proposal=proposal,
@@ -404,10 +407,7 @@ def _conclude(
         board=bench.session.facts,
         baseline=base.candidate,
         result=result.candidate,
-        candidates=tuple(
-            result.candidate if m.candidate.label == result.candidate.label else m.candidate
-            for m in rounds
-        ),
+        candidates=tuple(m.candidate for m in rounds),
         alternatives={role: m.candidate for role, m in alternatives.items()},
         alternative_budgets={
             role: _verdicts(settings.budgets, m.candidate, base.candidate)
