@@ -72,6 +72,12 @@ def test_an_accuracy_drop_is_in_points_and_unknown_accuracy_is_no_verdict():
     assert judged.verdict == "cannot tell yet"
 
 
+def test_a_drop_of_exactly_the_limit_meets_it():
+    # In float64, 100 * (0.93 - 0.92) is 1.0000000000000009.
+    budget = units.parse_accuracy_drop(1.0)
+    assert requirements.judge(budget, candidate=candidate(top1=0.92), baseline=BASELINE).met
+
+
 def test_the_overall_verdict_is_the_worst():
     budget = units.parse_latency("22%")
     verdicts = [

@@ -1,0 +1,47 @@
+"""The loop's decisions, on candidates made by hand: when to stop, and which round wins."""
+
+import dataclasses
+
+from harness import loop, units
+from tests.strategies.test_requirements import BASELINE, candidate
+
+# At most 22 % of the latency, 20 % of 5000 bytes, one point of 93 %.
+BUDGETS = (
+    units.parse_latency("22%"),
+    units.parse_size("20%"),
+    units.parse_accuracy_drop(1.0),
+)
+
+
+def best(*candidates):
+    return min(candidates, key=lambda c: loop._rank(BUDGETS, c, BASELINE))
+
+
+def test_a_round_that_surely_meets_wins_over_a_more_accurate_one_that_may_not():
+    sure = candidate(ratio=0.15, top1=0.921)
+    unsure = candidate(ratio=0.219, top1=0.929)
+    assert best(unsure, sure) == sure
+
+
+def test_among_rounds_that_meet_every_budget_the_most_accurate_wins():
+    fast, accurate = candidate(ratio=0.15, top1=0.921), candidate(ratio=0.2, top1=0.925)
+    assert best(fast, accurate) == accurate
+
+
+def test_where_none_meets_the_smallest_excess_wins():
+    assert best(candidate(ratio=0.4), candidate(ratio=0.25)).ratio == 0.25
+
+
+def test_a_budget_met_with_much_to_spare_asks_for_another_round():
+    # 0.15 of 0.22 and 600 of 1000 bytes are both below 93 % of their budgets.
+    assert not loop._settled(BUDGETS, candidate(ratio=0.15, size=600), BASELINE)
+    # 0.21 of 0.22 is 95 %.
+    assert loop._settled(BUDGETS, candidate(ratio=0.21, size=600), BASELINE)
+    assert not loop._settled(BUDGETS, candidate(ratio=0.25, size=600), BASELINE)
+
+
+def test_only_a_limit_inside_an_interval_asks_for_more_measuring():
+    assert not loop._decided(BUDGETS, candidate(ratio=0.219), BASELINE)
+    assert loop._decided(BUDGETS, candidate(ratio=0.25), BASELINE)
+    # No further timing can tell an accuracy that is not known.
+    assert loop._decided(BUDGETS, dataclasses.replace(candidate(), top1=None), BASELINE)
