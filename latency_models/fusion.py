@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latency_models.operators import ACTIVATIONS, QDQ, Op, Shape
+from latency_models.patterns import Tensors, find
 
 __all__ = ["RUNTIMES", "Fusion", "Group", "Runtime"]
 
@@ -76,6 +77,7 @@ _INTEGER = frozenset(
         "Pad",
     ]
 )
+_PATTERNS = frozenset(["QuickGelu", "HardSwish", "Gelu", "LayerNormalization"])
 _BLOCKED_POOLS = frozenset(["MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"])
 _BLOCKED_ACTIVATIONS = ACTIVATIONS | {"QuickGelu", "Gelu"}
 
@@ -109,13 +111,9 @@ class Fusion:
         self.ops = ops
         self.block = runtime.block
         self.quantizes_weights = runtime.quantizes_weights
-        self.producer = {t: op for op in ops for t in op.outputs}
-        self.consumers: dict[str, list[Op]] = {}
-        for op in ops:
-            for tensor in dict.fromkeys(op.inputs):
-                self.consumers.setdefault(tensor, []).append(op)
-        self.shapes = {t: s for op in ops for t, s in zip(op.inputs, op.in_shapes, strict=True)}
-        self.shapes |= {t: s for op in ops for t, s in zip(op.outputs, op.out_shapes, strict=True)}
+        self.tensors = Tensors(ops)
+        self.producer, self.consumers = self.tensors.producer, self.tensors.consumers
+        self.shapes = self.tensors.shapes
         self.group_of: dict[str, Group] = {}
         self.blocked: set[str] = set()
         self._fuse()
@@ -150,71 +148,16 @@ class Fusion:
 
     def _quantized_after(self, tensor: str) -> bool:
         """True if only a Q/DQ pair reads ``tensor``, a Relu before it (which it absorbs) or not."""
-        after = self._next(tensor, exported=False)
+        after = self.tensors.next(tensor, exported=False)
         if after is not None and after.op == "Relu":
-            after = self._next(after.outputs[0], exported=after.exported)
+            after = self.tensors.next(after.outputs[0], exported=after.exported)
         return after is not None and after.op == QDQ
-
-    def _next(self, tensor: str, *, exported: bool) -> Op | None:
-        """The only operator that reads ``tensor``, if there is exactly one and nobody outside."""
-        readers = self.consumers.get(tensor, [])
-        return readers[0] if len(readers) == 1 and not exported else None
 
     def _match_patterns(self, group: Group) -> None:
         """x * sigmoid(x) and its like, layer norm and the exact Gelu become one operator."""
-        op = group.head
-        gate = {"Sigmoid": "QuickGelu", "HardSigmoid": "HardSwish"}.get(op.op)
-        if gate:
-            after = self._next(op.outputs[0], exported=op.exported)
-            if (
-                after is not None
-                and after.op == "Mul"
-                and set(after.inputs)
-                == {
-                    op.inputs[0],
-                    op.outputs[0],
-                }
-            ):
-                self._take(group, [after], gate, op.inputs[0])
-            return
-        if op.op in ("Div", "Mul") and len(op.inputs) == 1:
-            self._match_chain(group, op.inputs[0], ("Erf", "Add", "Mul", "Mul"), "Gelu")
-        elif op.op == "ReduceMean":
-            self._match_layer_norm(group)
-
-    def _match_chain(self, group: Group, source: str, chain: tuple[str, ...], name: str) -> None:
-        found: list[Op] = []
-        tensor, exported = group.head.outputs[0], group.head.exported
-        for wanted in chain:
-            after = self._next(tensor, exported=exported)
-            if after is None or after.op != wanted:
-                return
-            found.append(after)
-            tensor, exported = after.outputs[0], after.exported
-        if any(source in op.inputs for op in found):
-            self._take(group, found, name, source)
-
-    def _match_layer_norm(self, group: Group) -> None:
-        """ReduceMean, Sub, Pow, ReduceMean, Add, Sqrt, Div, then scale and shift if there are."""
-        source = group.head.inputs[0]
-        sub = self._next(group.head.outputs[0], exported=group.head.exported)
-        if sub is None or sub.op != "Sub" or source not in sub.inputs:
-            return
-        readers = {op.op: op for op in self.consumers.get(sub.outputs[0], [])}
-        if set(readers) != {"Pow", "Div"}:
-            return
-        found = [sub, readers["Pow"]]
-        for wanted in ("ReduceMean", "Add", "Sqrt", "Div"):
-            after = self._next(found[-1].outputs[0], exported=found[-1].exported)
-            if after is None or after.op != wanted:
-                return
-            found.append(after)
-        for wanted in ("Mul", "Add"):
-            after = self._next(found[-1].outputs[0], exported=found[-1].exported)
-            if after is None or after.op != wanted or not after.constant_shapes:
-                break
-            found.append(after)
-        self._take(group, found, "LayerNormalization", source)
+        found = find(group.head, self.tensors, _PATTERNS)
+        if found is not None:
+            self._take(group, list(found.ops), found.name, found.source)
 
     def _take(self, group: Group, ops: list[Op], name: str, source: str) -> None:
         group.ops.extend(ops)
@@ -231,7 +174,7 @@ class Fusion:
             # relu_quant_fusion.cc: the zero point of a rectified tensor is its minimum, so
             # quantizing rectifies; the pair reads what the Relu read.
             host = self.group_of.get(self.producer[op.inputs[0]].name) if self._made(op) else None
-            if host is not None and self._sole_reader(op.inputs[0], op):
+            if host is not None and self.tensors.read_only_by(op.inputs[0], [op]):
                 self._join(host, group)
                 return True
         if not op.inputs or not self._made(op):
@@ -241,7 +184,7 @@ class Fusion:
         host = self.group_of[self.producer[group.inputs[0]].name]
         if self.integer(host.head) or host.closed or host.output != group.inputs[0]:
             return False
-        if not self._sole_reader(group.inputs[0], *group.ops):
+        if not self.tensors.read_only_by(group.inputs[0], group.ops):
             return False
         if self._foldable(host, group):
             self._join(host, group)
@@ -284,7 +227,7 @@ class Fusion:
                 and not host.closed
                 and len(host.inputs) == 1
                 and host.output == tensor
-                and self._sole_reader(tensor, group.head)
+                and self.tensors.read_only_by(tensor, [group.head])
             ):
                 host.inputs.append(other)
                 host.shapes.append(self.shapes[other])
@@ -303,13 +246,8 @@ class Fusion:
     def _made(self, op: Op) -> bool:
         return all(t in self.producer for t in op.inputs)
 
-    def _sole_reader(self, tensor: str, *readers: Op) -> bool:
-        allowed = {op.name for op in readers}
-        outside = [op for op in self.consumers.get(tensor, []) if op.name not in allowed]
-        return not outside and not self.producer[tensor].exported
-
     def _only_quantized(self, op: Op) -> bool:
-        after = self._next(op.outputs[0], exported=op.exported)
+        after = self.tensors.next(op.outputs[0], exported=op.exported)
         return after is not None and after.op == QDQ
 
     # -- layout ----------------------------------------------------------------------------------
