@@ -10,6 +10,8 @@ from typing import Literal
 from onnx import ModelProto
 
 from latency_models.errors import UnsupportedGraph
+from latency_models.fusion_rules import GPU_RUNTIMES, GpuRuntime
+from latency_models.gpu_lowering import lower_gpu
 from latency_models.kernels import Dims, Kernel, Work, work
 from latency_models.lowering import RUNTIMES, Runtime, lower
 from latency_models.matching import ProfileRow, match
@@ -23,28 +25,43 @@ __all__ = ["Dims", "Kernel", "ProfileRow", "Work", "match", "read", "rewrite", "
 _Path = str | Path
 
 
-def read(model: ModelProto | _Path, *, runtime: str = "onnxruntime-cpu") -> tuple[Kernel, ...]:
+def read(
+    model: ModelProto | _Path,
+    *,
+    runtime: str = "onnxruntime-cpu",
+    precision: str = "fp32",
+    batch: int | None = None,
+) -> tuple[Kernel, ...]:
     """The kernels that ``runtime`` executes for ``model``, in a possible order of execution.
 
-    The ONNX may lack its weights; a free batch counts as 1. ``runtime`` is a key of ``RUNTIMES``.
-    ``UnknownOperator`` and ``UnsupportedGraph`` say what to do.
+    The ONNX may lack its weights. ``runtime`` is a key of ``RUNTIMES`` or ``GPU_RUNTIMES``.
+    ``precision`` is that of the whole network, ``fp32`` or, on a GPU, ``fp16``; what stands
+    between Q/DQ pairs is int8 all the same. ``batch`` takes the place of a free batch (without it,
+    1). ``UnknownOperator`` and ``UnsupportedGraph`` say what to do.
     """
-    return lower(parse(load(model)), runtime=_runtime(runtime))
+    target = _runtime(runtime)
+    _check_precision(target, "the network", precision, ("fp32", "fp16"))
+    ops = parse(load(model), batch=batch)
+    if isinstance(target, GpuRuntime):
+        return lower_gpu(ops, runtime=target, base=precision)
+    return lower(ops, runtime=target)
 
 
 def rewrite(
     kernels: Sequence[Kernel],
     *,
     out_channels: Mapping[str, int] | None = None,
-    precision: Mapping[str, str] | None = None,
+    precision: Mapping[str, str] | str | None = None,
     followers: Literal["carriers", "all"] = "carriers",
     runtime: str = "onnxruntime-cpu",
 ) -> tuple[Kernel, ...]:
     """The kernels of a variant of an fp32 network, without building it.
 
     ``out_channels`` gives convolutions and matrix products new output channels; everything
-    downstream follows. ``precision`` is ``fp32`` or ``int8``; whatever has weights and is not named
-    stays fp32. What becomes of the rest is up to the exporter. With ``carriers``, boardfit's,
+    downstream follows. ``precision`` is ``fp32``, ``int8`` or, on a GPU, ``fp16``, by name, or one
+    of the floating ones for the whole network; whatever has weights and is not named stays fp32,
+    and where GPU kernels of two precisions meet, reformats stand. What becomes of the rest is up to
+    the exporter. With ``carriers``, boardfit's,
     operators between integer ones are quantized, a Gemm at the end gives floats, and layers that
     are to stay float do. With ``all``, ``quantize_static``'s given ``nodes_to_exclude``, everything
     that can be is quantized as soon as anything is, and the runtime may quantize a float layer
@@ -54,9 +71,13 @@ def rewrite(
     inside a kernel (the Add that is fused into a convolution, say). ``UnsupportedGraph`` for a name
     that is not there, a precision that the runtime has not, or widths that do not fit.
     """
-    channels, precisions = dict(out_channels or {}), dict(precision or {})
+    target = _runtime(runtime)
+    base = precision if isinstance(precision, str) else "fp32"
+    _check_precision(target, "the network", base, ("fp32", "fp16"))
+    channels = dict(out_channels or {})
+    precisions = {} if precision is None or isinstance(precision, str) else dict(precision)
     ops = tuple(op for kernel in kernels for op in kernel.ops)
-    _check(ops, channels, precisions)
+    _check(ops, channels, precisions, target)
     ops = propagate(_ordered(ops), channels)
     chosen = {name for name, wanted in precisions.items() if wanted == "int8"}
     if chosen:
@@ -70,10 +91,17 @@ def rewrite(
         else:
             rest = carriers(ops, chosen) - set(precisions)
             ops = keep_float(free_output(insert_pairs(ops, chosen | rest)))
-    return lower(ops, runtime=_runtime(runtime))
+    if isinstance(target, GpuRuntime):
+        return lower_gpu(ops, runtime=target, base=base, precision=precisions)
+    return lower(ops, runtime=target)
 
 
-def _check(ops: Sequence[Op], channels: Mapping[str, int], precisions: Mapping[str, str]) -> None:
+def _check(
+    ops: Sequence[Op],
+    channels: Mapping[str, int],
+    precisions: Mapping[str, str],
+    runtime: Runtime | GpuRuntime,
+) -> None:
     known = {op.name for op in ops}
     missing = sorted({*channels, *precisions} - known)
     if missing:
@@ -82,14 +110,25 @@ def _check(ops: Sequence[Op], channels: Mapping[str, int], precisions: Mapping[s
             f"example {sorted(known)[:3]}"
         )
     for name, wanted in precisions.items():
-        if wanted not in ("fp32", "int8"):
-            raise UnsupportedGraph(
-                f"precision {wanted!r} of {name!r}: onnxruntime on a CPU has kernels for fp32 and "
-                "int8 only"
-            )
+        _check_precision(runtime, repr(name), wanted, ("fp32", "fp16", "int8"))
     for name, wanted_channels in channels.items():
         if wanted_channels < 1:
             raise UnsupportedGraph(f"{name!r} cannot have {wanted_channels} output channels")
+
+
+def _check_precision(
+    runtime: Runtime | GpuRuntime, what: str, wanted: str, known: tuple[str, ...]
+) -> None:
+    if isinstance(runtime, Runtime) and wanted not in ("fp32", "int8"):
+        raise UnsupportedGraph(
+            f"precision {wanted!r} of {what}: onnxruntime on a CPU has kernels for fp32 and "
+            "int8 only"
+        )
+    if wanted not in known:
+        raise UnsupportedGraph(
+            f"precision {wanted!r} of {what}: choose one of {', '.join(known)}"
+            + ("; int8 comes from Q/DQ pairs in the network" if wanted == "int8" else "")
+        )
 
 
 def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
@@ -111,9 +150,10 @@ def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
     return tuple(dataclasses.replace(op) for op in placed.values())
 
 
-def _runtime(name: str) -> Runtime:
-    if name not in RUNTIMES:
+def _runtime(name: str) -> Runtime | GpuRuntime:
+    known = RUNTIMES | GPU_RUNTIMES
+    if name not in known:
         raise UnsupportedGraph(
-            f"no fusion rules for runtime {name!r}: there are {', '.join(sorted(RUNTIMES))}"
+            f"no fusion rules for runtime {name!r}: there are {', '.join(sorted(known))}"
         )
-    return RUNTIMES[name]
+    return known[name]

@@ -40,6 +40,7 @@ KERNEL_KINDS = tuple(
         "transpose",
         "resize",
         "view",
+        "reformat",
         "reorder_input",
         "reorder_output",
         "quantize",
@@ -73,7 +74,8 @@ class Kernel:
     ``nodes`` are all ONNX nodes that it executes, ``ops`` the same as operators; both are empty for
     a reorder or transpose that the runtime inserts. ``inputs`` are the activation tensors read,
     ``output`` the tensor written. ``layout`` is how the output lies in memory: ``nchw``, ``nhwc``
-    or ``blocked``.
+    or ``blocked``. ``reads`` and ``writes`` are the precisions of the tensors where they
+    are not the kernel's own.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Kernel:
     groups: int = 1
     layout: str = "nchw"
     ops: tuple[Op, ...] = ()
+    reads: str | None = None
+    writes: str | None = None
 
     @property
     def batch(self) -> int:
@@ -160,8 +164,8 @@ def work(kernel: Kernel) -> Work:
     input channels of a group.
     """
     width = BYTES[kernel.precision]
-    width_in = 4 if kernel.kind == "quantize" else width
-    width_out = 4 if kernel.kind == "dequantize" else width
+    width_in = 4 if kernel.kind == "quantize" else BYTES[kernel.reads or kernel.precision]
+    width_out = 4 if kernel.kind == "dequantize" else BYTES[kernel.writes or kernel.precision]
     moves = kernel.kind != "view"
     macs, bytes_weights, dims = _compute(kernel, width)
     return Work(

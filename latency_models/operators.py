@@ -64,8 +64,8 @@ class Op:
     (names) and ``constant_shapes``. ``dequantized`` holds the element counts of constants that are
     stored as integers behind a DequantizeLinear; ``integer_weight`` says whether the weight is one
     of them. ``kept_float``: the input is dequantized with one scale a channel, which keeps the
-    runtime from quantizing a float weight by itself. ``exported`` tells that an output is also an
-    output of the network; ``nodes`` are the ONNX nodes that this is.
+    runtime from quantizing a float weight by itself. ``mode`` is how a Pad pads. ``exported`` tells
+    that an output is also an output of the network; ``nodes`` are the ONNX nodes that this is.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Op:
     axis: int | None = None
     axes: tuple[int, ...] = ()
     permutation: tuple[int, ...] = ()
+    mode: str = ""
     exported: bool = False
 
     @property

@@ -32,23 +32,24 @@ def load(model: ModelProto | str | Path) -> ModelProto:
     return onnx.load(str(model), load_external_data=False)
 
 
-def parse(model: ModelProto) -> tuple[Op, ...]:
+def parse(model: ModelProto, *, batch: int | None = None) -> tuple[Op, ...]:
     """The network's operators in topological order, on activations only.
 
+    ``batch`` takes the place of a free batch, which counts as 1 without it.
     Whatever depends on constants alone has gone, as a runtime folds it when it loads the network.
     ``UnknownOperator`` for an operator without a kind, ``UnsupportedGraph`` where a shape cannot be
     worked out.
     """
-    return _Parser(model).ops()
+    return _Parser(model, batch).ops()
 
 
 class _Parser:
-    def __init__(self, model: ModelProto) -> None:
+    def __init__(self, model: ModelProto, batch: int | None) -> None:
         self.opset = max(o.version for o in model.opset_import if o.domain in _DOMAINS)
         for index, node in enumerate(model.graph.node):
             if node.domain not in _DOMAINS:
                 raise UnknownOperator(node.op_type, node.name or f"{node.op_type}_{index}")
-        self.model = _without_weights(model)
+        self.model = _without_weights(model, batch)
         self.constant_shapes: dict[str, Shape] = {
             t.name: tuple(t.dims) for t in self.model.graph.initializer
         }
@@ -262,6 +263,7 @@ class _Parser:
             axis=_attribute(node, "axis", None),
             axes=self._axes(node),
             permutation=tuple(_attribute(node, "perm", ())),
+            mode=_attribute(node, "mode", b"").decode() if node.op_type == "Pad" else "",
             exported=any(o in exported for o in outputs),
         )
 
@@ -302,8 +304,8 @@ class _Parser:
         return shape
 
 
-def _without_weights(model: ModelProto) -> ModelProto:
-    """A copy whose large tensors are names and shapes only, with the batch pinned to 1."""
+def _without_weights(model: ModelProto, batch: int | None) -> ModelProto:
+    """A copy whose large tensors are names and shapes only, with the batch pinned."""
     light = ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
     graph = light.graph
@@ -329,10 +331,15 @@ def _without_weights(model: ModelProto) -> ModelProto:
                 if axis > 0:
                     raise UnsupportedGraph(
                         f"input {value.name!r} has no fixed size along axis {axis}: export the "
-                        "network with fixed sizes (only the batch may be free; it counts as 1)"
+                        "network with fixed sizes (only the batch may be free)"
                     )
                 dim.Clear()
-                dim.dim_value = 1
+                dim.dim_value = batch or 1
+            elif axis == 0 and batch is not None and dim.dim_value != batch:
+                raise UnsupportedGraph(
+                    f"input {value.name!r} has a fixed batch of {dim.dim_value}, not {batch}: "
+                    "export the network with a free batch"
+                )
     # Declared outputs may name the free batch; inference finds the sizes again.
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
