@@ -27,6 +27,9 @@ _WRITE_IN_PLACE = (
     | POINTWISE
     | {"BatchNormalization"}
 )
+# Whose kernels can read a part of a concatenation; average pooling cannot ("363 copy" in a
+# Fast-SCNN engine for the Jetson Nano, where four of them read what is concatenated, too).
+_READ_PARTS = frozenset(op for op, kind in KINDS.items() if kind == "conv") | POINTWISE
 
 
 def lower_gpu(
@@ -228,7 +231,8 @@ class _Lowering:
     def _in_place(self, tensor: str, group: Group) -> bool:
         """Whether the kernel that writes ``tensor`` writes it into the concatenation itself.
 
-        Not where somebody else reads it, or it is a part of what merged convolutions write.
+        Not if it is a part of what merged convolutions write, or if somebody else reads it who
+        cannot read a part. Of several concatenations, the last has it in place.
         """
         writer = self.writer.get(tensor)
         channels = group.head.axis in (1, 1 - len(self.shapes[tensor]))
@@ -238,8 +242,15 @@ class _Lowering:
             and writer.op in _WRITE_IN_PLACE
             and writer.head.name not in self.merged
             and group.inputs.count(tensor) == 1
-            and self.tensors.read_only_by(tensor, [group.head])
+            and not self.tensors.producer[tensor].exported
+            and self._others_read_parts(tensor, group.head)
         )
+
+    def _others_read_parts(self, tensor: str, concat: Op) -> bool:
+        readers = self.tensors.consumers[tensor]
+        last = [op for op in readers if op.op == "Concat"][-1]
+        others = [op for op in readers if op.op != "Concat"]
+        return last is concat and all(op.op in _READ_PARTS for op in others)
 
     def _emit_slices(self, group: Group) -> None:
         """A kernel for every part of a Split; the first stands for the operator."""
