@@ -132,10 +132,13 @@ def _check_precision(
 
 
 def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
-    """``ops`` so that every tensor is written before it is read (fusion may have moved some)."""
+    """``ops`` as they stood in the network, so that the same of them are fused again.
+
+    Every tensor is written before it is read.
+    """
     producer = {t: op for op in ops for t in op.outputs}
     placed: dict[str, Op] = {}
-    for op in ops:
+    for op in sorted(ops, key=lambda op: op.place):
         stack = [op]
         while stack:
             top = stack[-1]

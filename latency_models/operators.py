@@ -65,7 +65,8 @@ class Op:
     stored as integers behind a DequantizeLinear; ``integer_weight`` says whether the weight is one
     of them. ``kept_float``: the input is dequantized with one scale a channel, which keeps the
     runtime from quantizing a float weight by itself. ``mode`` is how a Pad pads. ``exported`` tells
-    that an output is also an output of the network; ``nodes`` are the ONNX nodes that this is.
+    that an output is also an output of the network; ``nodes`` are the ONNX nodes that this is and
+    ``place`` is where the first of them stands in the network.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Op:
     axes: tuple[int, ...] = ()
     permutation: tuple[int, ...] = ()
     mode: str = ""
+    place: int = 0
     exported: bool = False
 
     @property

@@ -217,6 +217,7 @@ class _Parser:
                 in_shapes=(shape,),
                 out_shapes=(shape,),
                 exported=node.output[0] in exported,
+                place=index,
             )
         )
 
@@ -265,6 +266,7 @@ class _Parser:
             permutation=tuple(_attribute(node, "perm", ())),
             mode=_attribute(node, "mode", b"").decode() if node.op_type == "Pad" else "",
             exported=any(o in exported for o in outputs),
+            place=index,
         )
 
     def _axes(self, node: NodeProto) -> tuple[int, ...]:

@@ -178,14 +178,14 @@ def _rewire(
         for tensor, shape in zip(op.inputs, op.in_shapes, strict=True):
             if tensor in paired and tensor not in seen and tensor not in written:
                 seen.add(tensor)
-                result.append(_pair(tensor, shape, exported=False))
+                result.append(_pair(tensor, shape, exported=False, place=op.place))
         if op.name in removed:
             continue
         outputs = tuple(renamed.get(t, t) for t in op.outputs)
         while any(t in renamed for t in outputs):
             outputs = tuple(renamed.get(t, t) for t in outputs)
         pairs = [
-            _pair(t, s, exported=t in exported)
+            _pair(t, s, exported=t in exported, place=op.place)
             for t, s in zip(outputs, op.out_shapes, strict=True)
             if t in paired
         ]
@@ -218,7 +218,7 @@ def _dequantized(op: Op, stored: set[str]) -> tuple[int, ...]:
     return tuple(sizes) or op.dequantized
 
 
-def _pair(tensor: str, shape: tuple[int, ...], *, exported: bool) -> Op:
+def _pair(tensor: str, shape: tuple[int, ...], *, exported: bool, place: int) -> Op:
     return Op(
         name=f"{tensor}_QuantizeLinear",
         op=QDQ,
@@ -228,4 +228,5 @@ def _pair(tensor: str, shape: tuple[int, ...], *, exported: bool) -> Op:
         in_shapes=(shape,),
         out_shapes=(shape,),
         exported=exported,
+        place=place,
     )

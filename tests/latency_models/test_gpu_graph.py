@@ -1,0 +1,557 @@
+"""Each rule of the GPU runtimes by a small graph, the kernels worked out by hand."""
+
+import time
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from latency_models import errors, graph, synthetic
+from latency_models.building import Builder
+from tests.latency_models.networks import MEASURED, inverted, joined, kinds, residual, works
+
+CUDA, TENSORRT = "onnxruntime-cuda", "tensorrt"
+GPU = (CUDA, TENSORRT)
+
+
+def nodes(model, **options):
+    """The ONNX nodes of each kernel that is not a view."""
+    return [k.nodes for k in graph.read(model, **options) if k.kind != "view"]
+
+
+def network(*operators, shapes, constants=None, batch=1):
+    """A graph of ``(operator, inputs, attributes)`` that ends in the last one's output."""
+    made = [
+        helper.make_node(op, inputs, [f"t{index}"], f"{op.lower()}_{index}", **attributes)
+        for index, (op, inputs, attributes) in enumerate(operators)
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape])
+        for name, shape in shapes.items()
+    ]
+    out = helper.make_tensor_value_info(f"t{len(made) - 1}", TensorProto.FLOAT, None)
+    body = helper.make_graph(made, "g", values, [out], list((constants or {}).values()))
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def floats(name, *shape):
+    size = 1
+    for axis in shape:
+        size *= axis
+    return {name: helper.make_tensor(name, TensorProto.FLOAT, shape, [0.5] * size)}
+
+
+def integers(name, *values):
+    return {name: helper.make_tensor(name, TensorProto.INT64, [len(values)], values)}
+
+
+@pytest.mark.parametrize("runtime", GPU)
+def test_convolution_batch_norm_sum_and_relu_are_one_kernel(runtime):
+    b = Builder("fused")
+    x = b.relu(b.conv(b.input(1, 32, 8, 8), 32))
+    y = b.batch_norm(b.conv(x, 32, window=3))
+    b.output(b.relu(b.binary("Add", y, x)))
+    kernels = graph.read(b.model(), runtime=runtime)
+    assert [k.kind for k in kernels] == ["conv_1x1", "conv_3x3"]
+    assert kernels[1].nodes == ("conv_2", "norm_3", "add_4", "relu_5")
+    # Two tensors of 32 x 8 x 8 floats are read, one is written.
+    assert graph.work(kernels[1]).bytes_in == 2 * 32 * 8 * 8 * 4
+    assert graph.work(kernels[1]).bytes_out == 32 * 8 * 8 * 4
+
+
+@pytest.mark.parametrize(("runtime", "count"), [(CUDA, 3), (TENSORRT, 2)])
+def test_a_sum_without_relu_is_fused_by_tensorrt_alone(runtime, count):
+    b = Builder("linear")
+    x = b.relu(b.conv(b.input(1, 32, 8, 8), 32))
+    b.output(b.binary("Add", b.conv(x, 32), x))
+    assert len(graph.read(b.model(), runtime=runtime)) == count
+
+
+@pytest.mark.parametrize(("runtime", "summing"), [(CUDA, "conv_0"), (TENSORRT, "conv_1")])
+def test_of_two_convolutions_tensorrt_sums_in_the_later_and_onnxruntime_in_the_first(
+    runtime, summing
+):
+    b = Builder("projected")
+    image = b.input(1, 32, 8, 8)
+    x, y = b.conv(image, 16, window=3), b.conv(image, 16, window=5)
+    b.output(b.relu(b.binary("Add", x, y)))
+    kernels = graph.read(b.model(), runtime=runtime)
+    assert [k.name for k in kernels if "add_2" in k.nodes] == [summing]
+    assert len(kernels) == 2
+
+
+@pytest.mark.parametrize(
+    ("activation", "cuda", "tensorrt"),
+    [
+        ("Relu", ["conv_1x1"], ["conv_1x1"]),
+        ("Clip", ["conv_1x1", "elementwise"], ["conv_1x1"]),
+        ("LeakyRelu", ["conv_1x1", "elementwise"], ["conv_1x1", "elementwise"]),
+        ("Sigmoid", ["conv_1x1", "transcendental"], ["conv_1x1", "transcendental"]),
+    ],
+)
+def test_which_activations_a_convolution_takes_up(activation, cuda, tensorrt):
+    b = Builder("activation")
+    b.output(b.unary(activation, b.conv(b.input(1, 16, 8, 8), 16)))
+    assert kinds(b.model(), runtime=CUDA) == cuda
+    assert kinds(b.model(), runtime=TENSORRT) == tensorrt
+
+
+def test_swish_and_hard_swish_by_runtime():
+    b = Builder("swish")
+    b.output(b.hard_swish(b.silu(b.conv(b.input(1, 16, 8, 8), 32))))
+    # 1.11 has a kernel for every operator.
+    assert kinds(b.model(), runtime=CUDA) == [
+        "conv_1x1",
+        "transcendental",
+        "binary",
+        "elementwise",
+        "binary",
+    ]
+    # Later ones know x * sigmoid(x), not x * hard_sigmoid(x).
+    assert kinds(b.model(), runtime="onnxruntime-1.17-cuda") == [
+        "conv_1x1",
+        "transcendental",
+        "elementwise",
+        "binary",
+    ]
+    # TensorRT makes one kernel of both: PWN(PWN(PWN(Sigmoid), Mul), ...).
+    assert kinds(b.model(), runtime=TENSORRT) == ["conv_1x1", "transcendental"]
+
+
+def test_squeeze_and_excitation_is_pooling_two_convolutions_and_a_gate():
+    b = Builder("gate")
+    b.output(b.squeeze_excite(b.relu(b.conv(b.input(1, 16, 8, 8), 32)), 8))
+    kernels = graph.read(b.model(), runtime=TENSORRT)
+    assert [k.kind for k in kernels] == [
+        "conv_1x1",
+        "global_pool",
+        "conv_1x1",
+        "conv_1x1",
+        "binary_broadcast",
+    ]
+    # The gate reads 32 values and 32 x 8 x 8, four bytes each.
+    assert graph.work(kernels[-1]).bytes_in == (32 + 32 * 8 * 8) * 4
+    assert kinds(b.model(), runtime=CUDA) == [
+        "conv_1x1",
+        "reduce",
+        "conv_1x1",
+        "conv_1x1",
+        "transcendental",
+        "binary_broadcast",
+    ]
+
+
+def test_a_chain_of_sums_is_one_element_wise_kernel():
+    b = Builder("sums")
+    x, y, z = (b.input(1, 16, 8, 8) for _ in range(3))
+    b.output(b.unary("Clip", b.binary("Add", b.binary("Add", x, y), z)))
+    (kernel,) = graph.read(b.model(), runtime=TENSORRT)
+    assert (kernel.kind, kernel.inputs) == ("binary", (x, y, z))
+    assert kinds(b.model(), runtime=CUDA) == ["binary", "binary", "elementwise"]
+
+
+def test_a_tensor_that_somebody_else_reads_is_written():
+    b = Builder("shared")
+    x = b.unary("Sigmoid", b.input(1, 16, 8, 8))
+    b.output(b.relu(x))
+    b.output(b.pool("MaxPool", x, window=2, stride=2))
+    assert kinds(b.model(), runtime=TENSORRT) == ["transcendental", "elementwise", "max_pool"]
+
+
+def test_batch_norm_before_a_convolution_takes_up_its_relu_on_tensorrt():
+    b = Builder("dense")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=2, stride=2)
+    b.output(b.conv(b.relu(b.batch_norm(x)), 16))
+    assert kinds(b.model(), runtime=TENSORRT) == ["max_pool", "elementwise", "conv_1x1"]
+    assert kinds(b.model(), runtime=CUDA) == ["max_pool", "normalise", "elementwise", "conv_1x1"]
+
+
+def test_kinds_of_convolutions():
+    b = Builder("kinds")
+    x = b.relu(b.conv(b.input(1, 3, 32, 32), 16, window=3, stride=2))
+    x = b.relu(b.conv(x, 16, window=3, groups=16))
+    x = b.relu(b.conv(x, 16, window=3, groups=4))
+    x = b.relu(b.conv(x, 16, window=5))
+    b.output(b.gemm(b.flatten(b.global_pool(x)), 10))
+    assert kinds(b.model(), runtime=TENSORRT) == [
+        "conv_direct",
+        "conv_depthwise",
+        "conv_grouped",
+        "conv_large",
+        "global_pool",
+        "view",
+        "gemm",
+    ]
+
+
+def inception():
+    """GoogLeNet's block, as its engine on an AGX Xavier runs it."""
+    b = Builder("inception")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=3, stride=2)
+    one = b.relu(b.conv(x, 8))
+    three = b.relu(b.conv(b.relu(b.conv(x, 8)), 16, window=3))
+    five = b.relu(b.conv(b.relu(b.conv(x, 4)), 8, window=5))
+    pooled = b.relu(b.conv(b.pool("MaxPool", x, window=3, stride=1), 8))
+    b.output(b.concat(one, three, five, pooled))
+    return b.model()
+
+
+def test_inception_is_the_engines_six_layers():
+    kernels = graph.read(inception(), runtime=TENSORRT)
+    # pool, 1x1 || 3x3_reduce || 5x5_reduce, 3x3, 5x5, pool_proj, "1x1 copy"; the first is ours.
+    assert [k.kind for k in kernels] == [
+        "max_pool",
+        "conv_1x1",
+        "conv_3x3",
+        "conv_large",
+        "max_pool",
+        "conv_1x1",
+        "move",
+        "view",
+    ]
+    merged = kernels[1]
+    # 8 + 8 + 4 outputs of 16 inputs at 4 x 4 positions.
+    assert graph.work(merged).macs == 20 * 16 * 4 * 4
+    assert [n for n in merged.nodes if n.startswith("conv")] == ["conv_1", "conv_3", "conv_7"]
+    # The copy moves the 1x1 branch alone.
+    assert graph.work(kernels[6]).bytes_in == 8 * 4 * 4 * 4
+    assert kinds(inception(), runtime=CUDA)[-1] == "concat"
+
+
+def test_convolutions_that_differ_in_activation_or_stride_are_not_merged():
+    b = Builder("unlike")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=3, stride=2)
+    b.output(b.relu(b.conv(x, 8)))
+    b.output(b.conv(x, 8))
+    b.output(b.relu(b.conv(x, 8, stride=2)))
+    assert kinds(b.model(), runtime=TENSORRT) == ["max_pool"] + ["conv_1x1"] * 3
+
+
+def test_a_resized_or_pooled_tensor_is_copied_into_a_concatenation():
+    b = Builder("pyramid")
+    x = b.relu(b.conv(b.input(1, 16, 8, 8), 8))
+    y = b.pool("AveragePool", x, window=3, stride=1)
+    b.output(b.concat(x, b.relu(b.conv(y, 8))))
+    # "363 copy": an average pooling reads x too and cannot read a part of the concatenation.
+    assert kinds(b.model(), runtime=TENSORRT) == [
+        "conv_1x1",
+        "average_pool",
+        "conv_1x1",
+        "move",
+        "view",
+    ]
+
+
+def test_of_two_concatenations_the_last_holds_a_tensor_in_place():
+    b = Builder("dense")
+    x, y, z = (b.relu(b.conv(b.input(1, 8, 8, 8), 8)) for _ in range(3))
+    first = b.concat(x, y)
+    b.output(b.relu(b.conv(first, 8)))
+    b.output(b.concat(x, y, z))
+    kernels = graph.read(b.model(), runtime=TENSORRT)
+    assert [k.name for k in kernels if k.kind == "move"] == ["concat_6/copy_0", "concat_6/copy_1"]
+
+
+def padded(mode):
+    return network(
+        ("Pad", ["x", "pads"], {"mode": mode}),
+        ("Conv", ["t0", "w"], {}),
+        shapes={"x": (16, 8, 8)},
+        constants=integers("pads", 0, 0, 1, 1, 0, 0, 1, 1) | floats("w", 16, 16, 3, 3),
+    )
+
+
+def test_zeros_around_an_image_are_the_convolutions_own():
+    (kernel,) = graph.read(padded("constant"), runtime=TENSORRT)
+    assert kernel.kind == "conv_3x3"
+    assert (kernel.name, kernel.nodes) == ("conv_1", ("pad_0", "conv_1"))
+    assert (kernel.inputs, kernel.in_hw, kernel.out_hw) == (("x",), (8, 8), (8, 8))
+    assert kinds(padded("constant"), runtime="onnxruntime-1.17-cuda") == ["conv_3x3"]
+    # 1.11 has no such fusion.
+    assert kinds(padded("constant"), runtime=CUDA) == ["move", "conv_3x3"]
+
+
+def test_reflected_pixels_are_not():
+    assert kinds(padded("reflect"), runtime=TENSORRT) == ["move", "conv_3x3"]
+
+
+def test_split_is_a_kernel_for_every_part_on_tensorrt():
+    parts = helper.make_node("Split", ["x"], ["a", "b"], "split", axis=1)
+    both = [
+        helper.make_node("Sigmoid", ["a"], ["sa"], "sa"),
+        helper.make_node("Mul", ["sa", "b"], ["y"], "mul"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 4, 4])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph([parts, *both], "g", [x], [y]),
+        opset_imports=[helper.make_opsetid("", 13)],
+    )
+    kernels = graph.read(model, runtime=TENSORRT)
+    assert [k.kind for k in kernels] == ["move", "move", "binary"]
+    assert [graph.work(k).bytes_in for k in kernels[:2]] == [8 * 16 * 4] * 2
+    assert kinds(model, runtime=CUDA) == ["move", "transcendental", "binary"]
+
+
+def transformer_block():
+    """LayerNorm, MatMul with bias, Gelu and a second sum as exporters write them."""
+    c = floats("w", 8, 16) | floats("bias", 16) | floats("g", 8) | floats("s", 8)
+    c |= {n: helper.make_tensor(n, TensorProto.FLOAT, [], [0.5]) for n in ("two", "eps", "root")}
+    return network(
+        ("ReduceMean", ["x"], {"axes": [-1]}),
+        ("Sub", ["x", "t0"], {}),
+        ("Pow", ["t1", "two"], {}),
+        ("ReduceMean", ["t2"], {"axes": [-1]}),
+        ("Add", ["t3", "eps"], {}),
+        ("Sqrt", ["t4"], {}),
+        ("Div", ["t1", "t5"], {}),
+        ("Mul", ["t6", "g"], {}),
+        ("Add", ["t7", "s"], {}),
+        ("MatMul", ["t8", "w"], {}),
+        ("Add", ["t9", "bias"], {}),
+        ("Div", ["t10", "root"], {}),
+        ("Erf", ["t11"], {}),
+        ("Add", ["t12", "two"], {}),
+        ("Mul", ["t10", "t13"], {}),
+        ("Mul", ["t14", "two"], {}),
+        shapes={"x": (4, 8)},
+        constants=c,
+    )
+
+
+def test_layer_norm_and_gelu_are_kernels_of_their_own_on_cuda():
+    found = graph.read(transformer_block(), runtime=CUDA)
+    assert [k.kind for k in found] == ["normalise", "gemm", "transcendental"]
+    # bias_gelu_fusion.cc: the bias goes with the Gelu where the product has three dimensions.
+    assert found[2].nodes[0] == "add_10"
+
+
+def test_tensorrt_8_makes_layer_norm_of_reductions_and_element_wise_kernels():
+    # As in an engine's names: ReduceMean, Sub, PWN(Pow), ReduceMean, PWN(Add ... Add_1).
+    assert nodes(transformer_block(), runtime=TENSORRT) == [
+        ("reducemean_0",),
+        ("sub_1",),
+        ("pow_2",),
+        ("reducemean_3",),
+        ("add_4", "sqrt_5", "div_6", "mul_7", "add_8"),
+        ("matmul_9", "add_10"),
+        ("div_11", "erf_12", "add_13", "mul_14", "mul_15"),
+    ]
+
+
+def test_a_sum_goes_into_the_layer_norm_after_it_on_cuda():
+    model = network(
+        ("Add", ["x", "y"], {}),
+        ("LayerNormalization", ["t0", "g"], {"axis": -1}),
+        shapes={"x": (4, 8), "y": (4, 8)},
+        constants=floats("g", 8),
+    )
+    model.opset_import[0].version = 17
+    (kernel,) = graph.read(model, runtime=CUDA)
+    assert (kernel.kind, kernel.inputs) == ("normalise", ("x", "y"))
+
+
+def test_half_precision_is_framed_by_reformats():
+    b = Builder("half")
+    b.output(b.relu(b.conv(b.input(1, 16, 8, 8), 32)))
+    kernels = graph.read(b.model(), runtime=TENSORRT, precision="fp16")
+    assert [k.kind for k in kernels] == ["reformat", "conv_1x1", "reformat"]
+    into, conv, out = map(graph.work, kernels)
+    assert (into.precision, into.bytes_in, into.bytes_out) == ("fp16", 1024 * 4, 1024 * 2)
+    # 16 x 32 weights of two bytes and 32 biases of four.
+    assert (conv.precision, conv.bytes_weights) == ("fp16", 16 * 32 * 2 + 32 * 4)
+    assert (out.precision, out.bytes_in, out.bytes_out) == ("fp32", 2048 * 2, 2048 * 4)
+
+
+def test_a_cpu_has_no_half_precision_kernels():
+    with pytest.raises(errors.UnsupportedGraph, match=r"fp16.*fp32 and int8 only"):
+        graph.read(residual(), precision="fp16")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-cpu", *GPU])
+def test_int8_is_not_asked_for_but_exported(runtime):
+    with pytest.raises(errors.UnsupportedGraph, match="int8 comes from Q/DQ pairs"):
+        graph.read(residual(), runtime=runtime, precision="int8")
+
+
+def test_pairs_around_a_convolution_make_it_an_integer_kernel():
+    b = Builder("integer")
+    x = b.conv(b.input(1, 16, 8, 8), 32)
+    b.output(b.conv(x, 16))
+    kernels = graph.read(synthetic.quantized(b.model()), runtime=TENSORRT, precision="fp16")
+    assert [(k.kind, k.precision) for k in kernels] == [
+        ("reformat", "int8"),
+        ("conv_1x1", "int8"),
+        ("conv_1x1", "int8"),
+        ("reformat", "fp32"),
+    ]
+    works = [graph.work(k) for k in kernels]
+    # Four bytes in, one out; then bytes in and bytes out; at the end one byte in, four out.
+    assert (works[0].bytes_in, works[0].bytes_out) == (1024 * 4, 1024)
+    assert (works[1].bytes_in, works[1].bytes_out) == (1024, 2048)
+    assert (works[3].bytes_in, works[3].bytes_out) == (1024, 1024 * 4)
+
+
+def test_a_float_layer_between_integers_stands_between_reformats():
+    b = Builder("mixed")
+    x = b.conv(b.conv(b.input(1, 16, 8, 8), 32), 32)
+    b.output(b.conv(x, 16))
+    model = synthetic.quantized(b.model(), exclude=frozenset({"conv_1"}))
+    kernels = graph.read(model, runtime=TENSORRT)
+    assert [(k.kind, k.precision) for k in kernels if k.kind != "view"] == [
+        ("reformat", "int8"),
+        ("conv_1x1", "int8"),
+        ("reformat", "fp32"),
+        ("conv_1x1", "fp32"),
+        ("reformat", "int8"),
+        ("conv_1x1", "int8"),
+        ("reformat", "fp32"),
+    ]
+
+
+def test_onnxruntime_on_cuda_executes_pairs_as_they_stand():
+    b = Builder("pairs")
+    b.output(b.conv(b.input(1, 16, 8, 8), 32))
+    found = kinds(synthetic.quantized(b.model()), runtime=CUDA)
+    # Image in and out, weights and bias stored as integers.
+    assert found == [
+        "quantize",
+        "dequantize",
+        "dequantize",
+        "dequantize",
+        "conv_1x1",
+        "quantize",
+        "dequantize",
+    ]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime-cpu", *GPU])
+def test_a_free_batch_is_pinned(runtime):
+    model = residual()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    one, four = (graph.read(model, runtime=runtime, batch=n) for n in (None, 4))
+    assert {k.batch for k in four} == {4}
+    macs = [sum(graph.work(k).macs for k in kernels) for kernels in (one, four)]
+    assert macs[1] == 4 * macs[0]
+
+
+def test_a_fixed_batch_is_not_changed_silently():
+    with pytest.raises(errors.UnsupportedGraph, match="fixed batch of 1, not 4"):
+        graph.read(residual(), batch=4)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "padding"), [(CUDA, ["move"]), ("onnxruntime-1.17-cuda", []), (TENSORRT, [])]
+)
+def test_what_exporters_leave_behind_changes_nothing(runtime, padding):
+    nodes = [
+        helper.make_node("Identity", ["w"], ["w2"]),
+        helper.make_node("Identity", ["bias"], ["bias2"]),
+        helper.make_node("Pad", ["x", "pads"], ["padded"], "pad"),
+        helper.make_node("Conv", ["padded", "w2", "bias2"], ["y"], "conv"),
+        helper.make_node("Identity", ["y"], ["y2"]),
+        helper.make_node("Relu", ["y2"], ["r"], "relu"),
+        helper.make_node("Shape", ["r"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"], axis=0),
+        helper.make_node("Unsqueeze", ["n", "axes"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["target"], axis=0),
+        helper.make_node("Reshape", ["r", "target"], ["z"], "reshape"),
+    ]
+    constants = [
+        *floats("w", 16, 16, 1, 1).values(),
+        *floats("bias", 16).values(),
+        *integers("pads", 0, 0, 0, 0, 0, 0, 0, 0).values(),
+        helper.make_tensor("zero", TensorProto.INT64, [], [0]),
+        *integers("axes", 0).values(),
+        *integers("rest", -1).values(),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16, 4, 4])
+    z = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [x], [z], constants),
+        opset_imports=[helper.make_opsetid("", 13)],
+    )
+    kernels = graph.read(model, runtime=runtime)
+    # A Pad that adds nothing is executed all the same where no rule folds it.
+    assert [k.kind for k in kernels] == [*padding, "conv_1x1", "view"]
+    assert kernels[-2].weight == "w"
+    assert kernels[-1].out_shape == (1, 256)
+
+
+@pytest.mark.parametrize("runtime", GPU)
+def test_an_unknown_operator_is_named(runtime):
+    model = network(("Frobnicate", ["x"], {"domain": "mine"}), shapes={"x": (4,)})
+    with pytest.raises(errors.UnknownOperator, match=r"Frobnicate.*frobnicate_0.*onnxslim"):
+        graph.read(model, runtime=runtime)
+
+
+@pytest.mark.parametrize("runtime", GPU)
+def test_weights_may_be_absent(runtime, tmp_path):
+    whole = joined()
+    path = tmp_path / "joined.onnx"
+    onnx.save(whole, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    assert works(graph.read(path, runtime=runtime)) == works(graph.read(joined(), runtime=runtime))
+
+
+@pytest.mark.parametrize("runtime", GPU)
+@pytest.mark.parametrize("build", [residual, inverted, joined])
+def test_rewriting_nothing_changes_nothing(build, runtime):
+    plain = graph.read(build(), runtime=runtime)
+    assert works(graph.rewrite(plain, runtime=runtime)) == works(plain)
+    half = graph.read(build(), runtime=runtime, precision="fp16")
+    assert works(graph.rewrite(plain, precision="fp16", runtime=runtime)) == works(half)
+
+
+@pytest.mark.parametrize("runtime", GPU)
+def test_pruned_networks_equal_those_built_narrow(runtime):
+    wide, narrow = (graph.read(joined(left=n, right=2 * n), runtime=runtime) for n in (32, 24))
+    left, right = [k.name for k in wide if k.out_channels in (32, 64) and k.weight]
+    variant = graph.rewrite(wide, out_channels={left: 24, right: 48}, runtime=runtime)
+    assert works(variant) == works(narrow)
+
+
+def test_merged_convolutions_are_pruned_one_by_one():
+    wide = graph.read(inception(), runtime=TENSORRT)
+    variant = graph.rewrite(wide, out_channels={"conv_3": 4}, runtime=TENSORRT)
+    assert variant[1].out_channels == 8 + 4 + 4
+
+
+def test_layers_of_two_precisions_have_a_reformat_between_them():
+    plain = graph.read(residual(), runtime=TENSORRT)
+    variant = graph.rewrite(plain, precision={"conv_2": "fp16"}, runtime=TENSORRT)
+    after = {k.name: i for i, k in enumerate(variant)}["conv_2"]
+    around = [(k.kind, k.precision) for k in variant[after - 1 : after + 2]]
+    assert around == [("reformat", "fp16"), ("conv_3x3", "fp16"), ("reformat", "fp32")]
+    assert [k.name for k in variant if k.precision == "fp16" and k.weight] == ["conv_2"]
+
+
+def test_int8_layers_of_a_rewrite_are_those_of_the_export():
+    plain = graph.read(residual(), runtime=TENSORRT)
+    names = [k.name for k in plain if k.weight]
+    variant = graph.rewrite(plain, precision=dict.fromkeys(names, "int8"), runtime=TENSORRT)
+    assert {k.precision for k in variant if k.weight} == {"int8"}
+
+
+def test_a_thousand_nodes_are_read_in_well_under_a_second():
+    b = Builder("long")
+    x = b.relu(b.conv(b.input(1, 16, 8, 8), 16))
+    for _ in range(200):
+        x = b.relu(b.binary("Add", b.batch_norm(b.conv(x, 16, window=3)), b.silu(x)))
+    b.output(x)
+    model = b.model()
+    # Processor time, so that a busy machine does not matter; about 0.1 s on a small one.
+    started = time.process_time()
+    graph.read(model, runtime=TENSORRT)
+    assert time.process_time() - started < 1.0
+
+
+def test_every_published_graph_has_the_same_macs_on_every_runtime():
+    if not MEASURED.is_dir():
+        pytest.skip("the measured graphs are not here")
+    for path in sorted(MEASURED.glob("jetson_nano/graphs_*/*.onnx")):
+        totals = {
+            sum(graph.work(k).macs for k in graph.read(path, runtime=runtime))
+            for runtime in ("onnxruntime-cpu-arm", *GPU)
+        }
+        assert len(totals) == 1, path.name
