@@ -91,7 +91,7 @@ class GpuRuntime:
     kernels (otherwise they are executed as they stand). ``merges``: sibling 1x1 convolutions of one
     input become one kernel. ``writes_in_place``: producers of a concatenation's inputs write into
     its output. ``slices``: Split is a kernel for every part. ``pools_means``: a mean over height
-    and width is a pooling.
+    and width is a pooling. ``scales``: a batch norm of its own is an element-wise kernel.
     """
 
     name: str
@@ -102,6 +102,7 @@ class GpuRuntime:
     writes_in_place: bool = False
     slices: bool = False
     pools_means: bool = False
+    scales: bool = False
 
 
 def _kind(*kinds: str) -> frozenset[str]:
@@ -371,6 +372,7 @@ GPU_RUNTIMES = {
             writes_in_place=True,
             slices=True,
             pools_means=True,
+            scales=True,
         ),
     )
 }

@@ -12,14 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from latency_models.fusion_rules import POINTWISE, GpuRuntime, Group
 from latency_models.gpu_fusion import group_operators
+from latency_models.gpu_kinds import kernel_kind
 from latency_models.kernels import Kernel
-from latency_models.operators import KINDS, QDQ, VIEWS, Op, Shape
+from latency_models.operators import KINDS, QDQ, VIEWS, Op
 from latency_models.patterns import Tensors
 
 __all__ = ["lower_gpu"]
 
-# Convolutions of fewer input channels, the first of a network, have kernels of their own.
-_FEW_CHANNELS = 4
 # Whose kernels can write into a part of a concatenation. Resize cannot, nor can what only
 # rearranges ("Resize__533:0 copy", "Reshape:0 copy" in engines for the Jetson Nano).
 _WRITE_IN_PLACE = (
@@ -198,7 +197,7 @@ class _Lowering:
         written = precision if whole else self.base
         self._add(
             group,
-            kind=self._kind(group),
+            kind=kernel_kind(group, self.runtime),
             precision=precision,
             writes=None if written == precision else written,
             others=groups[1:],
@@ -334,26 +333,6 @@ class _Lowering:
             )
         )
 
-    def _kind(self, group: Group) -> str:
-        head = group.head
-        if head.kind == "conv":
-            return _conv_kind(head)
-        if head.kind == "gemm":
-            return "gemm" if head.weight else "matmul"
-        if group.op == "LayerNormalization":
-            return "normalise"
-        if group.op in ("Gelu", "QuickGelu"):
-            return "transcendental"
-        if group.op in POINTWISE or group.op == "Cast":
-            return _pointwise_kind(group)
-        if group.op == "BatchNormalization" and self.runtime.pools_means:
-            return "elementwise"
-        if head.kind == "pool":
-            return "max_pool" if head.op == "MaxPool" else "average_pool"
-        if group.op == "ReduceMean" and self.runtime.pools_means and _over_image(head):
-            return "global_pool"
-        return head.kind
-
 
 def _homes(ops: Sequence[Op]) -> dict[str, str]:
     """By concatenation: the one in whose output it lies, itself or a later one that continues it.
@@ -372,34 +351,3 @@ def _homes(ops: Sequence[Op]) -> dict[str, str]:
         home[op.name] = home[host.name] if host is not None else op.name
         later.append(op)
     return home
-
-
-def _over_image(op: Op) -> bool:
-    return len(op.in_shapes[0]) == 4 and op.axes == (2, 3)
-
-
-def _conv_kind(op: Op) -> str:
-    if op.op == "ConvTranspose":
-        return "conv_transpose"
-    if op.depthwise:
-        return "conv_depthwise"
-    if op.groups > 1:
-        return "conv_grouped"
-    if op.in_shapes[0][1] < _FEW_CHANNELS:
-        return "conv_direct"
-    window = math.prod(op.window)
-    if window == 1:
-        return "conv_1x1"
-    return "conv_3x3" if window == 9 else "conv_large"
-
-
-def _pointwise_kind(group: Group) -> str:
-    """By what costs most: unlike operands, several operands, a function of each element."""
-    constants: list[Shape] = [shape for op in group.ops for shape in op.constant_shapes]
-    sizes = {math.prod(shape) for shape in (*group.shapes, *constants)} - {1}
-    if len(sizes) > 1:
-        return "binary_broadcast"
-    if len(group.inputs) > 1:
-        return "binary"
-    kinds = {op.kind for op in group.ops}
-    return "transcendental" if "transcendental" in kinds else "elementwise"
