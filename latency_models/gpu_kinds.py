@@ -9,7 +9,7 @@ from latency_models.operators import Op, Shape
 
 __all__ = ["kernel_kind"]
 
-# Convolutions of fewer input channels, the first of a network, have kernels of their own.
+# Convolutions of images of fewer channels, the first of a network, have kernels of their own.
 _FEW_CHANNELS = 4
 
 
@@ -46,7 +46,7 @@ def _conv_kind(op: Op) -> str:
         return "conv_depthwise"
     if op.groups > 1:
         return "conv_grouped"
-    if op.in_shapes[0][1] < _FEW_CHANNELS:
+    if len(op.in_shapes[0]) == 4 and op.in_shapes[0][1] < _FEW_CHANNELS:
         return "conv_direct"
     window = math.prod(op.window)
     if window == 1:

@@ -13,16 +13,20 @@ from latency_models.errors import UnsupportedGraph
 from latency_models.fusion_rules import GPU_RUNTIMES, GpuRuntime
 from latency_models.gpu_lowering import lower_gpu
 from latency_models.kernels import Dims, Kernel, Work, work
-from latency_models.lowering import RUNTIMES, Runtime, lower
+from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
+from latency_models.lowering import Runtime, lower
 from latency_models.matching import ProfileRow, match
 from latency_models.operators import QDQ, Op
 from latency_models.parse import load, parse
 from latency_models.propagation import propagate
 from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs, keep_float
 
-__all__ = ["Dims", "Kernel", "ProfileRow", "Work", "match", "read", "rewrite", "work"]
+__all__ = ["RUNTIMES", "Dims", "Kernel", "ProfileRow", "Work", "match", "read", "rewrite", "work"]
 
 _Path = str | Path
+
+# Every runtime whose fusion rules are known, by name.
+RUNTIMES: dict[str, Runtime | GpuRuntime] = {**CPU_RUNTIMES, **GPU_RUNTIMES}
 
 
 def read(
@@ -34,7 +38,7 @@ def read(
 ) -> tuple[Kernel, ...]:
     """The kernels that ``runtime`` executes for ``model``, in a possible order of execution.
 
-    The ONNX may lack its weights. ``runtime`` is a key of ``RUNTIMES`` or ``GPU_RUNTIMES``.
+    The ONNX may lack its weights. ``runtime`` is a key of ``RUNTIMES``.
     ``precision`` is that of the whole network, ``fp32`` or, on a GPU, ``fp16``; what stands
     between Q/DQ pairs is int8 all the same. ``batch`` takes the place of a free batch (without it,
     1). ``UnknownOperator`` and ``UnsupportedGraph`` say what to do.
@@ -154,9 +158,8 @@ def _ordered(ops: Sequence[Op]) -> tuple[Op, ...]:
 
 
 def _runtime(name: str) -> Runtime | GpuRuntime:
-    known = RUNTIMES | GPU_RUNTIMES
-    if name not in known:
+    if name not in RUNTIMES:
         raise UnsupportedGraph(
-            f"no fusion rules for runtime {name!r}: there are {', '.join(sorted(known))}"
+            f"no fusion rules for runtime {name!r}: there are {', '.join(sorted(RUNTIMES))}"
         )
-    return known[name]
+    return RUNTIMES[name]

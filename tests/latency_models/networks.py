@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
 from latency_models import graph
 from latency_models.building import Builder
+
+# The runtimes of a GPU that the tests go through.
+CUDA, TENSORRT = "onnxruntime-cuda", "tensorrt"
+GPU = (CUDA, TENSORRT)
 
 MEASURED = Path(__file__).parents[3] / "shared" / "measured"
 
@@ -48,6 +55,48 @@ def joined(*, left: int = 32, right: int = 64) -> onnx.ModelProto:
     y = b.concat(b.relu(b.conv(x, left)), b.relu(b.conv(x, right, window=3)))
     b.output(b.flatten(b.global_pool(b.conv(y, 10))))
     return b.model()
+
+
+def inception() -> onnx.ModelProto:
+    """GoogLeNet's block, as its engine on an AGX Xavier runs it."""
+    b = Builder("inception")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=3, stride=2)
+    one = b.relu(b.conv(x, 8))
+    three = b.relu(b.conv(b.relu(b.conv(x, 8)), 16, window=3))
+    five = b.relu(b.conv(b.relu(b.conv(x, 4)), 8, window=5))
+    pooled = b.relu(b.conv(b.pool("MaxPool", x, window=3, stride=1), 8))
+    b.output(b.concat(one, three, five, pooled))
+    return b.model()
+
+
+def network(
+    *operators: tuple[str, list[str], dict[str, Any]],
+    shapes: dict[str, tuple[int, ...]],
+    constants: dict[str, onnx.TensorProto] | None = None,
+    batch: int = 1,
+) -> onnx.ModelProto:
+    """A graph of ``(operator, inputs, attributes)`` that ends in the last one's output."""
+    made = [
+        helper.make_node(op, inputs, [f"t{index}"], f"{op.lower()}_{index}", **attributes)
+        for index, (op, inputs, attributes) in enumerate(operators)
+    ]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, *shape])
+        for name, shape in shapes.items()
+    ]
+    out = helper.make_tensor_value_info(f"t{len(made) - 1}", TensorProto.FLOAT, None)
+    body = helper.make_graph(made, "g", values, [out], list((constants or {}).values()))
+    return helper.make_model(body, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def floats(name: str, *shape: int) -> dict[str, onnx.TensorProto]:
+    """A constant of any numbers, by its name."""
+    return {name: helper.make_tensor(name, TensorProto.FLOAT, shape, [0.5] * math.prod(shape))}
+
+
+def integers(name: str, *values: int) -> dict[str, onnx.TensorProto]:
+    """A constant of these numbers, by its name."""
+    return {name: helper.make_tensor(name, TensorProto.INT64, [len(values)], values)}
 
 
 def works(kernels: tuple[graph.Kernel, ...]) -> Counter[tuple[object, ...]]:
