@@ -157,9 +157,9 @@ class _Lowering:
         source = group.inputs[0]
         self._need(source, self.written.get(source, "fp32"))
         if self.runtime.integers:
-            self._add(
-                group, kind="reformat", precision="int8", reads=self.written[source], writes=None
-            )
+            before = self.written[source]
+            kind = "view" if before == "int8" else "reformat"
+            self._add(group, kind=kind, precision="int8", reads=before)
             self._write(group.output, "int8")
             return
         quantized = f"{group.output}/quantized"

@@ -123,11 +123,13 @@ def _check(
 def _check_precision(
     runtime: Runtime | GpuRuntime, what: str, wanted: str, known: tuple[str, ...]
 ) -> None:
-    if isinstance(runtime, Runtime) and wanted not in ("fp32", "int8"):
-        raise UnsupportedGraph(
-            f"precision {wanted!r} of {what}: onnxruntime on a CPU has kernels for fp32 and "
-            "int8 only"
-        )
+    if isinstance(runtime, Runtime):
+        if wanted not in ("fp32", "int8"):
+            raise UnsupportedGraph(
+                f"precision {wanted!r} of {what}: onnxruntime on a CPU has kernels for fp32 and "
+                "int8 only"
+            )
+        known = tuple(name for name in known if name != "fp16")
     if wanted not in known:
         raise UnsupportedGraph(
             f"precision {wanted!r} of {what}: choose one of {', '.join(known)}"

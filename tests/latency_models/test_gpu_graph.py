@@ -70,6 +70,31 @@ def test_pairs_around_a_convolution_make_it_an_integer_kernel():
     assert (works[3].bytes_in, works[3].bytes_out) == (1024, 1024 * 4)
 
 
+def test_a_pair_on_the_shortcut_makes_the_sum_a_part_of_the_integer_convolution():
+    b = Builder("shortcut")
+    x = b.conv(b.input(1, 16, 8, 8), 16)
+    b.output(b.relu(b.binary("Add", b.conv(x, 16), x)))
+    model = synthetic.quantized(b.model())
+    # As TensorRT wants it: no pair between the convolution and the sum.
+    before = next(n for n in model.graph.node if n.name == "conv_1").output[0]
+    pair = {n.op_type: n for n in model.graph.node if n.input[0] == before}
+    after = pair["QuantizeLinear"].output[0]
+    dequantized = next(n for n in model.graph.node if n.input[0] == after)
+    total = next(n for n in model.graph.node if n.op_type == "Add")
+    total.input[list(total.input).index(dequantized.output[0])] = before
+    for node in (pair["QuantizeLinear"], dequantized):
+        model.graph.node.remove(node)
+    kernels = graph.read(model, runtime=TENSORRT)
+    assert [(k.kind, k.precision) for k in kernels] == [
+        ("reformat", "int8"),
+        ("conv_1x1", "int8"),
+        ("conv_1x1", "int8"),
+        ("reformat", "fp32"),
+    ]
+    # Both tensors that the sum needs are read as bytes.
+    assert graph.work(kernels[2]).bytes_in == 2 * 16 * 8 * 8
+
+
 def test_a_float_layer_between_integers_stands_between_reformats():
     b = Builder("mixed")
     x = b.conv(b.conv(b.input(1, 16, 8, 8), 32), 32)
