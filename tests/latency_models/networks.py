@@ -57,15 +57,45 @@ def joined(*, left: int = 32, right: int = 64) -> onnx.ModelProto:
     return b.model()
 
 
+def branches(
+    b: Builder, x: str, one: int, three: tuple[int, int], five: tuple[int, int], pooled: int
+) -> str:
+    """GoogLeNet's block: branches of 1x1, 3x3 and 5x5 convolutions and a pooling, joined."""
+    first = b.relu(b.conv(x, one))
+    second = b.relu(b.conv(b.relu(b.conv(x, three[0])), three[1], window=3))
+    third = b.relu(b.conv(b.relu(b.conv(x, five[0])), five[1], window=5))
+    last = b.relu(b.conv(b.pool("MaxPool", x, window=3, stride=1), pooled))
+    return b.concat(first, second, third, last)
+
+
 def inception() -> onnx.ModelProto:
-    """GoogLeNet's block, as its engine on an AGX Xavier runs it."""
+    """One such block after a pooling."""
     b = Builder("inception")
     x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=3, stride=2)
-    one = b.relu(b.conv(x, 8))
-    three = b.relu(b.conv(b.relu(b.conv(x, 8)), 16, window=3))
-    five = b.relu(b.conv(b.relu(b.conv(x, 4)), 8, window=5))
-    pooled = b.relu(b.conv(b.pool("MaxPool", x, window=3, stride=1), 8))
-    b.output(b.concat(one, three, five, pooled))
+    b.output(branches(b, x, 8, (8, 16), (4, 8), 8))
+    return b.model()
+
+
+def googlenet() -> onnx.ModelProto:
+    """GoogLeNet (Szegedy et al., 2015, table 1), at 224 x 224."""
+    b = Builder("googlenet")
+
+    def halved(x: str) -> str:
+        return b.pool("MaxPool", x, window=3, stride=2)
+
+    x = halved(b.relu(b.conv(b.input(1, 3, 224, 224), 64, window=7, stride=2)))
+    x = b.relu(b.conv(b.unary("LRN", x, size=5), 64))
+    x = halved(b.unary("LRN", b.relu(b.conv(x, 192, window=3)), size=5))
+    x = branches(b, x, 64, (96, 128), (16, 32), 32)
+    x = halved(branches(b, x, 128, (128, 192), (32, 96), 64))
+    x = branches(b, x, 192, (96, 208), (16, 48), 64)
+    x = branches(b, x, 160, (112, 224), (24, 64), 64)
+    x = branches(b, x, 128, (128, 256), (24, 64), 64)
+    x = branches(b, x, 112, (144, 288), (32, 64), 64)
+    x = halved(branches(b, x, 256, (160, 320), (32, 128), 128))
+    x = branches(b, x, 256, (160, 320), (32, 128), 128)
+    x = branches(b, x, 384, (192, 384), (48, 128), 128)
+    b.output(b.unary("Softmax", b.gemm(b.flatten(b.global_pool(x)), 1000)))
     return b.model()
 
 

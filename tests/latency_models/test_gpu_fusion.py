@@ -11,6 +11,7 @@ from tests.latency_models.networks import (
     GPU,
     TENSORRT,
     floats,
+    googlenet,
     inception,
     integers,
     kinds,
@@ -182,6 +183,16 @@ def test_inception_is_the_engines_six_layers():
     # The copy moves the 1x1 branch alone.
     assert graph.work(kernels[6]).bytes_in == 8 * 4 * 4 * 4
     assert kinds(inception(), runtime=CUDA)[-1] == "concat"
+
+
+def test_googlenet_is_the_sixty_six_layers_of_an_engine_for_an_agx_xavier():
+    found = [k for k in graph.read(googlenet(), runtime=TENSORRT) if k.kind != "view"]
+    # Its profile without reformats: 3 convolutions, 2 norms and 4 poolings up to the last block,
+    # 9 blocks of 6 layers, one of them a copy; pooling, classifier, softmax: 9 + 54 + 3.
+    assert len(found) == 66
+    assert sum(k.kind == "move" for k in found) == 9
+    # Szegedy et al. give 1.5 G multiply-adds.
+    assert 1.4e9 < sum(graph.work(k).macs for k in found) < 1.7e9
 
 
 def test_convolutions_that_differ_in_activation_or_stride_are_not_merged():
