@@ -209,6 +209,7 @@ def predict(
     """``boardfit predict``: total and kernels of one network by a saved latency model."""
     model = load_model(latency_model)
     model = model.at(model.profile.scales(power_mode))
+    tables.check_precision(precision, model)
     works = tables.works_of_row(network, runtime=model.runtime, precision=precision, batch=batch)
     low, high = model.interval(works, coverage)
     return NetworkPrediction(

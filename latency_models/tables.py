@@ -27,6 +27,7 @@ __all__ = [
     "Fold",
     "Prediction",
     "calibrate",
+    "check_precision",
     "check_runtime",
     "fold_out",
     "items",
@@ -71,6 +72,16 @@ def check_runtime(runtime: str) -> str:
             f"unknown runtime {runtime!r}: there are fusion rules for {', '.join(sorted(RUNTIMES))}"
         )
     return runtime
+
+
+def check_precision(precision: str, model: LatencyModel) -> str:
+    """``precision``, which ``model`` has parameters for; ``FormatError`` lists those there are."""
+    if precision not in model.precisions:
+        raise FormatError(
+            f"the latency model of {model.profile.name} has no precision {precision!r}, only "
+            f"{', '.join(model.precisions)}"
+        )
+    return precision
 
 
 def works_of_row(
@@ -274,11 +285,10 @@ def predict(
     """
     rows = validation.read_table(table, measured=False)
     for row in rows:
-        if row.precision not in model.precisions:
-            raise FormatError(
-                f"{table.name}, line {row.line}: the latency model of {model.profile.name} has no "
-                f"precision {row.precision!r}, only {', '.join(model.precisions)}"
-            )
+        try:
+            check_precision(row.precision, model)
+        except FormatError as error:
+            raise FormatError(f"{table.name}, line {row.line}: {error}") from error
     models = {mode: model.at(model.profile.scales(mode)) for mode in {r.power_mode for r in rows}}
     works = read_works(rows, table=table, runtime=model.runtime, progress=progress)
     found = []

@@ -165,7 +165,7 @@ def test_a_network_that_is_not_there_is_named(capsys):
     run(capsys, "calibrate --table table.csv --profile small.toml --out model.json")
     for line, fragment in (
         ("gone.onnx", "gone.onnx does not exist"),
-        ("chain_8_1.onnx --precision int4", "unknown precision 'int4'"),
+        ("chain_8_1.onnx --precision int4", "has no precision 'int4', only fp32"),
         ("chain_8_1.onnx --power-mode TURBO", "there are SLOW"),
     ):
         code, _, err = run(capsys, f"predict {line} --latency-model model.json")

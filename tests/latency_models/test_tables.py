@@ -100,6 +100,22 @@ def test_a_graph_that_several_rows_share_is_read_once(folder, monkeypatch):
     assert len(read) == 12
 
 
+def test_precision_and_batch_of_a_row_reach_the_graphs_reader(folder, monkeypatch):
+    write_table(folder)
+    asked = []
+    real = graph.read
+
+    def read(model, *, runtime, **options):
+        asked.append(options)
+        return real(model, runtime=runtime)
+
+    monkeypatch.setattr(graph, "read", read)
+    tables.works_of_row(folder / "chain_8_1.onnx", runtime=ARM, precision="fp16", batch=4)
+    tables.works_of_row(folder / "chain_8_1.onnx", runtime=ARM)
+    # What the reader takes by itself is not asked for.
+    assert asked == [{"precision": "fp16", "batch": 4}, {}]
+
+
 def item(name, *, family="f", mode=None):
     return Item(name, (), 1.0, family, "fp32", 1, mode)
 
