@@ -28,6 +28,19 @@ INTERRUPTED_MESSAGE = "interrupted; what was measured is kept, and the same comm
 BoardOption = Annotated[
     str, typer.Option("--board", help="A board of boards.toml, or local: this computer.")
 ]
+TableOption = Annotated[
+    Path | None,
+    typer.Option("--table", help="A measurement table (CSV) instead of a board."),
+]
+RuntimeOption = Annotated[
+    str | None, typer.Option("--runtime", help="The runtime of --table; else the profile's.")
+]
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", help="The board profile that --table starts from.")
+]
+CoverageOption = Annotated[
+    float, typer.Option("--coverage", min=0.5, max=0.99, help="Coverage of the intervals.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DataOption = Annotated[
     Path, typer.Option("--data", help="An .npz with train and test images and labels.")
@@ -184,40 +197,77 @@ def profile(
 
 @app.command()
 def calibrate(
-    out: Annotated[Path, typer.Option("--out", help="Folder for latency model and measurements.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", help="Folder for the results; with --table, or the model's file."),
+    ],
     board: BoardOption = "local",
     network: Annotated[
         Path | None, typer.Option("--network", help="Calibrate around this .onnx network.")
     ] = None,
+    table: TableOption = None,
+    runtime: RuntimeOption = None,
+    profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit a latency model to a planned sweep of kernels measured on the board."""
+    """Fit a latency model to kernels measured on the board, or to a table of networks."""
     from harness import commands
+    from harness import tables as measured
     from harness.report import tables
 
-    model = commands.calibrate(board=board, network=network, out=out)
+    if table is not None:
+        model, path = measured.calibrate(table, profile=profile, runtime=runtime, out=out)
+    else:
+        model, path = commands.calibrate(board=board, network=network, out=out)
     if as_json:
         print(model.to_json())
     else:
-        tables.print_latency_model(model, out / "latency_model.json")
+        tables.print_latency_model(model, path)
 
 
 @app.command()
 def predict(
-    network: Annotated[Path, typer.Argument(help="An .onnx file.")],
     latency_model: Annotated[
         Path, typer.Option("--latency-model", help="A file that boardfit calibrate wrote.")
     ],
-    coverage: Annotated[
-        float, typer.Option("--coverage", min=0.5, max=0.99, help="Coverage of the interval.")
-    ] = 0.9,
+    network: Annotated[Path | None, typer.Argument(help="An .onnx file.")] = None,
+    table: TableOption = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="The file for the predictions of --table.")
+    ] = Path("predictions.csv"),
+    coverage: CoverageOption = 0.9,
+    precision: Annotated[
+        str, typer.Option("--precision", help="NETWORK's precision: fp32, fp16 or int8.")
+    ] = "fp32",
+    batch: Annotated[int, typer.Option("--batch", min=1, help="NETWORK's batch.")] = 1,
+    power_mode: Annotated[
+        str | None, typer.Option("--power-mode", help="A power mode of the board's profile.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict NETWORK's latency, in total and kernel by kernel, without a board."""
+    """Predict NETWORK's latency kernel by kernel, or that of a table's rows, without a board."""
     from harness import commands
-    from harness.report import plain, tables
+    from harness import tables as measured
+    from harness.report import heldout, plain, tables
 
-    prediction = commands.predict(network, latency_model=latency_model, coverage=coverage)
+    if (table is None) == (network is None):
+        raise typer.BadParameter("give either NETWORK or --table")
+    if table is not None:
+        rows = measured.predict(table, latency_model=latency_model, coverage=coverage, out=out)
+        if as_json:
+            _print_json(heldout.prediction_rows_json(rows))
+        else:
+            heldout.print_predictions(rows, out)
+        return
+    assert network is not None
+    prediction = commands.predict(
+        network,
+        latency_model=latency_model,
+        coverage=coverage,
+        precision=precision,
+        batch=batch,
+        power_mode=power_mode,
+    )
     if as_json:
         _print_json(plain.prediction_json(prediction))
     else:
@@ -227,8 +277,8 @@ def predict(
 @app.command()
 def validate(
     networks: Annotated[
-        list[Path], typer.Argument(help="ONNX files that calibration has not seen.")
-    ],
+        list[Path] | None, typer.Argument(help="ONNX files that calibration has not seen.")
+    ] = None,
     board: BoardOption = "local",
     latency_model: Annotated[
         Path | None,
@@ -237,16 +287,52 @@ def validate(
     int8: Annotated[
         bool, typer.Option(help="Also quantize each network and measure it in int8.")
     ] = True,
-    out: Annotated[Path, typer.Option("--out", help="Folder for measurements.")] = Path(
-        "runs/validate"
-    ),
+    table: TableOption = None,
+    runtime: RuntimeOption = None,
+    profile: ProfileOption = None,
+    split: Annotated[
+        int | None, typer.Option("--split", min=1, help="Calibrate on this many rows of --table.")
+    ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option("--leave-out", help="family, network or power_mode, one by one.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of --split.")] = 0,
+    coverage: CoverageOption = 0.9,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for measurements, report and plots.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict networks that calibration never saw, then measure them on the board."""
+    """Predict networks that calibration never saw, and hold that against measurements of them."""
     from harness import commands
-    from harness.report import plain, tables
+    from harness import tables as measured
+    from harness.report import heldout, plain, tables
 
-    rows = commands.validate(networks, board=board, latency_model=latency_model, int8=int8, out=out)
+    if (table is None) == (not networks):
+        raise typer.BadParameter("give either NETWORKS or --table")
+    if table is not None:
+        found = measured.validate(
+            table,
+            profile=profile,
+            runtime=runtime,
+            split=split,
+            leave_out=leave_out,
+            seed=seed,
+            coverage=coverage,
+            out=out,
+        )
+        if as_json:
+            print(heldout.text_json(found.report, title=found.title))
+        else:
+            heldout.print_validation(found.report, title=found.title, folder=out)
+        return
+    rows = commands.validate(
+        networks or (),
+        board=board,
+        latency_model=latency_model,
+        int8=int8,
+        out=out or Path("runs/validate"),
+    )
     if as_json:
         _print_json(plain.validation_json(rows))
     else:

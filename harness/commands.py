@@ -26,13 +26,14 @@ from harness.records import (
 )
 from harness.report import page
 from harness.store import Store
-from latency_models import calibration, errors, graph, synthetic
+from latency_models import calibration, errors, graph, synthetic, tables
 
 __all__ = [
     "NetworkPrediction",
     "budgets",
     "calibrate",
     "fit",
+    "load_model",
     "methods",
     "predict",
     "probe",
@@ -167,8 +168,13 @@ def profile(
 
 
 @latency_errors()
-def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.LatencyModel:
-    """``boardfit calibrate``: sweep, fit, save; an interrupted sweep resumes from the store."""
+def calibrate(
+    *, board: str, network: Path | None, out: Path
+) -> tuple[calibration.LatencyModel, Path]:
+    """``boardfit calibrate``: sweep, fit, save; the model and its file.
+
+    An interrupted sweep resumes from the store.
+    """
     spec = inventory.find(board)
     reference = _kernels(network) if network is not None else ()
     with (
@@ -185,26 +191,34 @@ def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.Lat
             yardstick=calibrating.folder_yardstick(session, store, out),
         )
         store.export_csv(out)
-    write_atomically(out / "latency_model.json", model.to_json())
-    return model
+    path = out / "latency_model.json"
+    write_atomically(path, model.to_json())
+    return model, path
 
 
 @latency_errors()
-def predict(network: Path, *, latency_model: Path, coverage: float) -> NetworkPrediction:
+def predict(
+    network: Path,
+    *,
+    latency_model: Path,
+    coverage: float,
+    precision: str = "fp32",
+    batch: int = 1,
+    power_mode: str | None = None,
+) -> NetworkPrediction:
     """``boardfit predict``: total and kernels of one network by a saved latency model."""
-    model = _load_model(latency_model)
-    kernels = _kernels(network)
-    works = tuple(graph.work(kernel) for kernel in kernels)
+    model = load_model(latency_model)
+    model = model.at(model.profile.scales(power_mode))
+    tables.check_precision(precision, model)
+    works = tables.works_of_row(network, runtime=model.runtime, precision=precision, batch=batch)
     low, high = model.interval(works, coverage)
     return NetworkPrediction(
         network=str(network),
         latency_s=model.predict(works),
         interval=Interval(low, high, coverage),
         kernels=tuple(
-            (kernel.name, work.kind, work.precision, float(seconds))
-            for kernel, work, seconds in zip(
-                kernels, works, model.predict_kernels(works), strict=True
-            )
+            (work.name, work.kind, work.precision, float(seconds))
+            for work, seconds in zip(works, model.predict_kernels(works), strict=True)
         ),
         unsupported=model.unsupported(works),
     )
@@ -224,7 +238,7 @@ def validate(
     ):
         precisions = quantize.available_precisions(session.facts)
         if latency_model is not None:
-            model = _load_model(latency_model)
+            model = load_model(latency_model)
             yardstick = _yardstick_beside(latency_model, session)
         else:
             yardstick = calibrating.folder_yardstick(session, store, out)
@@ -302,7 +316,8 @@ def _kernels(path: Path) -> tuple[graph.Kernel, ...]:
     return graph.read(_read(path))
 
 
-def _load_model(path: Path) -> calibration.LatencyModel:
+def load_model(path: Path) -> calibration.LatencyModel:
+    """The latency model in a file; ConfigError says what is wrong with it."""
     try:
         return calibration.LatencyModel.from_json(path.read_text())
     except FileNotFoundError as error:

@@ -24,7 +24,7 @@ errors of its own; ``latency_errors`` translates them where the two meet.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from latency_models.errors import LatencyError
+from latency_models.errors import FormatError, LatencyError, PowerModeNotFound, ProfileNotFound
 
 __all__ = [
     "AgentError",
@@ -126,8 +126,13 @@ class InfeasibleBudget(BoardfitError):
 
 @contextmanager
 def latency_errors() -> Iterator[None]:
-    """Raise what ``latency_models`` raises as a LatencyModelError; a decorator too."""
+    """Raise what ``latency_models`` raises as a LatencyModelError; a decorator too.
+
+    What is wrong with a file or a name that the user gave is a ConfigError.
+    """
     try:
         yield
+    except (FormatError, PowerModeNotFound, ProfileNotFound) as error:
+        raise ConfigError(str(error)) from error
     except LatencyError as error:
         raise LatencyModelError(str(error)) from error

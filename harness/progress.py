@@ -1,5 +1,9 @@
 """Progress on stderr: a line a finished stage, a bar for the running one."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -74,6 +78,14 @@ class ConsoleObserver:
         how = "kept from an earlier run" if self._resumed else f"{stage.wall_s:.1f} s"
         detail = f": {stage.detail}" if stage.detail else ""
         self._console.print(f"[green]✓[/green] {stage.name} ({how}){detail}", soft_wrap=True)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show that ``name`` runs inside, and its line when it is done."""
+        self.begin(name, resumed=False)
+        start = time.monotonic()
+        yield
+        self.end(Stage(name=name, wall_s=time.monotonic() - start))
 
     def warn(self, text: str) -> None:
         """Print a warning."""

@@ -20,7 +20,7 @@ from scipy import stats
 from latency_models import fitting, roofline
 from latency_models.errors import CalibrationError
 from latency_models.kernels import KERNEL_KINDS, Work
-from latency_models.profiles import BoardProfile
+from latency_models.profiles import BoardProfile, Fact, Scales
 
 __all__ = ["LatencyModel", "NetworkSample", "Parameter", "fit"]
 
@@ -28,6 +28,8 @@ Array = npt.NDArray[np.float64]
 KernelSample = tuple[Work, float]
 NetworkSample = tuple[Sequence[Work], float]
 
+# What models were fitted for before they named their runtime.
+DEFAULT_RUNTIME = "onnxruntime-cpu"
 # A prediction for a kind that was never measured is off by this factor as often as not.
 _UNMEASURED_FACTOR = 2.0
 # However good the fit looks, machines drift: no interval is narrower than this, in log time.
@@ -56,8 +58,9 @@ class LatencyModel:
     ``measured_groups`` are the (kind, precision) pairs that measurements speak of, the others
     stand at their prior. ``residuals_`` are the logarithms of measured over predicted time of
     whole networks, each predicted without itself. ``anchor_`` multiplies every prediction: what
-    the networks given to ``refit`` took more than the formula says. (No slots: what prediction
-    needs is computed once and kept.)
+    the networks given to ``refit`` took more than the formula says. ``runtime`` names the fusion
+    rules by which the kernels were read. (No slots: what prediction needs is computed once and
+    kept.)
     """
 
     profile: BoardProfile
@@ -69,6 +72,7 @@ class LatencyModel:
     residuals_: tuple[float, ...]
     anchor_: float = 1.0
     anchors: int = 0
+    runtime: str = DEFAULT_RUNTIME
 
     # -- prediction ------------------------------------------------------------------------------
 
@@ -153,6 +157,27 @@ class LatencyModel:
                 peaks[precision] = flops.value * max(dense) / 2
         return peaks, values["bw_act"]
 
+    def at(self, scales: Scales) -> LatencyModel:
+        """The model at other clocks: ``scales`` are those over the clocks it was fitted at.
+
+        Arithmetic runs with the GPU's clock, memory with its own, and every overhead with the
+        CPU's, on which the runtime launches kernels.
+        """
+        if scales == Scales():
+            return self
+        peaks = {
+            key: Fact(fact.value * scales.gpu, fact.source, fact.confirmed)
+            for key, fact in self.profile.peak_flops.items()
+        }
+        factors = {"bw_act": scales.memory, "bw_far": scales.memory, "bw_w": scales.memory}
+        factors |= {"c0": 1 / scales.cpu, "gap": 1 / scales.cpu, "t0": 1 / scales.cpu}
+        parameters = tuple(
+            dataclasses.replace(p, value=p.value * factors.get(p.name.partition("[")[0], 1.0))
+            for p in self.parameters
+        )
+        profile = dataclasses.replace(self.profile, peak_flops=peaks)
+        return dataclasses.replace(self, profile=profile, parameters=parameters)
+
     # -- recalibration ---------------------------------------------------------------------------
 
     def refit(
@@ -175,6 +200,7 @@ class LatencyModel:
             everything,
             profile=self.profile,
             start=self._theta,
+            runtime=self.runtime,
         )
         if not count:
             return model
@@ -263,6 +289,7 @@ def fit(
     network_samples: Sequence[NetworkSample],
     *,
     profile: BoardProfile,
+    runtime: str = DEFAULT_RUNTIME,
 ) -> LatencyModel:
     """The latency model that explains measured kernels and whole networks, in seconds.
 
@@ -271,7 +298,7 @@ def fit(
     samples or one is not positive.
     """
     networks = tuple((tuple(works), float(seconds)) for works, seconds in network_samples)
-    return _fit(tuple(kernel_samples), networks, profile=profile, start=None)
+    return _fit(tuple(kernel_samples), networks, profile=profile, start=None, runtime=runtime)
 
 
 def _fit(
@@ -280,6 +307,7 @@ def _fit(
     *,
     profile: BoardProfile,
     start: Array | None,
+    runtime: str,
 ) -> LatencyModel:
     _check(kernel_samples, network_samples)
     seen = [w for w, _ in kernel_samples] + [w for works, _ in network_samples for w in works]
@@ -301,6 +329,7 @@ def _fit(
         kernel_samples=kernel_samples,
         network_samples=network_samples,
         residuals_=problem.held_out(theta, jacobian),
+        runtime=runtime,
     )
 
 

@@ -7,7 +7,8 @@
     ├── UnsupportedGraph       shapes or weights cannot be worked out, or a rewrite is impossible
     ├── CalibrationError       the samples cannot calibrate a model
     ├── FormatError            a file is not what it should be: profile, latency model, table
-    └── ProfileNotFound        no board profile of that name
+    ├── ProfileNotFound        no board profile of that name
+    └── PowerModeNotFound      the board profile has no power mode of that name
 
 A message says what happened, with the value, and what to do about it.
 """
@@ -16,6 +17,7 @@ __all__ = [
     "CalibrationError",
     "FormatError",
     "LatencyError",
+    "PowerModeNotFound",
     "ProfileNotFound",
     "UnknownOperator",
     "UnsupportedGraph",
@@ -53,3 +55,7 @@ class FormatError(LatencyError):
 
 class ProfileNotFound(LatencyError):
     """There is no board profile of that name."""
+
+
+class PowerModeNotFound(LatencyError):
+    """The board profile has no power mode of that name."""

@@ -9,6 +9,10 @@ History of ``schema_version``:
    name), ``kernel_samples`` ([index of work, seconds]), ``network_samples`` ([[indices], seconds]),
    ``residuals_`` (held-out log ratios of measured to predicted network time), ``anchor_`` and
    ``anchors`` (factor on every prediction, and how many networks it comes from).
+2. ``runtime``, whose fusion rules the kernels were read by: a model was of use only to who knew.
+   The profile's facts say whether they are ``confirmed``, and the profile has ``sms``, ``clocks``
+   and ``power_modes`` (each a table of facts, or null). A file of version 1 is of onnxruntime-cpu,
+   its facts count as confirmed, and it has no clocks.
 
 Names that end in ``_`` were fitted.
 """
@@ -18,23 +22,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from latency_models.calibration import LatencyModel, Parameter
+from latency_models.calibration import DEFAULT_RUNTIME, LatencyModel, Parameter
 from latency_models.errors import FormatError
 from latency_models.kernels import Dims, Work
-from latency_models.profiles import BoardProfile, Fact
+from latency_models.profiles import CLOCKS, FACTS, BoardProfile, Clocks, Fact
 
 __all__ = ["SCHEMA_VERSION", "dump", "load"]
 
-SCHEMA_VERSION = 1
-_FACTS = (
-    "bandwidth_bytes_per_s",
-    "cache_bandwidth_bytes_per_s",
-    "cache_bytes",
-    "kernel_overhead_s",
-    "network_overhead_s",
-    "profiler_overhead_s",
-    "channel_step",
-)
+SCHEMA_VERSION = 2
 
 
 def dump(model: LatencyModel) -> str:
@@ -48,6 +43,7 @@ def dump(model: LatencyModel) -> str:
     networks = [[[place(w) for w in works], seconds] for works, seconds in model.network_samples]
     content = {
         "schema_version": SCHEMA_VERSION,
+        "runtime": model.runtime,
         "profile": _profile_out(model.profile),
         "precisions": model.precisions,
         "parameters_": [
@@ -81,7 +77,7 @@ def load(text: str) -> LatencyModel:
         version = content["schema_version"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise FormatError(f"this is no latency model: {error!r}") from error
-    if version != SCHEMA_VERSION:
+    if version not in range(1, SCHEMA_VERSION + 1):
         raise FormatError(
             f"this latency model is of version {version}, and version {SCHEMA_VERSION} is the "
             "latest known here: update boardfit, or calibrate again"
@@ -123,30 +119,54 @@ def _model(content: dict[str, Any]) -> LatencyModel:
         residuals_=tuple(content["residuals_"]),
         anchor_=content["anchor_"],
         anchors=content["anchors"],
+        runtime=DEFAULT_RUNTIME if content["schema_version"] == 1 else content["runtime"],
     )
 
 
 def _profile_out(profile: BoardProfile) -> dict[str, Any]:
-    facts = {name: getattr(profile, name) for name in _FACTS}
     return {
         "name": profile.name,
         "description": profile.description,
         "runtime": profile.runtime,
         "precisions": profile.precisions,
-        "peak_flops": {
-            key: {"value": fact.value, "source": fact.source}
-            for key, fact in profile.peak_flops.items()
-        },
-        **{name: {"value": fact.value, "source": fact.source} for name, fact in facts.items()},
+        "peak_flops": {key: _fact_out(fact) for key, fact in profile.peak_flops.items()},
+        **{name: _fact_out(getattr(profile, name)) for name in FACTS},
+        "sms": _fact_out(profile.sms),
+        "clocks": _clocks_out(profile.clocks),
+        "power_modes": {mode: _clocks_out(clocks) for mode, clocks in profile.power_modes.items()},
     }
 
 
+def _fact_out(fact: Fact | None) -> dict[str, Any] | None:
+    if fact is None:
+        return None
+    return {"value": fact.value, "source": fact.source, "confirmed": fact.confirmed}
+
+
+def _clocks_out(clocks: Clocks | None) -> dict[str, Any] | None:
+    if clocks is None:
+        return None
+    return {name: _fact_out(getattr(clocks, name)) for name in CLOCKS}
+
+
 def _profile_in(entry: dict[str, Any]) -> BoardProfile:
+    modes = {mode: _clocks_in(clocks) for mode, clocks in entry.get("power_modes", {}).items()}
     return BoardProfile(
         name=entry["name"],
         description=entry["description"],
         runtime=entry["runtime"],
         precisions=tuple(entry["precisions"]),
         peak_flops={key: Fact(**fact) for key, fact in entry["peak_flops"].items()},
-        **{name: Fact(**entry[name]) for name in _FACTS},
+        **{name: Fact(**entry[name]) for name in FACTS},
+        sms=_fact_in(entry.get("sms")),
+        clocks=_clocks_in(entry["clocks"]) if entry.get("clocks") is not None else None,
+        power_modes=modes,
     )
+
+
+def _fact_in(entry: dict[str, Any] | None) -> Fact | None:
+    return None if entry is None else Fact(**entry)
+
+
+def _clocks_in(entry: dict[str, Any]) -> Clocks:
+    return Clocks(**{name: _fact_in(fact) for name, fact in entry.items()})

@@ -39,6 +39,7 @@ ALLOWED = {
     },
     "harness.loop": {"harness", "latency_models"},
     "harness.commands": {"harness", "latency_models"},
+    "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},
     "harness": set(),
     "latency_models": {"latency_models"},

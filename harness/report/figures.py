@@ -33,7 +33,7 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 MAX_TICKS = 7
 
 
-def _figure(*, height: int = 360) -> go.Figure:
+def blank(*, height: int = 360) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         template="plotly_white",
@@ -51,7 +51,7 @@ def _figure(*, height: int = 360) -> go.Figure:
     return figure
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     return html.escape(text, quote=False)
 
 
@@ -75,7 +75,7 @@ def _even(low: float, high: float) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def _log_axis(
+def log_axis(
     values: Iterable[float], text: Callable[[float], str], *, pad: float
 ) -> dict[str, Any]:
     """An axis around positive ``values`` with ticks written by ``text``."""
@@ -117,13 +117,13 @@ def predicted_against_measured(result: FitResult) -> go.Figure | None:
     shown = [c for c in words.all_candidates(result) if c.predicted_latency_s is not None]
     if not shown:
         return None
-    figure = _figure(height=380)
+    figure = blank(height=380)
     ends: list[float] = []
     for candidate in shown:
         for interval in (candidate.predicted_interval_s, candidate.latency_interval_s):
             ends += [interval.low, interval.high] if interval is not None else []
         ends += [candidate.latency_s, candidate.predicted_latency_s or 0.0]
-    axis = _log_axis(ends, format_time, pad=1.12)
+    axis = log_axis(ends, format_time, pad=1.12)
     low, high = (10**end for end in axis["range"])
     figure.add_scatter(
         x=[low, high],
@@ -141,8 +141,8 @@ def predicted_against_measured(result: FitResult) -> go.Figure | None:
             mode="markers",
             name=name,
             marker={"color": colour, "size": 10, "symbol": symbol},
-            error_y=_bars(predicted, [c.predicted_interval_s for c in group], colour),
-            error_x=_bars(
+            error_y=bars(predicted, [c.predicted_interval_s for c in group], colour),
+            error_x=bars(
                 [c.latency_s for c in group], [c.latency_interval_s for c in group], colour
             ),
             text=[_prediction_hover(c) for c in group],
@@ -172,11 +172,11 @@ def _by_role(
             kind = (words.role_name(candidate.role), OTHER, "triangle-up")
         kinds.setdefault(kind, []).append(candidate)
     return [
-        (_safe(name), colour, symbol, kinds[name, colour, symbol]) for name, colour, symbol in kinds
+        (safe(name), colour, symbol, kinds[name, colour, symbol]) for name, colour, symbol in kinds
     ]
 
 
-def _bars(
+def bars(
     values: Sequence[float], intervals: Sequence[Interval | None], colour: str
 ) -> dict[str, Any]:
     return {
@@ -197,7 +197,7 @@ def _bars(
 def _prediction_hover(candidate: Candidate) -> str:
     predicted, measured = candidate.predicted_interval_s, candidate.latency_interval_s
     return _lines(
-        f"<b>{_safe(candidate.label)}</b>",
+        f"<b>{safe(candidate.label)}</b>",
         f"predicted {format_time(candidate.predicted_latency_s or 0.0)}"
         + (f" ({_between(predicted)})" if predicted else ""),
         f"measured {format_time(candidate.latency_s)} ({_between(measured)})",
@@ -216,7 +216,7 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
     shown = [c for c in words.all_candidates(result) if c.top1 is not None]
     if not shown:
         return None
-    figure = _figure(height=380)
+    figure = blank(height=380)
     accuracies = [100 * (c.top1 or 0.0) for c in shown]
     limit, floor = _latency_limit(result), _top1_floor(result)
     right = 1.08 * max([c.latency_interval_s.high for c in shown] + [limit or 0.0])
@@ -256,10 +256,10 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
             mode="markers",
             name=name,
             marker={"color": colour, "size": 11, "symbol": symbol},
-            error_x=_bars(latencies, [c.latency_interval_s for c in group], colour),
+            error_x=bars(latencies, [c.latency_interval_s for c in group], colour),
             text=[
                 _lines(
-                    f"<b>{_safe(c.label)}</b>",
+                    f"<b>{safe(c.label)}</b>",
                     f"{format_time(c.latency_s)} ({_between(c.latency_interval_s)})",
                     f"top-1 {words.percent(c.top1 or 0.0, 2)}",
                     format_size(c.size_bytes),
@@ -296,7 +296,7 @@ def allocation(candidate: Candidate) -> go.Figure | None:
     groups = candidate.allocation
     if not groups:
         return None
-    figure = _figure(height=320)
+    figure = blank(height=320)
     places = list(range(1, len(groups) + 1))
     figure.add_bar(
         x=places,
@@ -314,9 +314,9 @@ def allocation(candidate: Candidate) -> go.Figure | None:
             marker={"color": PRECISION.get(precision, OTHER)},
             text=[
                 _lines(
-                    f"<b>{_safe(g.group)}</b>",
-                    f"keeps {g.kept} of {g.channels} channels, {_safe(g.precision)}",
-                    *(_safe(layer) for layer in g.layers),
+                    f"<b>{safe(g.group)}</b>",
+                    f"keeps {g.kept} of {g.channels} channels, {safe(g.precision)}",
+                    *(safe(layer) for layer in g.layers),
                 )
                 for _, g in mine
             ],
@@ -346,13 +346,13 @@ def roofline(result: FitResult) -> go.Figure | None:
     ]
     if not points:
         return None
-    figure = _figure(height=420)
+    figure = blank(height=420)
     intensities = [p.macs / p.moved_bytes for p in points]
     rates = [_rate(p) for p in points]
     bandwidth = result.bandwidth_bytes_per_s
     ridges = [peak / bandwidth for peak in result.peak_macs_per_s.values()]
-    x_axis = _log_axis([*intensities, *ridges], lambda x: f"{x:.4g}", pad=1.6)
-    y_axis = _log_axis(
+    x_axis = log_axis([*intensities, *ridges], lambda x: f"{x:.4g}", pad=1.6)
+    y_axis = log_axis(
         [*rates, *result.peak_macs_per_s.values()], lambda y: f"{format_count(y)}", pad=1.6
     )
     left, right = (10**end for end in x_axis["range"])
@@ -370,9 +370,9 @@ def roofline(result: FitResult) -> go.Figure | None:
             x=[max(peak / bandwidth, left), right],
             y=[peak, peak],
             mode="lines",
-            name=f"fitted peak, {_safe(precision)}",
+            name=f"fitted peak, {safe(precision)}",
             line={"color": PRECISION.get(precision, OTHER), "width": 1.5},
-            hovertemplate=f"{_safe(precision)}: at most {format_count(peak)} MACs/s<extra></extra>",
+            hovertemplate=f"{safe(precision)}: at most {format_count(peak)} MACs/s<extra></extra>",
         )
     for (candidate, precision), symbol, name in _kernel_kinds(result, points):
         mine = [p for p in points if p.candidate == candidate and p.precision == precision]
@@ -380,7 +380,7 @@ def roofline(result: FitResult) -> go.Figure | None:
             x=[p.macs / p.moved_bytes for p in mine],
             y=[_rate(p) for p in mine],
             mode="markers",
-            name=f"{_safe(name)}, {_safe(precision)}",
+            name=f"{safe(name)}, {safe(precision)}",
             marker={
                 "color": PRECISION.get(precision, OTHER),
                 "size": 9,
@@ -415,8 +415,8 @@ def _kernel_kinds(
 def _kernel_hover(point: KernelPoint) -> str:
     predicted = point.predicted_s
     return _lines(
-        f"<b>{_safe(point.name)}</b>",
-        f"{_safe(point.candidate)}, {_safe(point.kind)}, {_safe(point.precision)}",
+        f"<b>{safe(point.name)}</b>",
+        f"{safe(point.candidate)}, {safe(point.kind)}, {safe(point.precision)}",
         f"measured {format_time(point.measured_s or 0.0)}"
         + (f", predicted {format_time(predicted)}" if predicted is not None else ""),
         f"{format_count(point.macs)} MACs, {format_size(point.moved_bytes)} moved",
@@ -430,7 +430,7 @@ def stage_times(result: FitResult) -> go.Figure | None:
     """The wall time of every stage, in their order; None where none is recorded."""
     if not result.stages:
         return None
-    figure = _figure(height=90 + 26 * len(result.stages))
+    figure = blank(height=90 + 26 * len(result.stages))
     longest = max(stage.wall_s for stage in result.stages)
     figure.add_bar(
         x=[stage.wall_s for stage in result.stages],
@@ -441,7 +441,7 @@ def stage_times(result: FitResult) -> go.Figure | None:
         textposition="outside",
         cliponaxis=False,
         customdata=[
-            _lines(f"<b>{_safe(stage.name)}</b>", _safe(stage.detail)) for stage in result.stages
+            _lines(f"<b>{safe(stage.name)}</b>", safe(stage.detail)) for stage in result.stages
         ],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
@@ -450,7 +450,7 @@ def stage_times(result: FitResult) -> go.Figure | None:
     figure.update_yaxes(
         autorange="reversed",
         tickvals=list(range(len(result.stages))),
-        ticktext=[_safe(stage.name) for stage in result.stages],
+        ticktext=[safe(stage.name) for stage in result.stages],
         showgrid=False,
     )
     return figure

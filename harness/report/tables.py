@@ -64,7 +64,7 @@ def show(renderable: RenderableType, *, console: Console | None = None) -> None:
     console.print(renderable)
 
 
-def _table(title: str, *headings: str, left: int = 1) -> Table:
+def new_table(title: str, *headings: str, left: int = 1) -> Table:
     """An empty table whose first ``left`` columns are text and whose others are numbers."""
     table = Table(
         title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
@@ -75,7 +75,7 @@ def _table(title: str, *headings: str, left: int = 1) -> Table:
     return table
 
 
-def _add(table: Table, *cells: str | words.Cell | Text) -> None:
+def add_row(table: Table, *cells: str | words.Cell | Text) -> None:
     def text(cell: str | words.Cell | Text) -> Text:
         if isinstance(cell, words.Cell):
             joined = Text(cell.text)
@@ -114,9 +114,9 @@ def fit_summary(result: FitResult, *, report: Path | None = None) -> RenderableT
 
 
 def _budgets(result: FitResult) -> Table:
-    table = _table("Budgets", "", "limit", "measured", "verdict", "nearest (predicted)")
+    table = new_table("Budgets", "", "limit", "measured", "verdict", "nearest (predicted)")
     for verdict in result.budgets:
-        _add(
+        add_row(
             table,
             words.title(verdict.budget),
             words.limit_text(verdict, result.baseline),
@@ -129,9 +129,9 @@ def _budgets(result: FitResult) -> Table:
 
 def _comparison(result: FitResult) -> Table:
     headings = [heading for heading, _ in words.columns(result)]
-    table = _table("Baseline and result", "", "", *headings, left=2)
+    table = new_table("Baseline and result", "", "", *headings, left=2)
     for row in words.comparison(result):
-        _add(table, row.name, Text(row.source, style="dim"), *row.cells)
+        add_row(table, row.name, Text(row.source, style="dim"), *row.cells)
     return table
 
 
@@ -142,7 +142,7 @@ def measurement_table(
     measurements: Sequence[Measurement], *, percentile: float = 99.0
 ) -> RenderableType:
     """Each measurement: median with interval, a percentile, spread, n and what may be compared."""
-    table = _table(
+    table = new_table(
         "Measured",
         "network",
         "median",
@@ -154,7 +154,7 @@ def measurement_table(
     )
     for taken in measurements:
         interval = stats.interval_of_median(taken)
-        _add(
+        add_row(
             table,
             words.Cell(
                 taken.label,
@@ -175,7 +175,7 @@ def measurement_table(
 def profile_table(profile: Profile) -> RenderableType:
     """The kernels of a profile in the order of execution, with their shares of the sum."""
     total = sum(kernel.latency_s for kernel in profile.kernels)
-    table = _table(
+    table = new_table(
         f"Kernels ({profile.runtime} {profile.runtime_version}, measured by its profiler)",
         "kernel",
         "operator",
@@ -184,7 +184,7 @@ def profile_table(profile: Profile) -> RenderableType:
         left=2,
     )
     for kernel in profile.kernels:
-        _add(
+        add_row(
             table,
             kernel.name,
             kernel.op,
@@ -192,13 +192,13 @@ def profile_table(profile: Profile) -> RenderableType:
             words.percent(kernel.latency_s / total) if total else "",
         )
     table.add_section()
-    _add(table, f"sum of {len(profile.kernels)} kernels", "", format_time(total), "")
+    add_row(table, f"sum of {len(profile.kernels)} kernels", "", format_time(total), "")
     return table
 
 
 def validation_table(rows: Iterable[ValidationRow]) -> RenderableType:
     """Predicted against measured for networks that calibration never saw."""
-    table = _table(
+    table = new_table(
         "Predicted against measured",
         "network",
         "precision",
@@ -214,7 +214,7 @@ def validation_table(rows: Iterable[ValidationRow]) -> RenderableType:
     for row in rows:
         errors.append(abs(row.error))
         inside.append(row.interval.low <= row.measured_s <= row.interval.high)
-        _add(
+        add_row(
             table,
             row.network,
             row.precision,
@@ -242,10 +242,12 @@ def prediction_table(prediction: PredictionRow) -> RenderableType:
     """The predicted latency of a network, and of its kernels."""
     interval = words.between(prediction.interval, format_time)
     total = sum(seconds for *_, seconds in prediction.kernels)
-    table = _table("Kernels (predicted)", "kernel", "kind", "precision", "latency", "share", left=3)
+    table = new_table(
+        "Kernels (predicted)", "kernel", "kind", "precision", "latency", "share", left=3
+    )
     for name, kind, precision, seconds in prediction.kernels:
         share = words.percent(seconds / total) if total else ""
-        _add(table, name, kind, precision, format_time(seconds), share)
+        add_row(table, name, kind, precision, format_time(seconds), share)
     parts: list[RenderableType] = [
         Text(
             f"{prediction.network}: {format_time(prediction.latency_s)} predicted, {interval} "
@@ -280,11 +282,13 @@ def latency_model_table(model: LatencyModel) -> RenderableType:
             f"Held-out networks: median absolute error {words.percent(stats.median(errors))}, "
             f"largest {words.percent(max(errors))}"
         )
-    table = _table("Parameters", "parameter", "fitted", "unit", "datasheet or prior", "uncertainty")
+    table = new_table(
+        "Parameters", "parameter", "fitted", "unit", "datasheet or prior", "uncertainty"
+    )
     for parameter in model.parameters:
         # The uncertainty of a logarithm is a share; that of a time is a time.
         absolute = parameter.unit == "us"
-        _add(
+        add_row(
             table,
             parameter.name,
             f"{parameter.value:.4g}",
@@ -302,9 +306,11 @@ def latency_model_table(model: LatencyModel) -> RenderableType:
 
 def boards_table(boards: Iterable[BoardSpec]) -> RenderableType:
     """The boards that the inventory knows."""
-    table = _table("Boards", "name", "host", "runtime", "threads", "profile", "power mode", left=6)
+    table = new_table(
+        "Boards", "name", "host", "runtime", "threads", "profile", "power mode", left=6
+    )
     for board in boards:
-        _add(
+        add_row(
             table,
             board.name,
             board.host or "this computer",
@@ -318,9 +324,9 @@ def boards_table(boards: Iterable[BoardSpec]) -> RenderableType:
 
 def facts_table(facts: BoardFacts) -> RenderableType:
     """What the agent found on a board."""
-    table = _table(f"Board {facts.board}", "", "", left=2)
+    table = new_table(f"Board {facts.board}", "", "", left=2)
     for name, value in words.fingerprint(facts):
-        _add(table, name, value)
+        add_row(table, name, value)
     return table
 
 

@@ -1,14 +1,18 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from latency_models import calibration, errors, graph, profiles, roofline, sweep
+from latency_models.profiles import Scales
 from tests.latency_models.networks import inverted, joined, residual
 
 PROFILE = profiles.load("generic-cpu")
+# What the version that wrote latency_model_v1.json predicted for its network.
+PREDICTED_BY_V1 = 0.001865014154615167
 TRUE = {"q": 2.0, "bw_act": 4e10, "bw_far": 2e10, "bw_w": 1e10, "c0": 3e-5}
 
 
@@ -173,12 +177,52 @@ def test_a_model_survives_its_file(model):
 
 def test_the_file_says_units_priors_and_uncertainty(model):
     content = json.loads(model.to_json())
-    assert content["schema_version"] == 1
+    assert content["schema_version"] == 2
     entry = next(p for p in content["parameters_"] if p["name"] == "bw_w")
     assert entry["unit"] == "bytes/s"
     assert entry["prior"] == pytest.approx(1.8e10)
     assert 0 < entry["uncertainty"] < 0.7
     assert content["profile"]["peak_flops"]["fp32"]["source"]
+
+
+def test_a_model_keeps_its_runtime_and_its_boards_clocks():
+    nano = profiles.load("jetson-nano")
+    fitted = calibration.fit(
+        [(w, 1e-5) for w in works_of(residual())], [], profile=nano, runtime="onnxruntime-cpu-arm"
+    )
+    again = calibration.LatencyModel.from_json(fitted.to_json())
+    assert again.runtime == "onnxruntime-cpu-arm"
+    assert again.profile == nano
+    assert again.refit(kernel_samples=fitted.kernel_samples[:1]).runtime == "onnxruntime-cpu-arm"
+
+
+def test_a_file_of_version_1_is_read():
+    # As version 1 wrote it: no runtime, facts of two fields, a profile without clocks.
+    old = (Path(__file__).parent / "latency_model_v1.json").read_text()
+    assert json.loads(old)["schema_version"] == 1
+    model = calibration.LatencyModel.from_json(old)
+    assert model.runtime == "onnxruntime-cpu"
+    assert (model.profile.clocks, dict(model.profile.power_modes)) == (None, {})
+    assert model.profile.cache_bytes.confirmed
+    works = model.network_samples[0][0]
+    # What the release that wrote the file predicted.
+    assert model.predict(works) == pytest.approx(PREDICTED_BY_V1)
+
+
+def test_a_model_at_other_clocks_scales_each_part_by_its_own():
+    model = simple_model()
+    works = works_of(residual())
+    # Twice every clock is twice as fast, whatever the kernels are bound by.
+    fast = model.at(Scales(gpu=2.0, cpu=2.0, memory=2.0))
+    assert fast.predict(works) == pytest.approx(model.predict(works) / 2)
+    assert model.at(Scales()) is model
+    slow = model.at(Scales(cpu=0.5))
+    assert parameter(slow, "c0").value == pytest.approx(2 * parameter(model, "c0").value)
+    assert parameter(slow, "bw_far").value == parameter(model, "bw_far").value
+    assert slow.profile.peak_flops == model.profile.peak_flops
+    # Back again is the same.
+    back = slow.at(Scales(cpu=2.0))
+    assert back.predict(works) == pytest.approx(model.predict(works))
 
 
 @pytest.mark.parametrize(
