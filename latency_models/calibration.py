@@ -1,7 +1,9 @@
 """Latency models: fitted to a board's measurements, from which whole networks are predicted.
 
 ``fit`` finds the parameters of the roofline (``roofline.py``) that explain measured kernels and
-networks best, starting from the board's datasheet; a ``LatencyModel`` is the plain-data result.
+networks best, starting from the board's datasheet, and what is left over as a smooth function of
+the kernels' shapes where that predicts held-out networks better (``posterior.py``). A
+``LatencyModel`` is the plain-data result.
 """
 
 from __future__ import annotations
@@ -12,21 +14,20 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy import stats
 
-from latency_models import fitting, roofline
+from latency_models import fitting, posterior, roofline
 from latency_models.errors import CalibrationError
 from latency_models.kernels import KERNEL_KINDS, Work
-from latency_models.profiles import BoardProfile, Fact, Scales
+from latency_models.parameters import DENSE, Array
+from latency_models.profiles import BoardProfile, Scales
 
-__all__ = ["LatencyModel", "NetworkSample", "Parameter", "fit"]
+__all__ = ["HeldOut", "LatencyModel", "NetworkSample", "Parameter", "fit"]
 
-Array = npt.NDArray[np.float64]
 KernelSample = tuple[Work, float]
-NetworkSample = tuple[Sequence[Work], float]
 
 # What models were fitted for before they named their runtime.
 DEFAULT_RUNTIME = "onnxruntime-cpu"
@@ -34,6 +35,29 @@ DEFAULT_RUNTIME = "onnxruntime-cpu"
 _UNMEASURED_FACTOR = 2.0
 # However good the fit looks, machines drift: no interval is narrower than this, in log time.
 _FLOOR = 0.02
+
+
+class NetworkSample(NamedTuple):
+    """A network's kernels and the seconds of a call.
+
+    ``group`` names what it has in common with others (a family): intervals for what is unlike all
+    that was measured rest on predicting whole groups. ``scales`` are the clocks that it ran at.
+    """
+
+    works: Sequence[Work]
+    seconds: float
+    group: str = ""
+    scales: Scales = Scales()
+
+
+class HeldOut(NamedTuple):
+    """A network predicted without itself: log of measured over predicted time.
+
+    ``spread`` is the standard deviation that the model claimed for it.
+    """
+
+    residual: float
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +80,12 @@ class LatencyModel:
 
     ``parameters`` are in the order of ``roofline.Layout`` for all kinds and ``precisions``;
     ``measured_groups`` are the (kind, precision) pairs that measurements speak of, the others
-    stand at their prior. ``residuals_`` are the logarithms of measured over predicted time of
-    whole networks, each predicted without itself. ``anchor_`` multiplies every prediction: what
-    the networks given to ``refit`` took more than the formula says. ``runtime`` names the fusion
-    rules by which the kernels were read. (No slots: what prediction needs is computed once and
-    kept.)
+    follow those like them. ``residual_`` is the amplitude of the learned residual, in log time; 0
+    where it did not pay. ``held_out_`` are the networks, each predicted without itself and its
+    twins, ``held_out_groups_`` without its whole group. ``anchor_`` multiplies every prediction:
+    what the networks given to ``refit`` took more than the formula says. ``runtime`` names the
+    fusion rules by which the kernels were read, ``scales`` the clocks to predict for. (No slots:
+    what prediction needs is computed once and kept.)
     """
 
     profile: BoardProfile
@@ -68,49 +93,98 @@ class LatencyModel:
     parameters: tuple[Parameter, ...]
     measured_groups: tuple[tuple[str, str], ...]
     kernel_samples: tuple[KernelSample, ...]
-    network_samples: tuple[tuple[tuple[Work, ...], float], ...]
-    residuals_: tuple[float, ...]
+    network_samples: tuple[NetworkSample, ...]
+    held_out_: tuple[HeldOut, ...]
+    held_out_groups_: tuple[HeldOut, ...] = ()
+    residual_: float = 0.0
     anchor_: float = 1.0
     anchors: int = 0
     runtime: str = DEFAULT_RUNTIME
+    scales: Scales = Scales()
 
     # -- prediction ------------------------------------------------------------------------------
 
     def predict(self, works: Sequence[Work]) -> float:
         """Seconds of one call of a network with these kernels."""
-        kernels = self._seconds(works)
-        return float(self.anchor_ * (self._c0 + (kernels + self._gap).sum()))
+        return float(self._whole(works, self.predict_kernels(works)))
 
     def predict_kernels(self, works: Sequence[Work]) -> Array:
         """Seconds of each kernel, as the runtime's profiler would see it."""
-        return np.asarray(self.anchor_ * self._seconds(works))
+        analytical, residual = self.parts(works)
+        return np.asarray(analytical * residual)
 
-    def interval(self, works: Sequence[Work], coverage: float = 0.9) -> tuple[float, float]:
+    def parts(self, works: Sequence[Work]) -> tuple[Array, Array]:
+        """Seconds of each kernel by the formula, and the factor that the learned residual adds."""
+        if not works:
+            return np.zeros(0), np.ones(0)
+        arrays = self._features(works)
+        seconds = self.anchor_ * roofline.kernel_seconds(self._theta, arrays, self._layout)
+        if not self.residual_:
+            return seconds, np.ones(len(seconds))
+        return seconds, np.exp(self._posterior.residual(works, arrays))
+
+    def interval(
+        self, works: Sequence[Work], coverage: float = 0.9, *, unlike: bool = False
+    ) -> tuple[float, float]:
         """Seconds ``(low, high)`` between which a measurement lies with probability ``coverage``.
 
-        Conformal: the half-width in log time is the ``ceil((n + 1) * coverage)``-th smallest of the
-        n absolute held-out residuals of whole networks, which covers a network exchangeable with
-        those n with at least that probability (Vovk et al., "Algorithmic Learning in a Random
-        World", 2005). n residuals cannot vouch for more than ``n / (n + 1)``: beyond, the largest
-        is stretched as a normal distribution's quantiles would be, an extrapolation and no
-        guarantee. Time spent in kinds that were never measured widens the interval by what a
-        factor of two in them would do.
+        Conformal: the half-width in log time is the standard deviation that the model claims for
+        this network, times the ``ceil((n + 1) * coverage)``-th smallest of the n held-out
+        residuals over theirs, which covers a network exchangeable with those n with at least that
+        probability (Vovk et al., "Algorithmic Learning in a Random World", 2005; normalised scores
+        after Papadopoulos et al., 2008). ``unlike``: the network is of no measured group, so that
+        the residuals are those of groups predicted without any of their own. n residuals cannot
+        vouch for more than ``n / (n + 1)``: beyond, the largest is stretched as a normal
+        distribution's quantiles would be, an extrapolation and no guarantee. Time spent in kinds
+        that were never measured widens the interval by what a factor of two in them would do.
         """
         centre = self.predict(works)
-        width = max(self._quantile(coverage), _FLOOR)
-        unknown = {group for group in self.unsupported(works)}
+        scores = self.held_out_groups_ if unlike and self.held_out_groups_ else self.held_out_
+        width = _quantile([abs(r) / s for r, s in scores], coverage) * self.spread(works)
+        width = max(width, _FLOOR)
+        unknown = set(self.unsupported(works))
         if unknown:
-            seconds = self._seconds(works)
+            seconds = self.predict_kernels(works)
             share = sum(
                 s for w, s in zip(works, seconds, strict=True) if (w.kind, w.precision) in unknown
             ) / max(float(seconds.sum()), 1e-30)
             width = math.hypot(width, share * math.log(_UNMEASURED_FACTOR) * _normal(coverage))
         return centre * math.exp(-width), centre * math.exp(width)
 
+    def spread(self, works: Sequence[Work]) -> float:
+        """The standard deviation that the model claims for a network's log time.
+
+        What the samples leave open in the parameters and in the residual, at these kernels.
+        """
+        if not works:
+            return fitting.NETWORK_NOISE
+        arrays = self._features(works)
+        seconds, rows = roofline.kernel_jacobian(self._theta, arrays, self._layout)
+        total = float(seconds.sum())
+        whole, by_sum, slope = self._network(total, works)
+        row = (by_sum * rows.sum(axis=0) + slope) / whole
+        return self._posterior.spread(
+            row, seconds / total, works, arrays.group, fitting.NETWORK_NOISE
+        )
+
+    def kernel_interval(self, work: Work, coverage: float = 0.9) -> tuple[float, float]:
+        """Seconds ``(low, high)`` of one kernel, as ``interval`` gives them of a network.
+
+        Held out are kernels where the model was fitted to no networks; otherwise this is what the
+        networks' residuals vouch for.
+        """
+        arrays = self._features([work])
+        seconds, rows = roofline.kernel_jacobian(self._theta, arrays, self._layout)
+        row, one = rows[0] / seconds[0], np.ones(1)
+        spread = self._posterior.spread(row, one, [work], arrays.group, fitting.KERNEL_NOISE)
+        centre = float(self.predict_kernels([work])[0])
+        width = max(_quantile([abs(r) / s for r, s in self.held_out_], coverage) * spread, _FLOOR)
+        return centre * math.exp(-width), centre * math.exp(width)
+
     def unsupported(self, works: Iterable[Work]) -> tuple[tuple[str, str], ...]:
         """The (kind, precision) pairs among ``works`` that were never measured on this board.
 
-        They are predicted from the datasheet, corrected by what the measured kinds turned out to
+        They are predicted from the datasheet, corrected by what the kinds like them turned out to
         be: better than nothing, and to be said beside the prediction.
         """
         measured = set(self.measured_groups)
@@ -127,17 +201,25 @@ class LatencyModel:
         Each kernel takes its measured time (by name) times the model's ratio between variant and
         baseline; kernels that the baseline has not, or that were not measured, take the model's.
         """
-        ours = self.predict_kernels(works)
         theirs = dict(
             zip((w.name for w in baseline_works), self.predict_kernels(baseline_works), strict=True)
         )
-        total = 0.0
-        for item, seconds in zip(works, ours, strict=True):
-            if item.name in theirs and item.name in baseline_kernel_times:
-                total += baseline_kernel_times[item.name] * float(seconds) / theirs[item.name]
-            else:
-                total += float(seconds)
-        return total + self.anchor_ * (self._c0 + len(ours) * self._gap)
+        times = [
+            baseline_kernel_times[item.name] * float(seconds) / theirs[item.name]
+            if item.name in theirs and item.name in baseline_kernel_times
+            else float(seconds)
+            for item, seconds in zip(works, self.predict_kernels(works), strict=True)
+        ]
+        return float(self._whole(works, np.array(times)))
+
+    def predict_relative(
+        self, works: Sequence[Work], baseline_works: Sequence[Work], baseline_s: float
+    ) -> float:
+        """Seconds of a variant of a network that was measured as a whole: ``baseline_s``.
+
+        The measured time times the model's ratio: what the model gets wrong in both cancels.
+        """
+        return baseline_s * self.predict(works) / self.predict(baseline_works)
 
     def roofs(self) -> tuple[dict[str, float], float]:
         """The flat and the slanted roof: macs/s by precision, and bytes/s.
@@ -150,33 +232,23 @@ class LatencyModel:
             dense = [
                 values[f"eta[{kind},{precision}]"]
                 for kind, measured in self.measured_groups
-                if measured == precision and kind in roofline.DENSE
+                if measured == precision and kind in DENSE
             ]
             flops = self.profile.peak_flops.get(precision)
             if dense and flops is not None:
                 peaks[precision] = flops.value * max(dense) / 2
-        return peaks, values["bw_act"]
+        return peaks, values.get("bw_act", values.get("bw", 0.0))
 
     def at(self, scales: Scales) -> LatencyModel:
-        """The model at other clocks: ``scales`` are those over the clocks it was fitted at.
+        """The model at other clocks: ``scales`` are those over the clocks it is at.
 
-        Arithmetic runs with the GPU's clock, memory with its own, and every overhead with the
-        CPU's, on which the runtime launches kernels.
+        Arithmetic runs with its own clock, memory with its own, and overheads half with the CPU's,
+        on which the runtime launches kernels, and half with the memory's.
         """
         if scales == Scales():
             return self
-        peaks = {
-            key: Fact(fact.value * scales.gpu, fact.source, fact.confirmed)
-            for key, fact in self.profile.peak_flops.items()
-        }
-        factors = {"bw_act": scales.memory, "bw_far": scales.memory, "bw_w": scales.memory}
-        factors |= {"c0": 1 / scales.cpu, "gap": 1 / scales.cpu, "t0": 1 / scales.cpu}
-        parameters = tuple(
-            dataclasses.replace(p, value=p.value * factors.get(p.name.partition("[")[0], 1.0))
-            for p in self.parameters
-        )
-        profile = dataclasses.replace(self.profile, peak_flops=peaks)
-        return dataclasses.replace(self, profile=profile, parameters=parameters)
+        product = Scales(*(a * b for a, b in zip(self.scales, scales, strict=True)))
+        return dataclasses.replace(self, scales=product)
 
     # -- recalibration ---------------------------------------------------------------------------
 
@@ -184,7 +256,7 @@ class LatencyModel:
         self,
         *,
         kernel_samples: Sequence[KernelSample] = (),
-        network_samples: Sequence[NetworkSample] = (),
+        network_samples: Sequence[tuple[Sequence[Work], float]] = (),
     ) -> LatencyModel:
         """A model fitted to everything this one saw and the new samples.
 
@@ -192,7 +264,7 @@ class LatencyModel:
         formula says becomes ``anchor_``, a factor on every prediction, shrunk towards 1: with n
         such networks, n / (n + 1) of the mean log residual.
         """
-        fresh = tuple((tuple(works), seconds) for works, seconds in network_samples)
+        fresh = _network_samples(network_samples)
         count = self.anchors + len(fresh)
         everything = (*self.network_samples, *fresh)
         model = _fit(
@@ -202,10 +274,14 @@ class LatencyModel:
             start=self._theta,
             runtime=self.runtime,
         )
+        model = model.at(self.scales)
         if not count:
             return model
         anchored = everything[len(everything) - count :]
-        logs = [math.log(seconds / model.predict(works)) for works, seconds in anchored]
+        logs = [
+            math.log(sample.seconds / model._at_reference(sample.scales).predict(sample.works))
+            for sample in anchored
+        ]
         anchor = math.exp(sum(logs) / (count + 1))
         return dataclasses.replace(model, anchor_=anchor, anchors=count)
 
@@ -233,26 +309,27 @@ class LatencyModel:
 
     @functools.cached_property
     def _layout(self) -> roofline.Layout:
-        groups = [(kind, precision) for kind in KERNEL_KINDS for precision in self.precisions]
-        return roofline.Layout.of(groups, self.profile)
+        return _layout(self.precisions, self.profile)
 
     @functools.cached_property
     def _theta(self) -> Array:
-        linear = [prior.linear for prior in self._layout.priors]
-        values = [p.value for p in self.parameters]
+        known = {p.name: p.value for p in self.parameters}
         return np.array(
-            [v if is_linear else math.log(v) for v, is_linear in zip(values, linear, strict=True)]
+            [
+                known.get(p.name, p.value) if p.linear else math.log(known.get(p.name, p.value))
+                for p in self._layout.priors
+            ]
         )
 
     @functools.cached_property
-    def _c0(self) -> float:
-        return next(p.value for p in self.parameters if p.name == "c0")
+    def _posterior(self) -> posterior.Posterior:
+        samples = _samples(self._layout, self.kernel_samples, self.network_samples)
+        return posterior.Posterior(samples, self._theta, self.residual_)
 
-    @functools.cached_property
-    def _gap(self) -> float:
-        return next(p.value for p in self.parameters if p.name == "gap") * 1e-6
+    def _at_reference(self, scales: Scales) -> LatencyModel:
+        return dataclasses.replace(self, scales=scales)
 
-    def _seconds(self, works: Sequence[Work]) -> Array:
+    def _features(self, works: Sequence[Work]) -> roofline.Features:
         for item in works:
             if item.precision not in self.precisions or item.kind not in KERNEL_KINDS:
                 raise CalibrationError(
@@ -260,23 +337,37 @@ class LatencyModel:
                     f"of {self.profile.name} has no parameters for: it knows "
                     f"{', '.join(self.precisions)}"
                 )
-        if not works:
-            return np.zeros(0)
-        arrays = roofline.features(works, self._layout)
-        return roofline.kernel_seconds(self._theta, arrays, self._layout)
+        return roofline.features(works, self._layout, self.scales)
 
-    def _quantile(self, coverage: float) -> float:
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage {coverage} is not between 0 and 1")
-        sizes = sorted(abs(r) for r in self.residuals_)
-        if not sizes:
-            # Nothing was held out: a factor of two, as for a kind that was never measured.
-            return math.log(_UNMEASURED_FACTOR) * _normal(coverage)
-        count = len(sizes)
-        rank = math.ceil((count + 1) * coverage)
-        if rank <= count:
-            return sizes[rank - 1]
-        return sizes[-1] * _normal(coverage) / _normal(count / (count + 1))
+    def _network(self, total: float, works: Sequence[Work]) -> tuple[float, float, Array]:
+        """Seconds of a network whose kernels take ``total``, and what they gain with it."""
+        steps = sum(w.kind != "view" for w in works)
+        whole, by_sum, slope = roofline.network_seconds(
+            self._theta,
+            self._layout,
+            np.array([total]),
+            np.array([float(steps)]),
+            np.array([self.scales], float),
+        )
+        return float(whole[0]), float(by_sum[0]), slope[0]
+
+    def _whole(self, works: Sequence[Work], kernels: Array) -> float:
+        """Seconds of a network, from those of its kernels, which hold the anchor already."""
+        return self.anchor_ * self._network(float(kernels.sum()) / self.anchor_, works)[0]
+
+
+def _quantile(sizes: Sequence[float], coverage: float) -> float:
+    """How many claimed standard deviations hold ``coverage`` of the held-out ``sizes``."""
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage {coverage} is not between 0 and 1")
+    if not sizes:
+        # Nothing was held out: a factor of two, as for a kind that was never measured.
+        return math.log(_UNMEASURED_FACTOR) / fitting.NETWORK_NOISE * _normal(coverage)
+    ordered, count = sorted(sizes), len(sizes)
+    rank = math.ceil((count + 1) * coverage)
+    if rank <= count:
+        return ordered[rank - 1]
+    return ordered[-1] * _normal(coverage) / _normal(count / (count + 1))
 
 
 def _normal(coverage: float) -> float:
@@ -286,7 +377,7 @@ def _normal(coverage: float) -> float:
 
 def fit(
     kernel_samples: Sequence[KernelSample],
-    network_samples: Sequence[NetworkSample],
+    network_samples: Sequence[tuple[Sequence[Work], float] | NetworkSample],
     *,
     profile: BoardProfile,
     runtime: str = DEFAULT_RUNTIME,
@@ -294,41 +385,73 @@ def fit(
     """The latency model that explains measured kernels and whole networks, in seconds.
 
     Least squares on log time with a soft L1 loss, so that a stray measurement costs little, and
-    the datasheet as a prior, so that ten samples already help. ``CalibrationError`` if there are no
-    samples or one is not positive.
+    the datasheet as a prior, so that ten samples already help. The learned residual is switched on
+    where it predicts networks that were left out better than the formula alone, by more than the
+    standard error of the difference. ``CalibrationError`` if there are no samples or one is not
+    positive.
     """
-    networks = tuple((tuple(works), float(seconds)) for works, seconds in network_samples)
+    networks = _network_samples(network_samples)
     return _fit(tuple(kernel_samples), networks, profile=profile, start=None, runtime=runtime)
+
+
+def _network_samples(
+    samples: Sequence[tuple[Sequence[Work], float] | NetworkSample],
+) -> tuple[NetworkSample, ...]:
+    full = (NetworkSample(*sample) for sample in samples)
+    return tuple(s._replace(works=tuple(s.works), seconds=float(s.seconds)) for s in full)
+
+
+def _layout(precisions: Sequence[str], profile: BoardProfile) -> roofline.Layout:
+    """The layout of all kinds, measured or not."""
+    return roofline.Layout.of([(kind, p) for kind in KERNEL_KINDS for p in precisions], profile)
+
+
+def _samples(
+    layout: roofline.Layout,
+    kernel_samples: Sequence[KernelSample],
+    network_samples: Sequence[NetworkSample],
+) -> fitting.Samples:
+    networks = [(s.works, s.seconds, s.scales) for s in network_samples]
+    return fitting.Samples(layout, kernel_samples, networks)
 
 
 def _fit(
     kernel_samples: tuple[KernelSample, ...],
-    network_samples: tuple[tuple[tuple[Work, ...], float], ...],
+    network_samples: tuple[NetworkSample, ...],
     *,
     profile: BoardProfile,
     start: Array | None,
     runtime: str,
 ) -> LatencyModel:
     _check(kernel_samples, network_samples)
-    seen = [w for w, _ in kernel_samples] + [w for works, _ in network_samples for w in works]
-    groups = sorted({(w.kind, w.precision) for w in seen})
-    problem = fitting.Problem(groups, kernel_samples, network_samples, profile)
+    seen = [w for w, _ in kernel_samples] + [w for s in network_samples for w in s.works]
     precisions = tuple(sorted({*profile.precisions, *(w.precision for w in seen)}))
-    everything = roofline.Layout.of([(k, p) for k in KERNEL_KINDS for p in precisions], profile)
-    begin = problem.layout.start()
-    if start is not None and len(start) == len(everything.priors):
-        places = {prior.name: i for i, prior in enumerate(everything.priors)}
-        begin = np.array([start[places[prior.name]] for prior in problem.layout.priors])
-    theta, jacobian = fitting.minimise(problem, begin)
-    spread = np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
+    layout = _layout(precisions, profile)
+    samples = _samples(layout, kernel_samples, network_samples)
+    theta = fitting.minimise(samples, layout.start() if start is None else start)
+    chosen, held_out = _with_residual(samples, theta, _twins(kernel_samples, network_samples))
+    groups = _groups(kernel_samples, network_samples)
+    held_out_groups = () if groups is None else _held_out(chosen, groups)
+    found = np.diag(chosen.prior - _gained(chosen))
     return LatencyModel(
         profile=profile,
         precisions=precisions,
-        parameters=_parameters(everything, problem.layout, theta, spread),
-        measured_groups=tuple(groups),
+        parameters=tuple(
+            Parameter(
+                prior.name,
+                float(value if prior.linear else math.exp(value)),
+                prior.unit,
+                prior.value,
+                float(math.sqrt(max(variance, 0.0))),
+            )
+            for prior, value, variance in zip(layout.priors, chosen.theta, found, strict=True)
+        ),
+        measured_groups=tuple(sorted({(w.kind, w.precision) for w in seen})),
         kernel_samples=kernel_samples,
         network_samples=network_samples,
-        residuals_=problem.held_out(theta, jacobian),
+        held_out_=held_out,
+        held_out_groups_=held_out_groups,
+        residual_=chosen.amplitude,
         runtime=runtime,
     )
 
@@ -341,7 +464,7 @@ def _check(
     for item, seconds in kernel_samples:
         if not (math.isfinite(seconds) and seconds > 0):
             raise CalibrationError(f"kernel {item.name!r} took {seconds} s: measure it again")
-    for index, (works, seconds) in enumerate(network_samples):
+    for index, (works, seconds, *_) in enumerate(network_samples):
         if not works or not (math.isfinite(seconds) and seconds > 0):
             raise CalibrationError(
                 f"network sample {index} has {len(works)} kernels and took {seconds} s: leave it "
@@ -349,39 +472,69 @@ def _check(
             )
 
 
-def _parameters(
-    everything: roofline.Layout, fitted: roofline.Layout, theta: Array, spread: Array
-) -> tuple[Parameter, ...]:
-    """All parameters: those fitted, and the others at priors shifted as their like turned out."""
-    places = {prior.name: index for index, prior in enumerate(fitted.priors)}
-    start = fitted.start()
+def _with_residual(
+    samples: fitting.Samples, theta: Array, twins: Sequence[str | None]
+) -> tuple[posterior.Posterior, tuple[HeldOut, ...]]:
+    """The samples explained, with the learned residual if it pays, and what was held out.
 
-    def shift(quantity: str, kind: str, precision: str) -> float:
-        dense = kind in roofline.DENSE
-        moved = [
-            theta[places[f"{quantity}[{k},{p}]"]] - start[places[f"{quantity}[{k},{p}]"]]
-            for k, p in fitted.groups
-            if (k in roofline.DENSE) == dense and k != "view"
-        ]
-        same = [
-            theta[places[f"{quantity}[{k},{p}]"]] - start[places[f"{quantity}[{k},{p}]"]]
-            for k, p in fitted.groups
-            if (k in roofline.DENSE) == dense and k != "view" and p == precision
-        ]
-        chosen = same or moved
-        return float(np.median(chosen)) if chosen else 0.0
+    It pays if the mean size of held-out residuals falls by more than its standard error.
+    """
+    tried = posterior.AMPLITUDES
+    residuals, spreads = posterior.held_out(samples, theta, twins, tried)
+    out = np.array([twin is not None for twin in twins])
+    sizes = np.abs(residuals[:, out])
+    gains = sizes[0] - sizes
+    doubts = gains.std(axis=1) / math.sqrt(max(out.sum(), 1))
+    means = np.where(gains.mean(axis=1) > doubts, sizes.mean(axis=1), np.inf)
+    means[0] = sizes[0].mean() if out.any() else 0.0
+    best = int(np.argmin(means))
+    explained = posterior.Posterior(samples, theta, tried[best])
+    if tried[best]:
+        theta = fitting.minimise(samples, theta, posterior.whitening(explained))
+        explained = posterior.Posterior(samples, theta, tried[best])
+    return explained, _pairs(residuals[best, out], spreads[best, out])
 
-    result = []
-    for prior in everything.priors:
-        if prior.name in places:
-            index = places[prior.name]
-            value = float(theta[index] if prior.linear else math.exp(theta[index]))
-            uncertainty = float(spread[index])
-        else:
-            quantity, _, rest = prior.name.rstrip("]").partition("[")
-            kind, _, precision = rest.partition(",")
-            value, uncertainty = prior.value, prior.spread
-            if quantity in ("eta", "t0"):
-                value = prior.value * math.exp(shift(quantity, kind, precision))
-        result.append(Parameter(prior.name, value, prior.unit, prior.value, uncertainty))
-    return tuple(result)
+
+def _gained(explained: posterior.Posterior) -> Array:
+    """By how much the samples reduce the parameters' prior covariance."""
+    across = explained.prior @ explained.jacobian.T
+    return np.asarray(across @ explained.inverse @ across.T)
+
+
+def _twins(
+    kernel_samples: Sequence[KernelSample], network_samples: Sequence[NetworkSample]
+) -> tuple[str | None, ...]:
+    """What each sample is alike to: the same kernels are the same network, whatever its name.
+
+    Kernels are left out only where there are no networks to predict.
+    """
+    if not network_samples:
+        return tuple(str(fitting.signature(work)) for work, _ in kernel_samples)
+    networks = [str(sorted(map(fitting.signature, s.works))) for s in network_samples]
+    return (*[None] * len(kernel_samples), *networks)
+
+
+def _groups(
+    kernel_samples: Sequence[KernelSample], network_samples: Sequence[NetworkSample]
+) -> tuple[str | None, ...] | None:
+    """Each sample's group, which is its twins' where it has none; None if there are no groups."""
+    if len({s.group for s in network_samples}) < 2:
+        return None
+    twins = _twins(kernel_samples, network_samples)
+    named = [None] * len(kernel_samples) + [s.group or None for s in network_samples]
+    return tuple(group or twin for group, twin in zip(named, twins, strict=True))
+
+
+def _held_out(
+    explained: posterior.Posterior, groups: Sequence[str | None]
+) -> tuple[HeldOut, ...]:
+    """The networks predicted without their groups."""
+    residuals, spreads = posterior.held_out(
+        explained.samples, explained.theta, groups, [explained.amplitude]
+    )
+    out = np.array([group is not None for group in groups])
+    return _pairs(residuals[0, out], spreads[0, out])
+
+
+def _pairs(residuals: Array, spreads: Array) -> tuple[HeldOut, ...]:
+    return tuple(HeldOut(float(r), float(s)) for r, s in zip(residuals, spreads, strict=True))

@@ -2,134 +2,177 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
+from scipy import sparse
 
 from latency_models import roofline
 from latency_models.kernels import Work
-from latency_models.profiles import BoardProfile
+from latency_models.parameters import Array
+from latency_models.profiles import Scales
 
-__all__ = ["Problem", "minimise"]
-
-Array = npt.NDArray[np.float64]
+__all__ = ["KERNEL_NOISE", "NETWORK_NOISE", "Samples", "minimise", "robust_weights", "signature"]
 
 # How far the formula is trusted to explain a kernel or a network, in log time: residuals beyond
 # these count less and less (soft L1).
-_KERNEL_SCALE = 0.15
-_NETWORK_SCALE = 0.03
+KERNEL_NOISE = 0.15
+NETWORK_NOISE = 0.03
 # The profiler's resolution: it writes whole microseconds.
 _RESOLUTION_S = 1e-6
-_MAX_STEPS = 100
+_MAX_STEPS = 60
+
+_Key = tuple[Work, Scales]
 
 
-class Problem:
-    """The residuals that ``least_squares`` minimises: kernels, networks, priors."""
+class Samples:
+    """Measured kernels, then measured networks, as the formula sees them.
+
+    ``kernels`` are the different kernels of all of them and ``counts`` how often each stands in
+    each sample (samples x kernels). Names do not make kernels different.
+    """
 
     def __init__(
         self,
-        groups: Sequence[tuple[str, str]],
+        layout: roofline.Layout,
         kernel_samples: Sequence[tuple[Work, float]],
-        network_samples: Sequence[tuple[Sequence[Work], float]],
-        profile: BoardProfile,
+        network_samples: Sequence[tuple[Sequence[Work], float, Scales]],
     ) -> None:
-        self.layout = roofline.Layout.of(groups, profile)
-        self.start, self.spreads = self.layout.start(), self.layout.spreads()
-        self.c0, self.gap = self.layout.index("c0"), self.layout.index("gap")
-        self.kernels = np.array([seconds for _, seconds in kernel_samples])
-        self.networks = np.array([seconds for _, seconds in network_samples])
-        works = [w for w, _ in kernel_samples]
-        self.sizes = np.array([len(ws) for ws, _ in network_samples], dtype=np.intp)
-        works += [w for ws, _ in network_samples for w in ws]
-        self.owner = np.repeat(np.arange(len(self.sizes)), self.sizes)
-        self.features = roofline.features(works, self.layout)
-
-    def predict(self, theta: Array) -> tuple[Array, Array]:
-        """Seconds of the sampled kernels, and of the sampled networks."""
-        seconds = roofline.kernel_seconds(theta, self.features, self.layout)
-        split = len(self.kernels)
-        sums = np.bincount(self.owner, weights=seconds[split:], minlength=len(self.sizes))
-        whole = sums + self.sizes * theta[self.gap] * 1e-6 + np.exp(theta[self.c0])
-        return seconds[:split], np.maximum(whole, _RESOLUTION_S)
-
-    def residuals(self, theta: Array) -> Array:
-        """What is squared and summed: kernels, networks, and the distance from the prior."""
-        kernels, networks = self.predict(theta)
+        self.layout = layout
+        self.split = len(kernel_samples)
+        works = [((work,), Scales()) for work, _ in kernel_samples]
+        works += [(tuple(works), scales) for works, _, scales in network_samples]
+        places: dict[tuple[object, ...], int] = {}
+        kernels: list[_Key] = []
+        entries: list[tuple[int, int]] = []
+        for row, (members, scales) in enumerate(works):
+            for work in members:
+                key = (signature(work), scales)
+                if key not in places:
+                    places[key] = len(kernels)
+                    kernels.append((work, scales))
+                entries.append((row, places[key]))
+        self.kernels = tuple(work for work, _ in kernels)
+        self.features = roofline.features(
+            self.kernels, layout, [scales for _, scales in kernels] if kernels else None
+        )
+        rows, columns = np.array(entries, dtype=np.intp).reshape(-1, 2).T
+        shape = (len(works), len(kernels))
+        self.counts = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
+        self.steps = np.asarray(self.counts @ ~self.features.view, float)[self.split :]
+        self.scales = np.array([s for _, s in works[self.split :]], float).reshape(-1, 3)
+        seconds = [s for _, s in kernel_samples] + [s for _, s, _ in network_samples]
+        self.seconds = np.array(seconds, float)
+        self.noise = np.full(len(seconds), NETWORK_NOISE)
+        self.noise[: self.split] = KERNEL_NOISE
         # The resolution damps what a microsecond of truncation does to the smallest kernels.
-        own = np.log((kernels + _RESOLUTION_S) / (self.kernels + _RESOLUTION_S)) / _KERNEL_SCALE
-        whole = np.log(networks / self.networks) / _NETWORK_SCALE
-        prior = (theta - self.start) / self.spreads
-        return np.concatenate([_soften(own), _soften(whole), prior])
+        self.logs = np.log(self.seconds + self._resolution)
 
-    def jacobian(self, theta: Array) -> Array:
-        """The derivatives of ``residuals``."""
+    @property
+    def _resolution(self) -> Array:
+        return np.where(np.arange(len(self.seconds)) < self.split, _RESOLUTION_S, 0.0)
+
+    def only(self, rows: Array) -> Samples:
+        """These samples alone (``rows`` ascending), of the same kernels."""
+        part = copy.copy(self)
+        part.split = int((rows < self.split).sum())
+        networks = rows[part.split :] - self.split
+        part.counts = self.counts[rows]
+        part.steps, part.scales = self.steps[networks], self.scales[networks]
+        part.seconds, part.noise, part.logs = self.seconds[rows], self.noise[rows], self.logs[rows]
+        return part
+
+    def predict(self, theta: Array) -> Array:
+        """Logarithms of the seconds of each sample."""
+        sums = self.counts @ roofline.kernel_seconds(theta, self.features, self.layout)
+        return np.log(self._whole(theta, sums)[0] + self._resolution)
+
+    def jacobian(self, theta: Array) -> tuple[Array, Array]:
+        """What ``predict`` gives, and its derivatives (samples x parameters)."""
         seconds, rows = roofline.kernel_jacobian(theta, self.features, self.layout)
-        split = len(self.kernels)
-        kernels, networks = self.predict(theta)
-        own = rows[:split] / (seconds[:split, None] + _RESOLUTION_S) / _KERNEL_SCALE
-        sums = np.zeros((len(self.sizes), len(theta)))
-        np.add.at(sums, self.owner, rows[split:])
-        sums[:, self.gap] += self.sizes * 1e-6
-        sums[:, self.c0] += np.exp(theta[self.c0])
-        whole = sums / networks[:, None] / _NETWORK_SCALE
-        raw_own = np.log((kernels + _RESOLUTION_S) / (self.kernels + _RESOLUTION_S))
-        raw_whole = np.log(networks / self.networks)
-        slopes = _soft_slope(np.concatenate([raw_own / _KERNEL_SCALE, raw_whole / _NETWORK_SCALE]))
-        data = np.concatenate([own, whole]) * slopes[:, None]
-        return np.concatenate([data, np.diag(1 / self.spreads)])
+        whole, by_sum, slope = self._whole(theta, self.counts @ seconds)
+        jacobian = (self.counts @ rows) * by_sum[:, None] + slope
+        total = whole + self._resolution
+        return np.log(total), np.asarray(jacobian / total[:, None])
 
-    def held_out(self, theta: Array, jacobian: Array) -> tuple[float, ...]:
-        """Log residuals of the networks, each as if it had not been fitted to.
+    def shares(self, theta: Array) -> Array:
+        """The kernels' shares of each sample's kernel time (samples x kernels)."""
+        seconds = roofline.kernel_seconds(theta, self.features, self.layout)
+        times = self.counts.multiply(seconds[None, :]).tocsr()
+        return np.asarray(times.multiply(1 / np.asarray(times.sum(axis=1))).toarray())
 
-        From the leverages: r / (1 - h), exact for a linear model (Allen's PRESS, 1974).
-        """
-        if not len(self.networks):
-            return ()
-        inverse = np.linalg.inv(jacobian.T @ jacobian)
-        rows = jacobian[len(self.kernels) : len(self.kernels) + len(self.networks)]
-        leverage = np.minimum(np.einsum("ij,jk,ik->i", rows, inverse, rows), 0.95)
-        logs = np.log(self.networks / self.predict(theta)[1])
-        return tuple(float(r) for r in logs / (1 - leverage))
+    def _whole(self, theta: Array, sums: Array) -> tuple[Array, Array, Array]:
+        """Seconds of the samples: networks have more to them than their kernels."""
+        whole, by_sum = sums.copy(), np.ones(len(sums))
+        slope = np.zeros((len(sums), len(theta)))
+        if len(sums) > self.split:
+            whole[self.split :], by_sum[self.split :], slope[self.split :] = (
+                roofline.network_seconds(
+                    theta, self.layout, sums[self.split :], self.steps, self.scales
+                )
+            )
+        return whole, by_sum, slope
 
 
-def _soften(residuals: Array) -> Array:
-    """Residuals whose squares are the soft L1 loss ``2 * (sqrt(1 + r^2) - 1)``."""
-    return np.asarray(np.sign(residuals) * np.sqrt(2 * (np.sqrt(1 + residuals**2) - 1)))
+def signature(work: Work) -> tuple[object, ...]:
+    """What makes a kernel the same as another: everything but its name."""
+    sizes = (work.macs, work.bytes_in, work.bytes_out, work.bytes_weights)
+    return (work.kind, work.precision, *sizes, work.shape)
 
 
-def _soft_slope(residuals: Array) -> Array:
-    """The derivative of ``_soften``."""
-    softened = np.maximum(np.abs(_soften(residuals)), 1e-12)
-    slope = np.abs(residuals) / (np.sqrt(1 + residuals**2) * softened)
-    return np.where(np.abs(residuals) < 1e-6, 1.0, slope)
+def robust_weights(residuals: Array) -> Array:
+    """What a residual counts, in standard deviations: 1 where small (soft L1 loss)."""
+    return np.asarray(1 / np.sqrt(1 + residuals**2))
 
 
-def minimise(problem: Problem, theta: Array) -> tuple[Array, Array]:
-    """The parameters at the minimum, and the Jacobian there.
+def minimise(samples: Samples, theta: Array, whitening: Array | None = None) -> Array:
+    """The parameters at the minimum.
 
-    Levenberg and Marquardt's method, by the normal equations: they are small, and calling LAPACK
-    once a step keeps its threads from fighting over a busy host.
+    ``whitening`` turns residuals into independent ones of unit size (samples x samples); without
+    it, each sample is divided by its noise, and large residuals count less and less. Levenberg and
+    Marquardt's method, by the normal equations: they are small, and calling LAPACK once a step
+    keeps its threads from fighting over a busy host.
     """
-    damping = 1e-2
-    residuals = problem.residuals(theta)
-    cost = float(residuals @ residuals)
-    jacobian = problem.jacobian(theta)
+    start = samples.layout.start()
+    precision = np.linalg.inv(samples.layout.covariance())
+
+    def cost(theta: Array) -> float:
+        residuals = _whitened(samples.logs - samples.predict(theta), samples.noise, whitening)
+        squares = residuals**2
+        if whitening is None:
+            squares = 2 * (np.sqrt(1 + squares) - 1)
+        return float(squares.sum() + (theta - start) @ precision @ (theta - start))
+
+    damping, current = 1e-2, cost(theta)
     for _ in range(_MAX_STEPS):
-        normal, gradient = jacobian.T @ jacobian, jacobian.T @ residuals
-        step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
-        trial = theta - np.clip(step, -1.0, 1.0)
-        after = problem.residuals(trial)
-        lower = float(after @ after)
-        if not lower < cost:
-            damping *= 5.0
-            if damping > 1e8:
+        predicted, jacobian = samples.jacobian(theta)
+        residuals = _whitened(samples.logs - predicted, samples.noise, whitening)
+        rows = _whitened(jacobian, samples.noise, whitening)
+        weights = robust_weights(residuals) if whitening is None else np.ones(len(residuals))
+        normal = rows.T @ (rows * weights[:, None]) + precision
+        gradient = rows.T @ (weights * residuals) - precision @ (theta - start)
+        lower = np.inf
+        while damping < 1e8:
+            step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), gradient)
+            trial = theta + np.clip(step, -1.0, 1.0)
+            lower = cost(trial)
+            if lower < current:
                 break
-            continue
-        settled = cost - lower < 1e-7 * cost
-        theta, residuals, cost = trial, after, lower
-        jacobian = problem.jacobian(theta)
+            damping *= 5.0
+        if not lower < current:
+            break
+        settled = current - lower < 1e-5 * current
+        theta, current = trial, lower
         damping = max(damping / 5.0, 1e-9)
         if settled:
             break
-    return theta, jacobian
+    return theta
+
+
+def _whitened(values: Array, noise: Array, whitening: Array | None) -> Array:
+    if whitening is not None:
+        return np.asarray(whitening @ values)
+    return np.asarray((values.T / noise).T)
+
+

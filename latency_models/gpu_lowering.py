@@ -84,9 +84,10 @@ class _Lowering:
         for group in self.groups:
             head = group.head
             plain = group.op == "Conv" and len(group.inputs) == 1 and not group.integer
-            if plain and math.prod(head.window) == 1 and head.groups == 1 and head.weight:
+            if plain and head.groups == 1 and head.weight:
                 activation = group.ops[-1].op if group.stage == "activation" else ""
-                key = (group.inputs[0], head.stride, activation, self._wanted(group))
+                place = (head.window, head.stride, head.out_shapes[0][2:])
+                key = (group.inputs[0], *place, activation, self._wanted(group))
                 alike.setdefault(key, []).append(group)
         return {
             group.head.name: tuple(groups)

@@ -18,6 +18,7 @@ from latency_models.lowering import Runtime, lower
 from latency_models.matching import ProfileRow, match
 from latency_models.operators import QDQ, Op
 from latency_models.parse import load, parse
+from latency_models.patterns import without_repeats
 from latency_models.propagation import propagate
 from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs, keep_float
 
@@ -45,7 +46,7 @@ def read(
     """
     target = _runtime(runtime)
     _check_precision(target, "the network", precision, ("fp32", "fp16"))
-    ops = parse(load(model), batch=batch)
+    ops = without_repeats(parse(load(model), batch=batch))
     if isinstance(target, GpuRuntime):
         return lower_gpu(ops, runtime=target, base=precision)
     return lower(ops, runtime=target)

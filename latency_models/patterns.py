@@ -6,12 +6,13 @@ Source: onnxruntime, ``core/optimizer``: ``quick_gelu_fusion``, ``gelu_fusion``,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from latency_models.operators import Op, Shape
 
-__all__ = ["Pattern", "Tensors", "find"]
+__all__ = ["Pattern", "Tensors", "find", "without_repeats"]
 
 _GATES = {"Sigmoid": "QuickGelu", "HardSigmoid": "HardSwish"}
 _GELU = ("Erf", "Add", "Mul", "Mul")
@@ -67,6 +68,30 @@ def find(op: Op, tensors: Tensors, known: Collection[str]) -> Pattern | None:
     elif op.op == "ReduceMean":
         found = _layer_norm(op, tensors)
     return found if found is not None and found.name in known else None
+
+
+def without_repeats(ops: Sequence[Op]) -> tuple[Op, ...]:
+    """``ops`` but for those that compute what another has computed already.
+
+    Operators with weights or other constants are never repeats: their values are not known here.
+    Source: onnxruntime, ``common_subexpression_elimination.cc``; runtimes do so before they fuse.
+    """
+    first: dict[tuple[object, ...], Op] = {}
+    renamed: dict[str, str] = {}
+    kept = []
+    for op in ops:
+        inputs = tuple(renamed.get(tensor, tensor) for tensor in op.inputs)
+        op = op if inputs == op.inputs else dataclasses.replace(op, inputs=inputs)
+        same = (op.op, inputs, op.out_shapes, op.window, op.stride, op.groups, op.axis, op.axes)
+        key = (*same, op.permutation, op.mode)
+        plain = op.weight is None and not op.constant_shapes and not op.dequantized
+        if plain and op.inputs and not op.exported and key in first:
+            renamed |= zip(op.outputs, first[key].outputs, strict=True)
+            continue
+        if plain:
+            first.setdefault(key, op)
+        kept.append(op)
+    return tuple(kept)
 
 
 def _gate(op: Op, tensors: Tensors) -> Pattern | None:

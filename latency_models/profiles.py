@@ -76,8 +76,10 @@ class BoardProfile:
 
     ``peak_flops`` per precision in flop/s (a multiply-accumulate is 2; dense, on tensor cores where
     there are any), bandwidths in bytes/s, overheads in seconds: of a kernel, of a network's call,
-    and what the runtime's profiler adds to each kernel that it times. ``channel_step`` is the width
-    of the channel staircase. All hold at ``clocks``; ``power_modes`` are what nvpmodel sets.
+    what the runtime's profiler adds to each kernel that it times, and what the host needs to queue
+    a kernel where host and device work side by side (``enqueue_s``). ``channel_step`` is the width
+    of the channel staircase, ``form`` which formula describes the runtime's kernels
+    (``roofline.py``). All hold at ``clocks``; ``power_modes`` are what nvpmodel sets.
     """
 
     name: str
@@ -92,6 +94,8 @@ class BoardProfile:
     network_overhead_s: Fact
     profiler_overhead_s: Fact
     channel_step: Fact
+    enqueue_s: Fact | None = None
+    form: str = "tiled"
     sms: Fact | None = None
     clocks: Clocks | None = None
     power_modes: Mapping[str, Clocks] = field(default_factory=dict)
@@ -121,7 +125,7 @@ class BoardProfile:
         """Every number of the profile with the name of its field."""
         found = [(f"peak_flops.{key}", fact) for key, fact in self.peak_flops.items()]
         found += [(name, getattr(self, name)) for name in FACTS]
-        found += [("sms", self.sms)] if self.sms is not None else []
+        found += [(n, f) for n in ("sms", "enqueue_s") if (f := getattr(self, n)) is not None]
         for where, clocks in {"clocks": self.clocks, **self.power_modes}.items():
             for name in CLOCKS:
                 fact = getattr(clocks, name, None)
@@ -139,6 +143,8 @@ FACTS = {
     "profiler_overhead_s": ("overhead", "profiler_s"),
     "channel_step": ("channels", "step"),
 }
+ENQUEUE = ("overhead", "enqueue_s")
+FORMS = ("tiled", "mlas")
 CLOCKS = ("gpu_hz", "cpu_hz", "memory_hz", "sms")
 
 
@@ -195,12 +201,21 @@ def _profile(table: dict[str, Any]) -> BoardProfile:
         precisions=tuple(table["precisions"]),
         peak_flops={key: _fact(table, "peak_flops", key) for key in table["peak_flops"]},
         **{name: _fact(table, *path) for name, path in FACTS.items()},
+        enqueue_s=_fact(table, *ENQUEUE) if "enqueue_s" in table["overhead"] else None,
+        form=_form(table),
         sms=_fact(table, "gpu", "sms") if "gpu" in table else None,
         clocks=None if clocks is None else _clocks(table, "clocks"),
         power_modes={
             mode: _clocks(table, "power_modes", mode) for mode in table.get("power_modes", {})
         },
     )
+
+
+def _form(table: dict[str, Any]) -> str:
+    form = table.get("form", FORMS[0])
+    if form not in FORMS:
+        raise FormatError(f"form is one of {', '.join(FORMS)}, not {form!r}")
+    return str(form)
 
 
 def _clocks(table: dict[str, Any], *path: str) -> Clocks:

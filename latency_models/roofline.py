@@ -1,125 +1,58 @@
-"""Seconds from work: the roofline formula, its features and its parameters.
+"""Seconds from work: the roofline formula and its parameters.
 
 ::
 
-    c = 2 * effective_macs / (P[prec] * eta[kind,prec])
-    m = (bytes_in + bytes_out) * (1 / bw_act + f / bw_far) + bytes_weights / bw_w
-    f = 1 / (1 + (cache / (bytes_in + bytes_out))^8)
     t(kernel)  = t0[kind,prec] + (c^q + m^q)^(1/q)
-    t(network) = c0 + sum over kernels of (t + gap)
+    t(network) = c0 + sum over kernels of (t + gap), or n * enqueue where the host is slower
+    c = 2 * effective_macs / (P[prec] * eta[kind,prec])
+    m = bytes_act / bandwidth + bytes_weights / bw_w
 
 ``gap`` is negative where the runtime's profiler, which saw ``t``, costs more than the step from one
-kernel to the next.
+kernel to the next. Host and device work side by side: with ``h = 6``, the network takes
+``((c0 + sum)^h + (n * enqueue)^h)^(1/h)``, the larger of the two but where they are alike.
+
+What ``effective_macs`` and ``bandwidth`` are depends on how the runtime tiles matrix products: the
+*form* of the board's profile, ``mlas`` (``mlas.py``, onnxruntime's kernels for x86) or ``tiled``
+(``tiled.py``, everything else). In another power mode arithmetic runs with the arithmetic's clock,
+memory with its own, and overheads half with the CPU's (the host's instructions) and half with the
+memory's (what they wait for).
 
 Source: Williams, Waterman, Patterson, "Roofline", CACM 52(4), 2009, with the smooth maximum of
-Cabezas and Pueschel (q = 1 adds, large q takes the larger); the staircase after ANNETTE (Wess et
-al., IEEE Access 9, 2021, eq. 3: u = s / (ceil(s / p) * p)).
-
-``effective_macs`` are the multiply-accumulates that the hardware spends, ``macs / u(shape)``: the
-lanes of a vector and the blocks of a layout are filled up, and a position of the window costs
-something before the first product. For a dense product of ``rows x (window * k)`` with ``n``::
-
-    rows_tiled * groups * (n_padded * (window * k_padded + out) + gathers * tap)
-    n_padded = 16 * (B + a * ceil(B / 4)) / (1 + a / 4),   B = ceil(n / 16)
-    rows_tiled = (rows + b * tiles) / (1 + b / 6),   tiles = ceil(width / 6) a row of the image
-
-A kernel holds up to four blocks of outputs in registers and loads each input once for all of them,
-which costs ``a`` of a block; it works on up to six positions at once and loads each weight once for
-all of them, which costs ``b`` positions (mlas, ``SconvKernelAvx512F``). ``out`` is what storing and
-requantizing) one result costs, ``tap`` what gathering one piece of input costs, both in products;
-an integer kernel gathers a row of the window at once, all channels (mlas, im2col of NHWC), others
-position by position. Where nothing is multiplied, one operation an element read (times the window,
-in a pool). A tensor that is larger than the ``cache`` is streamed from beyond it, all of it: a
-least-recently-used cache keeps nothing of what is swept through it.
+Cabezas and Pueschel (q = 1 adds, large q takes the larger).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
+from latency_models import mlas, tiled
 from latency_models.kernels import Work
-from latency_models.profiles import BoardProfile
+from latency_models.parameters import Array, Prior
+from latency_models.profiles import BoardProfile, Scales
 
-__all__ = ["DENSE", "Features", "Layout", "Prior", "features", "kernel_jacobian", "kernel_seconds"]
+__all__ = ["Features", "Layout", "features", "kernel_jacobian", "kernel_seconds", "network_seconds"]
 
-Array = npt.NDArray[np.float64]
-
-DENSE = frozenset(
-    [
-        "conv_1x1",
-        "conv_3x3",
-        "conv_large",
-        "conv_grouped",
-        "conv_direct",
-        "conv_im2col",
-        "conv_transpose",
-        "gemm",
-        "matmul",
-    ]
-)
-# Kinds whose input channels come in padded blocks (NCHWc).
-_BLOCKED_INPUTS = frozenset(["conv_1x1", "conv_3x3", "conv_large", "conv_grouped"])
-_LANES = 16
-# How sharply time rises where a tensor outgrows the cache: between 0.8 and 1.25 of its size.
-_KNEE = 8
-# Parameters that all kinds and precisions share: those before a[...] in ``Layout.of``.
-_SHARED = 10
+_FORMS: dict[str, ModuleType] = {"mlas": mlas, "tiled": tiled}
 _STEP = 1e-6
-_BLOCKS_IN_REGISTERS = 4
-_TILE = 6
-
-# Shares of the peak that kernels of a kind reach, where nothing is known of the board: orders of
-# magnitude from onnxruntime's and TensorRT's profiles; each is refitted where it is measured.
-_ETA = {
-    "conv_1x1": 0.5,
-    "conv_3x3": 0.6,
-    "conv_large": 0.6,
-    "conv_grouped": 0.2,
-    "conv_direct": 0.3,
-    "conv_im2col": 0.25,
-    "conv_transpose": 0.2,
-    "conv_depthwise": 0.15,
-    "gemm": 0.5,
-    "matmul": 0.4,
-    "transcendental": 0.015,
-    "softmax": 0.005,
-    "normalise": 0.01,
-    "reduce": 0.03,
-    "reduce_strided": 0.01,
-    "max_pool": 0.05,
-    "average_pool": 0.05,
-    "resize": 0.01,
-}
-_ETA_MOVEMENT = 0.03
-
-
-@dataclass(frozen=True, slots=True)
-class Prior:
-    """What a parameter is thought to be before measuring: ``value``, give or take ``spread``.
-
-    ``spread`` is a standard deviation of the parameter's logarithm (of the parameter itself where
-    ``linear``).
-    """
-
-    name: str
-    unit: str
-    value: float
-    spread: float
-    linear: bool = False
+# How sharply the slower of host and device decides.
+_HOST_POWER = 6.0
+_TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Which parameter stands where in the vector that is fitted.
 
-    Parameters are fitted as logarithms, but for the linear ones. ``groups`` are the (kind,
-    precision) pairs that have an efficiency and an overhead of their own.
+    Parameters are fitted as logarithms, but for the linear ones: first those that kinds share,
+    then ``eta`` of each group, then ``t0`` of each group. ``groups`` are (kind, precision) pairs.
     """
 
+    form: str
     groups: tuple[tuple[str, str], ...]
     precisions: tuple[str, ...]
     priors: tuple[Prior, ...]
@@ -129,39 +62,26 @@ class Layout:
     def of(cls, groups: Sequence[tuple[str, str]], profile: BoardProfile) -> Layout:
         """The layout for these kinds on a board of this profile."""
         ordered = tuple(sorted(set(groups)))
-        profiler_us = profile.profiler_overhead_s.value * 1e6
         precisions = tuple(sorted({precision for _, precision in ordered} | {"fp32"}))
-        priors = [
-            Prior("q", "1", 1.5, 0.3),
-            Prior("bw_act", "bytes/s", profile.cache_bandwidth_bytes_per_s.value, 0.7),
-            Prior("bw_far", "bytes/s", profile.bandwidth_bytes_per_s.value, 0.7),
-            Prior("bw_w", "bytes/s", 1.5 * profile.bandwidth_bytes_per_s.value, 0.7),
-            Prior("cache", "bytes", profile.cache_bytes.value, 0.2),
-            Prior("tail8", "blocks", 2.0, 0.7),
-            Prior("tail1", "blocks", 1.0, 0.7),
-            Prior("b", "positions", 1.0, 0.7),
-            Prior("c0", "s", profile.network_overhead_s.value, 0.7),
-            Prior("gap", "us", -profiler_us, 0.3 + 0.5 * profiler_us, linear=True),
-        ]
-        for precision in precisions:
-            integer = precision == "int8"
-            priors.append(Prior(f"a[{precision}]", "blocks", 1.0, 0.7))
-            priors.append(Prior(f"tap[{precision}]", "macs", 1000.0 if integer else 32.0, 1.0))
-            priors.append(Prior(f"out[{precision}]", "macs", 30.0 if integer else 4.0, 0.7))
-        for kind, precision in ordered:
-            eta = _ETA.get(kind, _ETA_MOVEMENT)
-            priors.append(Prior(f"eta[{kind},{precision}]", "1", eta, 1.0))
-        for kind, precision in ordered:
-            overhead = profile.kernel_overhead_s.value
-            priors.append(Prior(f"t0[{kind},{precision}]", "s", overhead, 0.5))
+        form = _FORMS[profile.form]
         peak = profile.peak_flops
         fallback = peak.get("fp32") or next(iter(peak.values()))
         return cls(
+            form=profile.form,
             groups=ordered,
             precisions=precisions,
-            priors=tuple(priors),
+            priors=(
+                *form.shared_priors(profile, precisions, ordered),
+                *(form.eta_prior(kind, precision) for kind, precision in ordered),
+                *(form.t0_prior(kind, precision, profile) for kind, precision in ordered),
+            ),
             peaks=tuple(peak.get(p, fallback).value for p in precisions),
         )
+
+    @property
+    def first_eta(self) -> int:
+        """Where the parameters of the groups begin."""
+        return len(self.priors) - 2 * len(self.groups)
 
     def start(self) -> Array:
         """The vector of prior values."""
@@ -169,69 +89,64 @@ class Layout:
 
     def spreads(self) -> Array:
         """The prior's standard deviations, in the vector's units."""
-        return np.array([p.spread for p in self.priors])
+        return np.sqrt(np.diag(self.covariance()))
+
+    def covariance(self) -> Array:
+        """The prior's covariance: parameters that have a source of doubt in common go together."""
+        sources: dict[str, dict[int, float]] = {}
+        result = np.diag([p.spread**2 for p in self.priors])
+        for index, prior in enumerate(self.priors):
+            for source, spread in prior.shared:
+                sources.setdefault(source, {})[index] = spread
+        for members in sources.values():
+            places = list(members)
+            spreads = np.array([members[place] for place in places])
+            result[np.ix_(places, places)] += np.outer(spreads, spreads)
+        return result
 
     def index(self, name: str) -> int:
         """Where the parameter called ``name`` stands."""
         return [p.name for p in self.priors].index(name)
 
+    def value(self, theta: Array, name: str) -> float | None:
+        """The parameter called ``name`` in its unit; None if this form has none."""
+        for place, prior in enumerate(self.priors):
+            if prior.name == name:
+                return float(theta[place] if prior.linear else np.exp(theta[place]))
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Works as arrays, one entry a kernel."""
+    """Works as arrays, one entry a kernel: the group, the clocks, and what the form needs."""
 
     group: npt.NDArray[np.intp]
-    precision: npt.NDArray[np.intp]
-    dense: npt.NDArray[np.bool_]
-    depthwise_int8: npt.NDArray[np.bool_]
     view: npt.NDArray[np.bool_]
-    rows: Array
-    tiles: Array
-    depth: Array
-    gathers: Array
-    outputs: Array
-    simple: Array
-    tail8: Array
-    tail1: Array
-    bytes_act: Array
-    bytes_weights: Array
+    scales: Array
+    own: mlas.Features | tiled.Features
 
 
-def features(works: Sequence[Work], layout: Layout) -> Features:
-    """The arrays that the formula needs; ``KeyError`` for a kind that ``layout`` has not."""
+def features(
+    works: Sequence[Work], layout: Layout, scales: Sequence[Scales] | Scales | None = None
+) -> Features:
+    """The arrays that the formula needs; ``KeyError`` for a kind that ``layout`` has not.
+
+    ``scales`` are the clocks at which each kernel runs, over the profile's; or one for all.
+    """
     place = {group: index for index, group in enumerate(layout.groups)}
-    kinds = [w.kind for w in works]
-    dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 6)
-    rows, outputs, inputs, window, groups, width = dims.T
-    width = np.where(width > 0, width, rows)
-    int8 = np.array([w.precision == "int8" for w in works], bool)
-    dense = np.array([k in DENSE for k in kinds], bool)
-    depthwise = np.array([k == "conv_depthwise" for k in kinds], bool)
-    blocked = np.array([k in _BLOCKED_INPUTS for k in kinds], bool) & ~int8
-    channels = outputs * groups
-    lanes = np.where(int8, _LANES * np.floor(channels / _LANES), _up(channels, _LANES))
-    rest = channels % _LANES
+    clocks = np.ones((len(works), 3))
+    clocks[:] = scales if scales is not None else Scales()
     return Features(
         group=np.array([place[w.kind, w.precision] for w in works], np.intp),
-        precision=np.array([layout.precisions.index(w.precision) for w in works], np.intp),
-        dense=dense,
-        depthwise_int8=depthwise & int8,
-        view=np.array([k == "view" for k in kinds], bool),
-        rows=rows * groups,
-        tiles=np.where(int8, rows / _TILE, rows / width * np.ceil(width / _TILE)) * groups,
-        depth=window * np.where(blocked, _up(inputs, _LANES), inputs),
-        gathers=np.where(int8 & (groups == 1), np.sqrt(window), window) * (window > 1),
-        outputs=outputs,
-        simple=np.where(depthwise, rows * window * lanes, rows * outputs * groups * window / 2),
-        tail8=rows * window * np.floor(rest / 8) * _LANES,
-        tail1=rows * window * (rest % 8) * _LANES,
-        bytes_act=np.array([w.bytes_in + w.bytes_out for w in works], float),
-        bytes_weights=np.array([w.bytes_weights for w in works], float),
+        view=np.array([w.kind == "view" for w in works], bool),
+        scales=clocks,
+        own=_FORMS[layout.form].features(works, layout.precisions, layout.priors),
     )
 
 
-def _up(values: Array, step: int) -> Array:
-    return np.asarray(np.ceil(values / step) * step)
+def host_factor(scales: Array) -> Array:
+    """What overheads are multiplied by at clocks ``[..., (gpu, cpu, memory)]``."""
+    return np.asarray(0.5 / scales[..., 1] + 0.5 / scales[..., 2])
 
 
 def kernel_seconds(theta: Array, works: Features, layout: Layout) -> Array:
@@ -243,15 +158,16 @@ def kernel_seconds(theta: Array, works: Features, layout: Layout) -> Array:
 def kernel_jacobian(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array]:
     """Seconds of each kernel, and their derivatives by every entry of ``theta``.
 
-    A kind's own parameters are differentiated by hand, the few that all kinds share numerically.
+    A group's own parameters are differentiated by hand, the few that are shared numerically.
     """
     t0, busy, share = _parts(theta, works, layout)
     seconds = t0 + busy
-    first = len(theta) - 2 * len(layout.groups)
+    first = layout.first_eta
     jacobian = np.zeros((len(seconds), len(theta)))
     each = np.arange(len(seconds))
+    own = np.exp(theta[first + len(layout.groups) :])[works.group] * host_factor(works.scales)
     jacobian[each, first + works.group] = -busy * share
-    jacobian[each, first + len(layout.groups) + works.group] = t0
+    jacobian[each, first + len(layout.groups) + works.group] = own
     for column in range(first):
         moved = theta.copy()
         moved[column] += _STEP
@@ -261,29 +177,54 @@ def kernel_jacobian(theta: Array, works: Features, layout: Layout) -> tuple[Arra
 
 def _parts(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array, Array]:
     """Overhead, time at work, and the share of computing in it (its logarithmic derivative)."""
-    values = np.exp(theta)
-    q, bw_act, bw_far, bw_w, cache, tail8, tail1, b = values[:8]
-    first = len(theta) - 2 * len(layout.groups)
-    a, tap, out = values[_SHARED:first].reshape(-1, 3)[works.precision].T
-    eta = values[first : first + len(layout.groups)][works.group]
-    t0 = values[first + len(layout.groups) :][works.group]
-    blocks = np.ceil(works.outputs / _LANES)
-    padded = (
-        _LANES
-        * (blocks + a * np.ceil(blocks / _BLOCKS_IN_REGISTERS))
-        / (1 + a / _BLOCKS_IN_REGISTERS)
-    )
-    positions = (works.rows + b * works.tiles) / (1 + b / _TILE)
-    macs = np.where(
-        works.dense,
-        positions * (padded * (works.depth + out) + works.gathers * tap),
-        works.simple + works.depthwise_int8 * (tail8 * works.tail8 + tail1 * works.tail1),
-    )
-    compute = 2 * macs / (np.array(layout.peaks)[works.precision] * eta)
-    beyond = 1 / (1 + (cache / np.maximum(works.bytes_act, 1.0)) ** _KNEE)
-    memory = works.bytes_act * (1 / bw_act + beyond / bw_far) + works.bytes_weights / bw_w
+    first = layout.first_eta
+    eta = np.exp(theta[first : first + len(layout.groups)])[works.group]
+    own = np.exp(theta[first + len(layout.groups) :])[works.group]
+    q = np.exp(theta[0])
+    macs, memory, extra = _FORMS[layout.form].parts(theta, works.own)
+    precision = [layout.precisions.index(p) for _, p in layout.groups]
+    peaks = np.array(layout.peaks)[precision][works.group]
+    gpu, _, bus = works.scales.T
+    compute = 2 * macs / (peaks * eta * gpu)
+    memory = memory / bus
     # Relative to the larger, so that neither term under- or overflows for large q.
-    larger = np.maximum(compute, memory) + 1e-30
-    powers = (compute / larger) ** q, (memory / larger) ** q
-    busy = np.where(works.view, 0.0, larger * (powers[0] + powers[1]) ** (1 / q))
-    return t0, busy, np.asarray(powers[0] / (powers[0] + powers[1]))
+    larger = np.maximum(compute, memory) + _TINY
+    power = (compute / larger) ** q
+    both = power + (memory / larger) ** q + _TINY
+    busy = np.where(works.view, 0.0, larger * both ** (1 / q))
+    t0 = (own + extra) * host_factor(works.scales)
+    return t0, busy, np.asarray(power / both)
+
+
+def network_seconds(
+    theta: Array, layout: Layout, sums: Array, counts: Array, scales: Array
+) -> tuple[Array, Array, Array]:
+    """Seconds of whole networks; then what they gain with the kernels' sum, and by ``theta``.
+
+    ``sums`` are the kernels' seconds and ``counts`` how many there are, views apart; ``scales`` is
+    networks x (gpu, cpu, memory). The second result is the derivative by ``sums``, the third that
+    by the parameters of whole networks (networks x parameters).
+    """
+    slope = np.zeros((len(sums), len(theta)))
+    host = host_factor(scales)
+    c0 = layout.index("c0")
+    start = np.exp(theta[c0]) * host
+    gap = layout.value(theta, "gap")
+    device = sums + start
+    slope[:, c0] = start
+    if gap is not None:
+        device = device + counts * gap * 1e-6 * host
+        slope[:, layout.index("gap")] = counts * 1e-6 * host
+    device = np.maximum(device, 1e-6)
+    enqueue = layout.value(theta, "enqueue")
+    if enqueue is None:
+        return device, np.ones(len(sums)), slope
+    queued = np.maximum(counts * enqueue * host, _TINY)
+    larger = np.maximum(device, queued)
+    whole = larger * (
+        (device / larger) ** _HOST_POWER + (queued / larger) ** _HOST_POWER
+    ) ** (1 / _HOST_POWER)
+    by_device = (device / whole) ** (_HOST_POWER - 1)
+    slope *= by_device[:, None]
+    slope[:, layout.index("enqueue")] = (queued / whole) ** (_HOST_POWER - 1) * queued
+    return whole, by_device, slope

@@ -8,17 +8,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from latency_models import calibration, graph, validation
-from latency_models.calibration import LatencyModel
+from latency_models.calibration import LatencyModel, NetworkSample
 from latency_models.errors import FormatError, LatencyError, UnsupportedGraph
-from latency_models.fusion import RUNTIMES
+from latency_models.graph import RUNTIMES
 from latency_models.kernels import BYTES, Work
-from latency_models.profiles import BoardProfile, Scales
+from latency_models.profiles import BoardProfile
 from latency_models.validation import Item, NetworkError, TableRow
 
 __all__ = [
@@ -102,10 +102,10 @@ def works_of_row(
         raise FormatError(f"{network} is not an ONNX file ({error}); export it anew") from error
     if not model.graph.node or not model.opset_import:
         raise FormatError(f"{network} is an ONNX file without a network; export it anew")
-    options: dict[str, Any] = {}
-    if (precision, batch) != ("fp32", 1):
-        options = {"precision": precision, "batch": batch}
-    return tuple(graph.work(kernel) for kernel in graph.read(model, runtime=runtime, **options))
+    # int8 is what stands between the network's own Q/DQ pairs.
+    base = "fp32" if precision == "int8" else precision
+    kernels = graph.read(model, runtime=runtime, precision=base, batch=batch)
+    return tuple(graph.work(kernel) for kernel in kernels)
 
 
 def read_works(
@@ -226,29 +226,14 @@ def fold_out(measured: Sequence[Item], *, key: str) -> tuple[Fold, ...]:
 def calibrate(measured: Sequence[Item], *, profile: BoardProfile, runtime: str) -> LatencyModel:
     """A latency model fitted to whole networks, at the profile's reference clocks.
 
-    Measurements at other clocks are put into the reference's terms, first as if time went with the
-    clock of the arithmetic, then, once, by the ratio of the model's own predictions at the two.
     ``FormatError`` if there are too few rows.
     """
     if len(measured) < MIN_ROWS:
         raise FormatError(
             f"too few rows to calibrate on: {len(measured)}, and at least {MIN_ROWS} are needed"
         )
-
-    def fit(factors: Sequence[float]) -> LatencyModel:
-        samples = [
-            (item.works, item.measured_s * factor)
-            for item, factor in zip(measured, factors, strict=True)
-        ]
-        return calibration.fit([], samples, profile=profile, runtime=runtime)
-
-    model = fit([item.scales.gpu for item in measured])
-    if all(item.scales == Scales() for item in measured):
-        return model
-    there = {scales: model.at(scales) for scales in {item.scales for item in measured}}
-    return fit(
-        [model.predict(i.works) / there[i.scales].predict(i.works) for i in measured],
-    )
+    samples = [NetworkSample(i.works, i.measured_s, i.family, i.scales) for i in measured]
+    return calibration.fit([], samples, profile=profile, runtime=runtime)
 
 
 def validate(
