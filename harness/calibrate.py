@@ -1,5 +1,6 @@
 """Calibrate a latency model on a board, and hold predictions against measurements there."""
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 
 from harness import stats
+from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.folder import Observer
 from harness.records import Interval, Measurement, Profile
@@ -112,7 +114,8 @@ def calibrate(
     ``known`` adds whole networks that were measured already, in the ``yardstick``'s terms. What
     the store holds of an interrupted calibration is not measured again.
     """
-    plan = sweep.plan(reference, precisions=tuple(precisions))
+    runtime = rules.fusion_rules(session.facts)
+    plan = sweep.plan(reference, precisions=tuple(precisions), runtime=runtime)
     total = len(plan.networks) + len(plan.probes)
     kernel_samples: list[tuple[graph.Work, float]] = []
     network_samples = list(known)
@@ -136,10 +139,13 @@ def calibrate(
             batch = probes[start : start + NETWORKS_PER_CAMPAIGN]
             ratios = _ratios(session, store, batch, yardstick, campaign=f"sweep {start}")
             for probe, ratio in zip(plan.probes[start:], ratios, strict=False):
-                works = tuple(graph.work(kernel) for kernel in graph.read(probe.model))
+                kernels = graph.read(probe.model, runtime=runtime)
+                works = tuple(graph.work(kernel) for kernel in kernels)
                 network_samples.append((works, ratio * yardstick.latency_s))
     observer.progress(total, total)
     prior = profiles.load(session.spec.profile or DEFAULT_PROFILE)
+    # Whoever predicts with the model reads networks as this board's runtime does.
+    prior = dataclasses.replace(prior, runtime=runtime)
     return calibration.fit(kernel_samples, network_samples, profile=prior)
 
 
@@ -205,8 +211,9 @@ def validate(
     Each is measured interleaved with the ``yardstick`` of the calibration and put into its terms.
     """
     predictions = []
+    runtime = rules.fusion_rules(session.facts)
     for _, _, path in networks:
-        works = tuple(graph.work(kernel) for kernel in graph.read(path))
+        works = tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
         low, high = model.interval(works, coverage)
         predictions.append((model.predict(works), Interval(low, high, coverage)))
     rows = []

@@ -9,7 +9,7 @@ import onnx
 
 from harness import calibrate as calibrating
 from harness import loop, networks, units
-from harness.boards import inventory
+from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.compression import quantize
 from harness.errors import ConfigError, latency_errors
@@ -170,7 +170,7 @@ def profile(
 def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.LatencyModel:
     """``boardfit calibrate``: sweep, fit, save; an interrupted sweep resumes from the store."""
     spec = inventory.find(board)
-    reference = _kernels(network) if network is not None else ()
+    reference = _read(network) if network is not None else None
     with (
         ConsoleObserver() as observer,
         Session(spec, on_event=observer.event) as session,
@@ -180,7 +180,11 @@ def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.Lat
             session,
             store,
             observer,
-            reference=reference,
+            reference=(
+                ()
+                if reference is None
+                else graph.read(reference, runtime=rules.fusion_rules(session.facts))
+            ),
             precisions=quantize.available_precisions(session.facts),
             yardstick=calibrating.folder_yardstick(session, store, out),
         )
@@ -193,7 +197,7 @@ def calibrate(*, board: str, network: Path | None, out: Path) -> calibration.Lat
 def predict(network: Path, *, latency_model: Path, coverage: float) -> NetworkPrediction:
     """``boardfit predict``: total and kernels of one network by a saved latency model."""
     model = _load_model(latency_model)
-    kernels = _kernels(network)
+    kernels = graph.read(_read(network), runtime=model.profile.runtime)
     works = tuple(graph.work(kernel) for kernel in kernels)
     low, high = model.interval(works, coverage)
     return NetworkPrediction(
@@ -296,10 +300,6 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ConfigError(
             f"{path} is not an ONNX file ({error}); export the network anew"
         ) from error
-
-
-def _kernels(path: Path) -> tuple[graph.Kernel, ...]:
-    return graph.read(_read(path))
 
 
 def _load_model(path: Path) -> calibration.LatencyModel:

@@ -171,7 +171,7 @@ def _pose(
     precisions = quantize.available_precisions(bench.session.facts)
     if "quantize" not in settings.methods:
         precisions = ("fp32",)
-    kernels = graph.read(bench.path_of(baseline))
+    kernels = bench.kernels(bench.path_of(baseline))
     limits = requirements.limits(
         settings.budgets,
         latency_s=baseline.candidate.latency_s,
@@ -298,7 +298,7 @@ def _build_and_measure(
 
 def _recalibrate(problem: _Problem, baseline: Measured, measured: Measured) -> None:
     """Correct the latency model and the size prediction by what was just measured."""
-    works = tuple(graph.work(k) for k in graph.read(problem.bench.path_of(measured)))
+    works = tuple(graph.work(k) for k in problem.bench.kernels(problem.bench.path_of(measured)))
     # As a ratio in the baseline's terms, so that drift between the campaigns cancels.
     latency_s = measured.candidate.ratio * baseline.candidate.latency_s
     problem.model = problem.model.refit(network_samples=((works, latency_s),))

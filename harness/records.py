@@ -101,7 +101,7 @@ class BoardFacts:
 
     ``int8`` says what integer kernels are worth there: ``vnni`` (fast and exact), ``dotprod``
     (Arm's equivalent), ``avx2`` (fast, but saturates unless weights keep to seven bits) or
-    ``slow``.
+    ``slow``. ``simd`` is the widest vector unit that runtimes lay tensors out for.
     """
 
     board: str
@@ -118,6 +118,7 @@ class BoardFacts:
     int8: Literal["vnni", "dotprod", "avx2", "slow"]
     agent_hash: str
     power_mode: str | None = None
+    simd: Literal["avx512", "avx2", "neon"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

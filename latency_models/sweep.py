@@ -33,11 +33,12 @@ class PackedNetwork:
     """Many kernels side by side in one network, each with an input and an output of its own.
 
     ``expected`` gives the work of every kernel, reorders and casts included, by kernel name, but
-    for those that only feed others.
+    for those that only feed others, as ``runtime`` (a key of ``fusion.RUNTIMES``) executes it.
     """
 
     name: str
     precision: str
+    runtime: str
     model: ModelProto
     expected: Mapping[str, Work]
 
@@ -117,6 +118,7 @@ def plan(
     reference: Sequence[Kernel] = (),
     *,
     precisions: Sequence[str] = ("fp32", "int8"),
+    runtime: str = "onnxruntime-cpu",
     max_kernels: int = MAX_KERNELS,
     seed: int = 0,
 ) -> SweepPlan:
@@ -144,7 +146,7 @@ def plan(
             builder = Builder(name, seed=seed + number)
             for branch in branches[number::count]:
                 branch(builder)
-            networks.append(_packed(builder, precision))
+            networks.append(_packed(builder, precision, runtime))
     return SweepPlan(
         networks=tuple(networks),
         probes=tuple(_probes(wanted, seed)),
@@ -160,7 +162,7 @@ def collect(
     Kernels that the profile does not show (the runtime did something else) are left out.
     ``CalibrationError`` if that is most of them.
     """
-    kernels = graph.read(packed.model)
+    kernels = graph.read(packed.model, runtime=packed.runtime)
     times = graph.match(kernels, kernel_times)
     found = tuple(
         (work, times[name]) for name, work in packed.expected.items() if times.get(name, 0.0) > 0
@@ -173,16 +175,18 @@ def collect(
     return found
 
 
-def _packed(builder: Builder, precision: str) -> PackedNetwork:
+def _packed(builder: Builder, precision: str, runtime: str) -> PackedNetwork:
     model = builder.model()
     if precision == "int8":
         model = synthetic.quantized(model)
     works = {
         kernel.name: graph.work(kernel)
-        for kernel in graph.read(model)
+        for kernel in graph.read(model, runtime=runtime)
         if not (kernel.nodes and kernel.name.startswith(SCAFFOLD))
     }
-    return PackedNetwork(name=builder.name, precision=precision, model=model, expected=works)
+    return PackedNetwork(
+        name=builder.name, precision=precision, runtime=runtime, model=model, expected=works
+    )
 
 
 # -- choosing ------------------------------------------------------------------------------------
