@@ -12,7 +12,7 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from harness import calibrate, networks, stats
+from harness import networks, pacing, stats
 from harness.boards import conditions, rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.compression import quantize
@@ -247,7 +247,7 @@ class Workbench:
         parameters: int,
         macs: int,
     ) -> Measured:
-        profile = calibrate.profile(self.session, path, self.store)
+        profile = pacing.profile(self.session, path, self.store)
         logits = networks.onnx_logits(path, self.data.test_images.numpy())
         some = self.data.test_images[: self.board_images].numpy()
         classes = self.session.infer(path, some).argmax(axis=1)
@@ -290,7 +290,7 @@ class Workbench:
         for m in measured:
             kernels = self.kernels(self.path_of(m))
             works = tuple(graph.work(kernel) for kernel in kernels)
-            times = graph.match(kernels, calibrate.kernel_rows(m.profile))
+            times = graph.match(kernels, pacing.kernel_rows(m.profile))
             for kernel, work, predicted in zip(
                 kernels, works, model.predict_kernels(works), strict=True
             ):

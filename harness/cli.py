@@ -192,14 +192,16 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a latency model to a planned sweep of kernels measured on the board."""
+    from dataclasses import asdict
+
     from harness import commands
     from harness.report import tables
 
-    model = commands.calibrate(board=board, network=network, out=out)
+    found = commands.calibrate(board=board, network=network, out=out)
     if as_json:
-        print(model.to_json())
+        _print_json({**json.loads(found.model.to_json()), "times": asdict(found.times)})
     else:
-        tables.print_latency_model(model, out / "latency_model.json")
+        tables.print_latency_model(found.model, found.times, out / "latency_model.json")
 
 
 @app.command()

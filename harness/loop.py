@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import calibrate, candidates, networks
+from harness import calibrate, candidates, networks, pacing
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
@@ -186,11 +186,11 @@ def _pose(
             bench.folder.observer,
             reference=kernels,
             precisions=precisions,
-            yardstick=calibrate.Yardstick(
+            yardstick=pacing.Yardstick(
                 path=bench.baseline_path, latency_s=baseline.candidate.latency_s
             ),
             known=[(works, baseline.candidate.latency_s)],
-        ).to_json()
+        ).model.to_json()
 
     text = bench.folder.stage("calibrate", str, calibrated)
     options = generator.options_for(

@@ -13,7 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import stats
-from harness.records import BoardFacts, BoardSpec, FitResult, Interval, Measurement, Profile
+from harness.records import (
+    BoardFacts,
+    BoardSpec,
+    FitResult,
+    Interval,
+    Measurement,
+    Profile,
+    SweepTimes,
+)
 from harness.report import words
 from harness.report.plain import (
     PredictionRow,
@@ -46,6 +54,7 @@ __all__ = [
     "profile_json",
     "profile_table",
     "show",
+    "times_text",
     "validation_json",
     "validation_table",
 ]
@@ -324,6 +333,18 @@ def facts_table(facts: BoardFacts) -> RenderableType:
     return table
 
 
+def times_text(times: SweepTimes) -> Text:
+    """Where the time of a calibration went, and how much was kept from an earlier run."""
+    kept = f", {times.kept} of them kept from an earlier run" if times.kept else ""
+    return Text(
+        f"Time: {format_time(times.measure_s)} of measuring "
+        f"({format_time(times.planned_s)} planned, {format_time(times.budget_s)} allowed), "
+        f"{format_time(times.build_s)} of building and sending networks, "
+        f"{format_time(times.fit_s)} of choosing and fitting; "
+        f"{times.kernels} kernels chosen, {times.networks} networks{kept}"
+    )
+
+
 def print_fit(result: FitResult, report: Path | None = None) -> None:
     """Print ``fit_summary``, and where the report is."""
     show(fit_summary(result, report=report))
@@ -339,9 +360,9 @@ def print_prediction(prediction: PredictionRow) -> None:
     show(prediction_table(prediction))
 
 
-def print_latency_model(model: LatencyModel, path: Path) -> None:
-    """Print ``latency_model_table``, and where the latency model is."""
-    show(Group(latency_model_table(model), Text(f"Latency model: {path}")))
+def print_latency_model(model: LatencyModel, times: SweepTimes, path: Path) -> None:
+    """Print ``latency_model_table``, where the time went, and where the latency model is."""
+    show(Group(latency_model_table(model), times_text(times), Text(f"Latency model: {path}")))
 
 
 def print_validation(rows: Iterable[ValidationRow]) -> None:
