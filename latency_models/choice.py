@@ -33,12 +33,13 @@ Misfit = Callable[[Work], float]
 
 # One measured kernel against another of the same, in log time: what a shared machine leaves.
 _NOISE = 0.1
-# Where nothing is known, the formula is off by about this, in log time.
-MISFIT = 0.15
+# Where nothing is known, the formula is off by about this, in log time: rather too much than too
+# little, so that the choice spreads over neighbourhoods.
+MISFIT = 0.3
 # The profiler's resolution: it writes whole microseconds.
 _RESOLUTION_S = 1e-6
-# A neighbourhood spans a factor of four in size and in intensity.
-_SPAN = 2.0
+# A neighbourhood spans a factor of 2.6 in size and in intensity.
+_SPAN = 1.4
 # As many residuals of its neighbours as weigh as much as what is thought without them.
 _PRIOR_COUNT = 2.0
 # Added to the gain of what must come first: beyond any gain for a price.

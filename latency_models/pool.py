@@ -190,36 +190,44 @@ def _drain(b: Builder, x: str) -> None:
     b.output(b.flatten(b.global_pool(x)))
 
 
-def _excite(b: Builder, c: int, s: int) -> None:
-    x = b.conv(b.image(c, s), c, window=3, groups=c)
-    _drain(b, b.conv(b.squeeze_excite(b.silu(x), max(8, c // 4)), 24))
+def _convolved(b: Builder, c: int, s: int) -> str:
+    """What a convolution has just written, in the layout that the runtime keeps it in.
+
+    An operator that reads an image in another layout may take half or thirty times as long (int8
+    in onnxruntime 1.31), which no real network sees.
+    """
+    return b.conv(b.image(24, s), c)
 
 
-# Everything that is no convolution, each alone where it can be: width and size of its image.
-_OPERATORS: dict[str, Callable[..., None]] = {
-    "add": lambda b, c, s: _drain(b, b.binary("Add", b.image(c, s), b.image(c, s))),
-    "rectify": lambda b, c, s: _drain(b, b.relu(b.image(c, s))),
-    "gate": lambda b, c, s: _drain(b, b.unary("Sigmoid", b.image(c, s))),
-    "scale": lambda b, c, s: _drain(b, b.binary("Mul", b.image(c, s), b.input(1, c, 1, 1))),
-    "mean": lambda b, c, s: b.output(b.reduce_mean(b.image(c, s))),
-    # The runtime keeps what a convolution writes in a layout of its own.
-    "convolved mean": lambda b, c, s: b.output(b.reduce_mean(b.conv(b.image(c, s), c))),
-    "convolved gate": lambda b, c, s: _drain(b, b.silu(b.conv(b.image(c, s), c))),
-    "excite": _excite,
-    "hard gate": lambda b, c, s: _drain(b, b.hard_swish(b.image(c, s))),
-    "max pool": lambda b, c, s: _drain(b, b.pool("MaxPool", b.image(c, s), window=3, stride=2)),
-    "average pool": lambda b, c, s: _drain(
-        b, b.pool("AveragePool", b.image(c, s), window=2, stride=2)
-    ),
-    "join": lambda b, c, s: _drain(b, b.concat(b.image(c, s), b.image(2 * c, s))),
-    "split": lambda b, c, s: _drain(b, b.half(b.image(c, s))),
-    "normalise": lambda b, c, s: _drain(b, b.batch_norm(b.image(c, s))),
-    "softmax": lambda b, c, s: _drain(b, b.unary("Softmax", b.image(c, s), axis=1)),
+def _excited(b: Builder, c: int, s: int) -> str:
+    x = b.silu(b.conv(b.image(c, s), c, window=3, groups=c))
+    return b.conv(b.squeeze_excite(x, max(8, c // 4)), 24)
+
+
+# Everything that is no convolution, behind one where that changes the layout: width and size.
+_OPERATORS: dict[str, Callable[[Builder, int, int], str]] = {
+    "add": lambda b, c, s: b.binary("Add", b.image(c, s), b.image(c, s)),
+    "add two": lambda b, c, s: b.binary("Add", _convolved(b, c, s), _convolved(b, c, s)),
+    "rectify": lambda b, c, s: b.relu(b.image(c, s)),
+    "silu": lambda b, c, s: b.silu(_convolved(b, c, s)),
+    "hard swish": lambda b, c, s: b.hard_swish(_convolved(b, c, s)),
+    "mean": lambda b, c, s: b.reduce_mean(b.image(c, s)),
+    "excite": lambda b, c, s: b.squeeze_excite(_convolved(b, c, s), max(8, c // 4)),
+    "inverted": _excited,
+    "max pool": lambda b, c, s: b.pool("MaxPool", _convolved(b, c, s), window=3, stride=2),
+    "average pool": lambda b, c, s: b.pool("AveragePool", _convolved(b, c, s), window=2, stride=2),
+    "join": lambda b, c, s: b.concat(_convolved(b, c, s), _convolved(b, c, s)),
+    "split": lambda b, c, s: b.half(_convolved(b, c, s)),
+    "normalise": lambda b, c, s: b.batch_norm(b.image(c, s)),
+    "softmax": lambda b, c, s: b.unary("Softmax", b.image(c, s), axis=1),
 }
 
 
 def _operators() -> Iterator[Branch]:
+    def drained(b: Builder, *, build: Callable[[Builder, int, int], str], c: int, s: int) -> None:
+        _drain(b, build(b, c, s))
+
     for name, build in _OPERATORS.items():
         for width, size in ((24, 56), (64, 56), (64, 28), (40, 14), (256, 14)):
-            place = functools.partial(build, c=width, s=size)
+            place = functools.partial(drained, build=build, c=width, s=size)
             yield Branch(f"{name} {width} x {size}", place)
