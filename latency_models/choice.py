@@ -26,7 +26,15 @@ from latency_models.calibration import LatencyModel
 from latency_models.kernels import Work
 from latency_models.profiles import BoardProfile
 
-__all__ = ["MISFIT", "greedy", "information", "log_det", "misfits", "predicted_seconds"]
+__all__ = [
+    "MISFIT",
+    "greedy",
+    "information",
+    "log_det",
+    "misfits",
+    "neighbourhood",
+    "predicted_seconds",
+]
 
 Array = npt.NDArray[np.float64]
 Misfit = Callable[[Work], float]
@@ -61,9 +69,11 @@ def information(
     works, layout, theta = _near(groups, profile, model)
     seconds, jacobian = roofline.kernel_jacobian(theta, roofline.features(works, layout), layout)
     slopes = jacobian * layout.spreads() / (seconds[:, None] + _RESOLUTION_S)
-    cells = {cell: i for i, cell in enumerate(dict.fromkeys(map(_cell, works)))}
+    cells = {cell: i for i, cell in enumerate(dict.fromkeys(map(neighbourhood, works)))}
     shared = np.zeros((len(works), len(cells)))
-    shared[np.arange(len(works)), [cells[_cell(w)] for w in works]] = [misfit(w) for w in works]
+    shared[np.arange(len(works)), [cells[neighbourhood(w)] for w in works]] = [
+        misfit(w) for w in works
+    ]
     rows = np.concatenate([slopes, shared], axis=1) / _NOISE
     return tuple(_parts(rows, groups))
 
@@ -107,7 +117,8 @@ def _place(work: Work) -> tuple[float, float]:
     return math.log2(operations), math.log2(operations / moved)
 
 
-def _cell(work: Work) -> tuple[object, ...]:
+def neighbourhood(work: Work) -> tuple[object, ...]:
+    """Which kernels ``work`` shares an error with that the formula does not explain."""
     size, intensity = _place(work)
     full = work.shape.outputs * work.shape.groups % 16 == 0
     return work.kind, work.precision, full, round(size / _SPAN), round(intensity / _SPAN)

@@ -49,10 +49,11 @@ CALL_BUDGET_S = 2.0
 _BRANCHES = 32
 # So many networks the two stages come to, in one precision or in two.
 PACKED_NETWORKS = 4
-# The reference's own shapes count this much more, so that about half of what is chosen is theirs.
+# The reference's own shapes count this much, so that about a third of what is chosen is theirs.
 _NEAR = 2.0
-# A kind that some network spends all its time in counts this much more than one that takes none.
-_TIME = 1.0
+# A neighbourhood that takes a tenth of some network's time counts this many tenths more than one
+# that takes none.
+_TIME = 5.0
 Array = npt.NDArray[np.float64]
 
 
@@ -198,18 +199,21 @@ def _weights(
     networks: Sequence[Sequence[Work]],
     profile: BoardProfile,
 ) -> Array:
-    """How much each candidate counts: by the largest share of its kinds in a network's time.
+    """How much each candidate counts: by the largest share of its like in a network's time.
 
-    An error in a kind that takes little time is little, however large.
+    An error in what takes little time, or in shapes that no network has, is little, however large.
     """
-    shares: dict[str, float] = {}
+    shares: dict[tuple[object, ...], float] = {}
     for works in networks:
         seconds = choice.predicted_seconds([[w] for w in works], profile)
-        spent: dict[str, float] = {}
+        spent: dict[tuple[object, ...], float] = {}
         for work, took in zip(works, seconds, strict=True):
-            spent[work.kind] = spent.get(work.kind, 0.0) + float(took / seconds.sum())
-        shares = {k: max(shares.get(k, 0.0), spent.get(k, 0.0)) for k in {*shares, *spent}}
-    times = [np.mean([shares.get(w.kind, 0.0) for w in c.kernels]) for c in candidates]
+            cell = choice.neighbourhood(work)
+            spent[cell] = spent.get(cell, 0.0) + float(took / seconds.sum())
+        shares |= {cell: max(share, shares.get(cell, 0.0)) for cell, share in spent.items()}
+    times = [
+        np.mean([shares.get(choice.neighbourhood(w), 0.0) for w in c.kernels]) for c in candidates
+    ]
     near = [_NEAR if c.branch.near else 1.0 for c in candidates]
     weights: Array = (1 + _TIME * np.array(times)) * np.array(near)
     return weights
