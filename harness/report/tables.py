@@ -336,8 +336,9 @@ def facts_table(facts: BoardFacts) -> RenderableType:
 def times_text(times: SweepTimes) -> Text:
     """Where the time of a calibration went, and how much was kept from an earlier run."""
     kept = f", {times.kept} of them kept from an earlier run" if times.kept else ""
+    measuring = format_time(times.measure_s) if times.measure_s else "0 s"
     return Text(
-        f"Time: {format_time(times.measure_s)} of measuring "
+        f"Time: {measuring} of measuring "
         f"({format_time(times.planned_s)} planned, {format_time(times.budget_s)} allowed), "
         f"{format_time(times.build_s)} of building and sending networks, "
         f"{format_time(times.fit_s)} of choosing and fitting; "
