@@ -123,11 +123,29 @@ def conditions(root="/", count_before=None):
     }
 
 
-def int8_capability(cpuinfo):
-    """What integer kernels are worth, from the text of /proc/cpuinfo."""
-    flags = set(
+def _cpu_flags(cpuinfo):
+    return set(
         " ".join(_field_values(cpuinfo, "flags") + _field_values(cpuinfo, "Features")).split()
     )
+
+
+def simd(cpuinfo):
+    """The widest vector unit, from the text of /proc/cpuinfo; None if it is none of the known."""
+    flags = _cpu_flags(cpuinfo)
+    for name, flag in (
+        ("avx512", "avx512f"),
+        ("avx2", "avx2"),
+        ("neon", "asimd"),
+        ("neon", "neon"),
+    ):
+        if flag in flags:
+            return name
+    return None
+
+
+def int8_capability(cpuinfo):
+    """What integer kernels are worth, from the text of /proc/cpuinfo."""
+    flags = _cpu_flags(cpuinfo)
     if flags & {"avx512_vnni", "avx_vnni"}:
         return "vnni"
     if "asimddp" in flags:
@@ -178,4 +196,5 @@ def facts():
         "python": "%d.%d.%d" % sys.version_info[:3],
         "int8": int8_capability(cpuinfo),
         "power_mode": _power_mode(),
+        "simd": simd(cpuinfo),
     }

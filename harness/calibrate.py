@@ -1,36 +1,37 @@
 """Calibrate a latency model on a board, and hold predictions against measurements there."""
 
+import dataclasses
+import math
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 
-from harness import stats
+from harness import pacing, stats
+from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.folder import Observer
-from harness.records import Interval, Measurement, Profile
+from harness.records import Interval, SweepTimes
 from harness.store import Store
-from latency_models import calibration, graph, profiles, sweep
+from latency_models import calibration, choice, graph, probes, profiles, sweep
+from latency_models.profiles import BoardProfile
 
 __all__ = [
-    "PROFILE_RUNS",
+    "MEASURING_S",
+    "Calibration",
     "Validation",
-    "Yardstick",
     "calibrate",
     "folder_yardstick",
-    "kernel_rows",
-    "profile",
     "validate",
 ]
 
-# Runs of the profiler whose median is a kernel's time.
-PROFILE_RUNS = 60
+# How long a calibration may measure; building comes on top.
+MEASURING_S = 180.0
 # Networks measured interleaved in one job; more would only lengthen what an interruption costs.
 NETWORKS_PER_CAMPAIGN = 8
-YARDSTICK = "yardstick"
 DEFAULT_PROFILE = "generic-cpu"
 
 
@@ -51,49 +52,22 @@ class Validation:
         return self.predicted_s / self.measured_s - 1
 
 
-def kernel_rows(profile: Profile) -> tuple[tuple[str, str, str, float], ...]:
-    """A profile as ``latency_models`` reads it: name, operator, node, seconds."""
-    return tuple((k.name, k.op, k.node, k.latency_s) for k in profile.kernels)
-
-
-def profile(session: Session, path: Path, store: Store, *, runs: int = PROFILE_RUNS) -> Profile:
-    """The per-kernel profile of ``path``: the store's if it has one of this network and runtime."""
-    digest = session.put(path)
-    for known in store.all(Profile):
-        if (
-            known.network_sha256 == digest
-            and known.runtime_version == session.facts.runtime_version
-        ):
-            return known
-    taken = session.profile(path, runs=runs)
-    store.add(taken)
-    return taken
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Yardstick:
-    """A network that is measured again and again, and what it took at first.
+class Calibration:
+    """A fitted latency model, and where the time went that it took to get it."""
 
-    A board runs faster and slower by the minute. What is measured beside the yardstick is put into
-    its first measurement's terms, so that a sweep of minutes is of one piece.
-    """
-
-    path: Path
-    latency_s: float
-
-    def request(self) -> EngineRequest:
-        """The yardstick among the engines of a measurement."""
-        return EngineRequest(label=YARDSTICK, path=self.path, precision="yardstick")
+    model: calibration.LatencyModel
+    times: SweepTimes
 
 
-def folder_yardstick(session: Session, store: Store, folder: Path) -> Yardstick:
+def folder_yardstick(session: Session, store: Store, folder: Path) -> pacing.Yardstick:
     """The yardstick of a calibration's folder: made and measured at first, and kept there."""
     path = folder / "yardstick.onnx"
     if not path.exists():
-        onnx.save(sweep.plan(precisions=("fp32",)).probes[0].model, path)
-    request = EngineRequest(label=YARDSTICK, path=path, precision="fp32")
-    (measurement,) = _measure(session, store, [request], campaign="yardstick")
-    return Yardstick(path=path, latency_s=stats.median(measurement.samples_s))
+        onnx.save(sweep.yardstick(), path)
+    request = EngineRequest(label=pacing.YARDSTICK, path=path, precision="fp32")
+    ((measurement,), _) = pacing.measure(session, store, [request], campaign="yardstick")
+    return pacing.Yardstick(path=path, latency_s=stats.median(measurement.samples_s))
 
 
 def calibrate(
@@ -103,91 +77,197 @@ def calibrate(
     *,
     reference: Sequence[graph.Kernel],
     precisions: Sequence[str],
-    yardstick: Yardstick,
+    yardstick: pacing.Yardstick,
     known: Sequence[tuple[tuple[graph.Work, ...], float]] = (),
-) -> calibration.LatencyModel:
+    budget_s: float = MEASURING_S,
+) -> Calibration:
     """A latency model of the session's board, fitted to a planned sweep measured there.
 
     ``reference`` are the kernels of the network to be fitted: the sweep spreads around them.
     ``known`` adds whole networks that were measured already, in the ``yardstick``'s terms. What
-    the store holds of an interrupted calibration is not measured again.
+    the store holds of an interrupted calibration is not measured again. Measuring is planned to
+    take ``budget_s`` at most.
     """
-    plan = sweep.plan(reference, precisions=tuple(precisions))
-    total = len(plan.networks) + len(plan.probes)
-    kernel_samples: list[tuple[graph.Work, float]] = []
-    network_samples = list(known)
     with tempfile.TemporaryDirectory(prefix="boardfit-sweep-") as scratch:
-        probes = []
-        for probe in plan.probes:
-            path = Path(scratch) / f"{probe.name}.onnx"
-            onnx.save(probe.model, path)
-            probes.append(EngineRequest(label=probe.name, path=path, precision=probe.precision))
-        for done, packed in enumerate(plan.networks):
-            observer.progress(done, total)
-            path = Path(scratch) / f"{packed.name}.onnx"
+        run = _Run(session, store, observer, yardstick, Path(scratch), list(known), budget_s)
+        prior = profiles.load(session.spec.profile or DEFAULT_PROFILE)
+        # Whoever predicts with the model reads networks as this board's runtime does.
+        prior = dataclasses.replace(prior, runtime=rules.fusion_rules(session.facts))
+        plan = run.plan(reference, precisions, prior)
+        run.profile(plan.networks)
+        run.measure()
+        model = run.fit(prior)
+        more = run.extend(plan, model)
+        run.profile(more.networks)
+        return Calibration(model=run.fit(prior), times=run.times(more.kernels))
+
+
+class _Run:
+    """One calibration under way: its samples, and what is done and left of its plan."""
+
+    def __init__(
+        self,
+        session: Session,
+        store: Store,
+        observer: Observer,
+        yardstick: pacing.Yardstick,
+        scratch: Path,
+        known: list[calibration.NetworkSample],
+        budget_s: float,
+    ) -> None:
+        self.session, self.store, self.observer = session, store, observer
+        self.yardstick, self.scratch, self.budget_s = yardstick, scratch, budget_s
+        self.kernel_samples: list[tuple[graph.Work, float]] = []
+        self.network_samples = known
+        self.begun_s = time.monotonic()
+        self.fit_s = self.measure_s = self.planned_s = 0.0
+        self.own_s, self.paced = pacing.engine_s(yardstick.latency_s), True
+        self.probes: tuple[sweep.ProbeNetwork, ...] = ()
+        # Networks, and seconds as planned, of what was measured now and of what is left to do.
+        self.done = self.kept = self.total = 0
+        self.now_s = self.left_s = self.took_s = 0.0
+
+    def plan(
+        self, reference: Sequence[graph.Kernel], precisions: Sequence[str], prior: BoardProfile
+    ) -> sweep.SweepPlan:
+        """The first stage, kept within the budget together with the second and the probes."""
+        begun_s = time.monotonic()
+        works = _works(self.yardstick.path, prior.runtime)
+        # How much slower the board is than the datasheet says, as far as one network tells.
+        slower = self.yardstick.latency_s / _predicted_s(works, prior)
+        # On a slow board a pace before and after every packed network would take all the time.
+        self.paced = 2 * sweep.PACKED_NETWORKS * self.own_s <= self.budget_s / 3
+        whole = tuple(probes.probes(precisions, runtime=prior.runtime))
+        self.probes, probing_s = self._affordable(whole, slower, prior)
+        free_s = self.budget_s - probing_s - sweep.PACKED_NETWORKS * self._pace_s
+        plan = sweep.plan(
+            reference,
+            precisions=precisions,
+            runtime=prior.runtime,
+            profile=prior,
+            whole=whole,
+            slower=slower,
+            call_budget_s=max(free_s, 0.0) / pacing.RUNS,
+        )
+        self.total = len(self.probes) + sweep.PACKED_NETWORKS
+        # The second stage takes what the first one leaves, or less.
+        stages_s = pacing.RUNS * sum(n.call_s for n in plan.networks) / sweep.FIRST_SHARE
+        self.planned_s = self.left_s = self.budget_s - free_s + stages_s
+        self._fitted(begun_s)
+        return plan
+
+    def _affordable(
+        self, whole: Sequence[sweep.ProbeNetwork], slower: float, prior: BoardProfile
+    ) -> tuple[tuple[sweep.ProbeNetwork, ...], float]:
+        """The quickest of ``whole`` that half of the budget is enough for, and their seconds."""
+        costs = {p.name: pacing.engine_s(slower * _predicted_s(p.works, prior)) for p in whole}
+        names: set[str] = set()
+        # The yardstick is measured beside each campaign.
+        spent_s = math.ceil(len(whole) / NETWORKS_PER_CAMPAIGN) * self.own_s
+        for name, cost_s in sorted(costs.items(), key=lambda item: item[1]):
+            if spent_s + cost_s <= self.budget_s / 2:
+                spent_s += cost_s
+                names.add(name)
+        return tuple(p for p in whole if p.name in names), spent_s if names else 0.0
+
+    @property
+    def _pace_s(self) -> float:
+        """Seconds that the yardstick takes before and after a packed network."""
+        return 2 * self.own_s if self.paced else 0.0
+
+    def profile(self, networks: Sequence[sweep.PackedNetwork]) -> None:
+        """Measure the kernels of ``networks``, in the yardstick's terms."""
+        for packed in networks:
+            path = self.scratch / f"{packed.name}.onnx"
             onnx.save(packed.model, path)
-            taken, pace = _paced_profile(session, store, path, yardstick)
-            kernel_samples += [
-                (work, seconds / pace)
-                for work, seconds in sweep.collect(packed, kernel_rows(taken))
-            ]
-        for start in range(0, len(probes), NETWORKS_PER_CAMPAIGN):
-            observer.progress(len(plan.networks) + start, total)
-            batch = probes[start : start + NETWORKS_PER_CAMPAIGN]
-            ratios = _ratios(session, store, batch, yardstick, campaign=f"sweep {start}")
-            for probe, ratio in zip(plan.probes[start:], ratios, strict=False):
-                works = tuple(graph.work(kernel) for kernel in graph.read(probe.model))
-                network_samples.append((works, ratio * yardstick.latency_s))
-    observer.progress(total, total)
-    prior = profiles.load(session.spec.profile or DEFAULT_PROFILE)
-    return calibration.fit(kernel_samples, network_samples, profile=prior)
+            begun_s = time.monotonic()
+            taken, pace, measured_s = pacing.paced_profile(
+                self.session, self.store, path, self.yardstick if self.paced else None
+            )
+            planned_s = pacing.RUNS * packed.call_s + self._pace_s
+            self._told(1, planned_s, measured_s, time.monotonic() - begun_s)
+            rows = pacing.kernel_rows(taken)
+            self.kernel_samples += [(w, s / pace) for w, s in sweep.collect(packed, rows)]
+
+    def measure(self) -> None:
+        """Measure whole networks, interleaved with the yardstick and in its terms."""
+        for start in range(0, len(self.probes), NETWORKS_PER_CAMPAIGN):
+            batch = self.probes[start : start + NETWORKS_PER_CAMPAIGN]
+            requests = []
+            for probe in batch:
+                path = self.scratch / f"{probe.name}.onnx"
+                onnx.save(probe.model, path)
+                requests.append(
+                    EngineRequest(label=probe.name, path=path, precision=probe.precision)
+                )
+            begun_s = time.monotonic()
+            ratios, measured_s = pacing.ratios(
+                self.session, self.store, requests, self.yardstick, campaign=f"sweep {start}"
+            )
+            for probe, ratio in zip(batch, ratios, strict=True):
+                self.network_samples.append((probe.works, ratio * self.yardstick.latency_s))
+            latencies = [ratio * self.yardstick.latency_s for ratio in (1.0, *ratios)]
+            planned_s = sum(pacing.engine_s(latency) for latency in latencies)
+            self._told(len(batch), planned_s, measured_s, time.monotonic() - begun_s)
+
+    def fit(self, prior: BoardProfile) -> calibration.LatencyModel:
+        """The model of everything measured so far."""
+        begun_s = time.monotonic()
+        model = calibration.fit(
+            self.kernel_samples, self.network_samples, profile=prior, runtime=prior.runtime
+        )
+        self._fitted(begun_s)
+        return model
+
+    def extend(self, plan: sweep.SweepPlan, model: calibration.LatencyModel) -> sweep.SweepPlan:
+        """The second stage, by what the first one left open."""
+        begun_s = time.monotonic()
+        more = sweep.extend(plan, model, self.kernel_samples)
+        self.total = self.done + len(more.networks)
+        self.left_s = sum(pacing.RUNS * n.call_s + self._pace_s for n in more.networks)
+        self._fitted(begun_s)
+        return more
+
+    def times(self, kernels: int) -> SweepTimes:
+        """Where the time went."""
+        rest_s = time.monotonic() - self.begun_s - self.measure_s - self.fit_s
+        return SweepTimes(
+            planned_s=self.planned_s,
+            budget_s=self.budget_s,
+            measure_s=self.measure_s,
+            build_s=max(0.0, rest_s),
+            fit_s=self.fit_s,
+            kernels=kernels,
+            networks=self.done,
+            kept=self.kept,
+        )
+
+    def _fitted(self, begun_s: float) -> None:
+        self.fit_s += time.monotonic() - begun_s
+        self.observer.progress(self.done, self.total, left_s=self._time_left_s())
+
+    def _told(self, networks: int, planned_s: float, measured_s: float, took_s: float) -> None:
+        """Take note of a finished job; one that was kept by the store measured for no time."""
+        self.done += networks
+        self.left_s = max(0.0, self.left_s - planned_s)
+        if measured_s:
+            self.measure_s += measured_s
+            self.now_s, self.took_s = self.now_s + planned_s, self.took_s + took_s
+        else:
+            self.kept += networks
+        self.observer.progress(self.done, self.total, left_s=self._time_left_s())
+
+    def _time_left_s(self) -> float:
+        """What is left as planned, stretched by how much longer the jobs so far took in all."""
+        return self.left_s * (self.took_s / self.now_s if self.now_s else 1.0)
 
 
-def _campaign(store: Store, name: str) -> list[Measurement]:
-    return [m for m in store.all(Measurement) if m.campaign == name]
+def _works(path: Path, runtime: str) -> tuple[graph.Work, ...]:
+    return tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
 
 
-def _measure(
-    session: Session, store: Store, requests: Sequence[EngineRequest], *, campaign: str
-) -> list[Measurement]:
-    """The campaign's measurements: the store's if it is complete there, else taken now."""
-    kept = _campaign(store, campaign)
-    if {m.label for m in kept} >= {request.label for request in requests}:
-        return kept
-    taken = session.measure(requests, plan=PRESETS["quick"], campaign=campaign)
-    for measurement in taken:
-        store.add(measurement)
-    return list(taken)
-
-
-def _paced_profile(
-    session: Session, store: Store, path: Path, yardstick: Yardstick
-) -> tuple[Profile, float]:
-    """A profile, and how much slower than at first the yardstick ran just before and after."""
-    digest = session.put(path)
-    names = [f"pace {when} {digest[:16]}" for when in ("before", "after")]
-    before = _measure(session, store, [yardstick.request()], campaign=names[0])
-    taken = profile(session, path, store)
-    after = _measure(session, store, [yardstick.request()], campaign=names[1])
-    medians = [stats.median(m.samples_s) for m in (*before, *after)]
-    return taken, float(np.mean(medians)) / yardstick.latency_s
-
-
-def _ratios(
-    session: Session,
-    store: Store,
-    requests: Sequence[EngineRequest],
-    yardstick: Yardstick,
-    *,
-    campaign: str,
-) -> list[float]:
-    """Each network's latency over that of the yardstick in the same interleaved rounds."""
-    engines = [yardstick.request(), *requests]
-    measured = {m.label: m for m in _measure(session, store, engines, campaign=campaign)}
-    base = measured[YARDSTICK]
-    return [
-        stats.median(stats.ratio_by_round(measured[request.label], base)) for request in requests
-    ]
+def _predicted_s(works: Sequence[graph.Work], prior: BoardProfile) -> float:
+    return float(choice.predicted_seconds([works], prior)[0])
 
 
 def validate(
@@ -196,7 +276,7 @@ def validate(
     observer: Observer,
     *,
     model: calibration.LatencyModel,
-    yardstick: Yardstick,
+    yardstick: pacing.Yardstick,
     networks: Sequence[tuple[str, str, Path]],
     coverage: float = 0.9,
 ) -> tuple[Validation, ...]:
@@ -205,8 +285,9 @@ def validate(
     Each is measured interleaved with the ``yardstick`` of the calibration and put into its terms.
     """
     predictions = []
+    runtime = rules.fusion_rules(session.facts)
     for _, _, path in networks:
-        works = tuple(graph.work(kernel) for kernel in graph.read(path))
+        works = tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
         low, high = model.interval(works, coverage)
         predictions.append((model.predict(works), Interval(low, high, coverage)))
     rows = []

@@ -12,8 +12,8 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from harness import calibrate, networks, stats
-from harness.boards import conditions
+from harness import networks, pacing, stats
+from harness.boards import conditions, rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.compression import quantize
 from harness.compression.build import Variant
@@ -84,6 +84,10 @@ class Workbench:
     def path_of(self, measured: Measured) -> Path:
         """The ONNX file that was measured."""
         return self.folder.networks / f"{measured.candidate.label.replace(' ', '-')}.onnx"
+
+    def kernels(self, path: Path) -> tuple[graph.Kernel, ...]:
+        """The kernels that the board's runtime executes for the network in ``path``."""
+        return graph.read(path, runtime=rules.fusion_rules(self.session.facts))
 
     def measure_baseline(self) -> Measured:
         """Export the original, measure it alone, profile it, evaluate it."""
@@ -219,7 +223,7 @@ class Workbench:
         known = self.store.first_prediction(digest)
         if known is not None:
             return known
-        works = tuple(graph.work(kernel) for kernel in graph.read(path))
+        works = tuple(graph.work(kernel) for kernel in self.kernels(path))
         low, high = model.interval(works, coverage)
         prediction = Prediction(
             label=label,
@@ -243,7 +247,7 @@ class Workbench:
         parameters: int,
         macs: int,
     ) -> Measured:
-        profile = calibrate.profile(self.session, path, self.store)
+        profile = pacing.profile(self.session, path, self.store)
         logits = networks.onnx_logits(path, self.data.test_images.numpy())
         some = self.data.test_images[: self.board_images].numpy()
         classes = self.session.infer(path, some).argmax(axis=1)
@@ -284,9 +288,9 @@ class Workbench:
         """The kernels of some candidates: work, predicted and profiled time."""
         points = []
         for m in measured:
-            kernels = graph.read(self.path_of(m))
+            kernels = self.kernels(self.path_of(m))
             works = tuple(graph.work(kernel) for kernel in kernels)
-            times = graph.match(kernels, calibrate.kernel_rows(m.profile))
+            times = graph.match(kernels, pacing.kernel_rows(m.profile))
             for kernel, work, predicted in zip(
                 kernels, works, model.predict_kernels(works), strict=True
             ):

@@ -211,18 +211,23 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Fit a latency model to kernels measured on the board, or to a table of networks."""
+    from dataclasses import asdict
+
     from harness import commands
     from harness import tables as measured
     from harness.report import tables
 
     if table is not None:
         model, path = measured.calibrate(table, profile=profile, runtime=runtime, out=out)
+        times = None
     else:
-        model, path = commands.calibrate(board=board, network=network, out=out)
+        found = commands.calibrate(board=board, network=network, out=out)
+        model, path, times = found.model, out / "latency_model.json", found.times
     if as_json:
-        print(model.to_json())
+        measured_in = {} if times is None else {"times": asdict(times)}
+        _print_json({**json.loads(model.to_json()), **measured_in})
     else:
-        tables.print_latency_model(model, path)
+        tables.print_latency_model(model, times, path)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """What the command line's commands do: one function each, records in and records out."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,8 @@ from pathlib import Path
 import onnx
 
 from harness import calibrate as calibrating
-from harness import loop, networks, units
-from harness.boards import inventory
+from harness import loop, networks, pacing, units
+from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.compression import quantize
 from harness.errors import ConfigError, latency_errors
@@ -22,6 +23,7 @@ from harness.records import (
     Interval,
     Measurement,
     Profile,
+    Stage,
     load,
 )
 from harness.report import page
@@ -168,32 +170,45 @@ def profile(
 
 
 @latency_errors()
-def calibrate(
-    *, board: str, network: Path | None, out: Path
-) -> tuple[calibration.LatencyModel, Path]:
-    """``boardfit calibrate``: sweep, fit, save; the model and its file.
-
-    An interrupted sweep resumes from the store.
-    """
+def calibrate(*, board: str, network: Path | None, out: Path) -> calibrating.Calibration:
+    """``boardfit calibrate``: sweep, fit, save; an interrupted sweep resumes from the store."""
     spec = inventory.find(board)
-    reference = _kernels(network) if network is not None else ()
+    reference = _read(network) if network is not None else None
     with (
         ConsoleObserver() as observer,
         Session(spec, on_event=observer.event) as session,
         Store(out / "measurements.db") as store,
     ):
-        model = calibrating.calibrate(
-            session,
-            store,
-            observer,
-            reference=reference,
-            precisions=quantize.available_precisions(session.facts),
-            yardstick=calibrating.folder_yardstick(session, store, out),
-        )
+        found, _ = _calibrated(session, store, observer, reference=reference, out=out)
         store.export_csv(out)
-    path = out / "latency_model.json"
-    write_atomically(path, model.to_json())
-    return model, path
+    return found
+
+
+def _calibrated(
+    session: Session,
+    store: Store,
+    observer: ConsoleObserver,
+    *,
+    reference: onnx.ModelProto | None,
+    out: Path,
+) -> tuple[calibrating.Calibration, pacing.Yardstick]:
+    """A calibration whose model is written to ``out``, and the yardstick that it is in terms of."""
+    observer.begin("calibrate", resumed=False)
+    begun_s = time.monotonic()
+    yardstick = calibrating.folder_yardstick(session, store, out)
+    rule = rules.fusion_rules(session.facts)
+    found = calibrating.calibrate(
+        session,
+        store,
+        observer,
+        reference=() if reference is None else graph.read(reference, runtime=rule),
+        precisions=quantize.available_precisions(session.facts),
+        yardstick=yardstick,
+    )
+    write_atomically(out / "latency_model.json", found.model.to_json())
+    detail = f"{found.times.kernels} kernels, fused as by {rule}"
+    observer.end(Stage(name="calibrate", wall_s=time.monotonic() - begun_s, detail=detail))
+    return found, yardstick
 
 
 @latency_errors()
@@ -241,16 +256,8 @@ def validate(
             model = load_model(latency_model)
             yardstick = _yardstick_beside(latency_model, session)
         else:
-            yardstick = calibrating.folder_yardstick(session, store, out)
-            model = calibrating.calibrate(
-                session,
-                store,
-                observer,
-                reference=(),
-                precisions=precisions,
-                yardstick=yardstick,
-            )
-            write_atomically(out / "latency_model.json", model.to_json())
+            found, yardstick = _calibrated(session, store, observer, reference=None, out=out)
+            model = found.model
         targets = []
         for file in files:
             complete = out / f"{file.stem}.onnx"
@@ -267,7 +274,7 @@ def validate(
     return rows
 
 
-def _yardstick_beside(latency_model: Path, session: Session) -> calibrating.Yardstick:
+def _yardstick_beside(latency_model: Path, session: Session) -> pacing.Yardstick:
     """The yardstick that the latency model's calibration left in its folder."""
     folder = latency_model.parent
     if not (folder / "yardstick.onnx").exists():
@@ -310,10 +317,6 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ConfigError(
             f"{path} is not an ONNX file ({error}); export the network anew"
         ) from error
-
-
-def _kernels(path: Path) -> tuple[graph.Kernel, ...]:
-    return graph.read(_read(path))
 
 
 def load_model(path: Path) -> calibration.LatencyModel:

@@ -21,8 +21,8 @@ class Observer(Protocol):
     def begin(self, stage: str, *, resumed: bool) -> None:
         """A stage begins, or is found finished in an earlier run."""
 
-    def progress(self, done: int, total: int) -> None:
-        """``done`` of ``total`` steps of the current stage."""
+    def progress(self, done: int, total: int, *, left_s: float | None = None) -> None:
+        """``done`` of ``total`` steps of the current stage; ``left_s`` more seconds, if known."""
 
     def end(self, stage: Stage) -> None:
         """The current stage is done."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import calibrate, candidates, networks
+from harness import calibrate, candidates, networks, pacing
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
@@ -171,7 +171,7 @@ def _pose(
     precisions = quantize.available_precisions(bench.session.facts)
     if "quantize" not in settings.methods:
         precisions = ("fp32",)
-    kernels = graph.read(bench.path_of(baseline))
+    kernels = bench.kernels(bench.path_of(baseline))
     limits = requirements.limits(
         settings.budgets,
         latency_s=baseline.candidate.latency_s,
@@ -186,11 +186,11 @@ def _pose(
             bench.folder.observer,
             reference=kernels,
             precisions=precisions,
-            yardstick=calibrate.Yardstick(
+            yardstick=pacing.Yardstick(
                 path=bench.baseline_path, latency_s=baseline.candidate.latency_s
             ),
             known=[(works, baseline.candidate.latency_s)],
-        ).to_json()
+        ).model.to_json()
 
     text = bench.folder.stage("calibrate", str, calibrated)
     options = generator.options_for(
@@ -298,7 +298,7 @@ def _build_and_measure(
 
 def _recalibrate(problem: _Problem, baseline: Measured, measured: Measured) -> None:
     """Correct the latency model and the size prediction by what was just measured."""
-    works = tuple(graph.work(k) for k in graph.read(problem.bench.path_of(measured)))
+    works = tuple(graph.work(k) for k in problem.bench.kernels(problem.bench.path_of(measured)))
     # As a ratio in the baseline's terms, so that drift between the campaigns cancels.
     latency_s = measured.candidate.ratio * baseline.candidate.latency_s
     problem.model = problem.model.refit(network_samples=((works, latency_s),))

@@ -10,15 +10,29 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from harness.records import Stage
 
 __all__ = ["ConsoleObserver"]
+
+
+class _LeftColumn(TimeRemainingColumn):
+    """The time left: as the job knows it, counted down since it said so, else from the steps."""
+
+    def render(self, task: Task) -> Text:
+        """The text of the column."""
+        left_s = task.fields.get("left_s")
+        if left_s is None:
+            return super().render(task)
+        seconds = max(0, round(left_s - (task.get_time() - task.fields["said_at"])))
+        return Text(f"{seconds // 60}:{seconds % 60:02d} left", style="progress.remaining")
 
 
 class ConsoleObserver:
@@ -32,7 +46,7 @@ class ConsoleObserver:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            _LeftColumn(),
             console=self._console,
             transient=True,
             disable=quiet or not self._console.is_terminal,
@@ -59,10 +73,11 @@ class ConsoleObserver:
         if self._bar.disable:
             self._console.print(f"… {stage}")
 
-    def progress(self, done: int, total: int) -> None:
-        """Move the bar of the running stage."""
+    def progress(self, done: int, total: int, *, left_s: float | None = None) -> None:
+        """Move the bar of the running stage; ``left_s`` takes the place of the bar's own guess."""
         if self._task is not None:
-            self._bar.update(self._task, completed=done, total=total)
+            now = self._bar.get_time()
+            self._bar.update(self._task, completed=done, total=total, left_s=left_s, said_at=now)
 
     def event(self, event: dict[str, object]) -> None:
         """Say beside the bar what the board is doing; its reconnections get a line."""

@@ -34,6 +34,7 @@ __all__ = [
     "Stage",
     "Strategy",
     "StrategyEntry",
+    "SweepTimes",
     "dump",
     "load",
 ]
@@ -101,7 +102,7 @@ class BoardFacts:
 
     ``int8`` says what integer kernels are worth there: ``vnni`` (fast and exact), ``dotprod``
     (Arm's equivalent), ``avx2`` (fast, but saturates unless weights keep to seven bits) or
-    ``slow``.
+    ``slow``. ``simd`` is the widest vector unit that runtimes lay tensors out for.
     """
 
     board: str
@@ -118,6 +119,7 @@ class BoardFacts:
     int8: Literal["vnni", "dotprod", "avx2", "slow"]
     agent_hash: str
     power_mode: str | None = None
+    simd: Literal["avx512", "avx2", "neon"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +136,26 @@ class Conditions:
 
 
 # --- measurements -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepTimes:
+    """Where the time of a calibration went.
+
+    ``measure_s`` is what the board spent running networks, warm-ups included; ``fit_s`` choosing
+    and fitting; ``build_s`` the rest: making files, sending them, creating sessions there.
+    ``planned_s`` was the measuring predicted at the start, which is kept within ``budget_s``.
+    ``kept`` networks of ``networks`` were measured by an earlier run and cost nothing now.
+    """
+
+    planned_s: float
+    budget_s: float
+    measure_s: float
+    build_s: float
+    fit_s: float
+    kernels: int
+    networks: int
+    kept: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

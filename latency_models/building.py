@@ -17,11 +17,14 @@ SCAFFOLD = "scaffold_"
 
 
 class Builder:
-    """Collects the nodes of a network; each method adds one operator and returns its output."""
+    """Collects the nodes of a network; each method adds one operator and returns its output.
 
-    def __init__(self, name: str, *, seed: int = 0) -> None:
+    Without a ``seed`` weights have shapes and no values: enough to read kernels from, quickly.
+    """
+
+    def __init__(self, name: str, *, seed: int | None = 0) -> None:
         self.name = name
-        self._generator = np.random.default_rng(seed)
+        self._generator = None if seed is None else np.random.default_rng(seed)
         self._nodes: list[NodeProto] = []
         self._weights: list[TensorProto] = []
         self._inputs: list[str] = []
@@ -66,8 +69,8 @@ class Builder:
         weight = (channels, entering // groups, window, window)
         scale = math.sqrt(2 / math.prod(weight[1:]))
         constants = [
-            self._constant(f"{name}.weight", self._normal(weight) * scale),
-            self._constant(f"{name}.bias", self._normal((channels,)) * 0.02),
+            self._weight(f"{name}.weight", weight, scale),
+            self._weight(f"{name}.bias", (channels,), 0.02),
         ]
         pad = window // 2
         shape = (batch, channels, -(-height // stride), -(-width // stride))
@@ -88,8 +91,8 @@ class Builder:
         name = f"gemm_{len(self._nodes)}"
         scale = math.sqrt(2 / entering)
         constants = [
-            self._constant(f"{name}.weight", self._normal((features, entering)) * scale),
-            self._constant(f"{name}.bias", self._normal((features,)) * 0.02),
+            self._weight(f"{name}.weight", (features, entering), scale),
+            self._weight(f"{name}.bias", (features,), 0.02),
         ]
         return self._add("Gemm", [x, *constants], (batch, features), name=name, transB=1)
 
@@ -186,8 +189,14 @@ class Builder:
         gate = self.relu(self.conv(self.reduce_mean(x), hidden))
         return self.binary("Mul", x, self.unary("Sigmoid", self.conv(gate, self.shapes[x][1])))
 
-    def _normal(self, shape: tuple[int, ...]) -> np.ndarray:
-        return self._generator.standard_normal(shape)
+    def _weight(self, name: str, shape: tuple[int, ...], scale: float) -> str:
+        if self._generator is not None:
+            return self._constant(name, self._generator.standard_normal(shape) * scale)
+        # External data that is nowhere: a file without its weights.
+        absent = TensorProto(name=name, dims=shape, data_type=TensorProto.FLOAT)
+        absent.data_location = TensorProto.EXTERNAL
+        self._weights.append(absent)
+        return name
 
     def _constant(self, name: str, values: np.ndarray, *, dtype: type = np.float32) -> str:
         self._weights.append(numpy_helper.from_array(values.astype(dtype), name))

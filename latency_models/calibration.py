@@ -121,7 +121,7 @@ class LatencyModel:
         seconds = self.anchor_ * roofline.kernel_seconds(self._theta, arrays, self._layout)
         if not self.residual_:
             return seconds, np.ones(len(seconds))
-        return seconds, np.exp(self._posterior.residual(works, arrays))
+        return seconds, np.exp(self._posterior.residual(works, arrays.group))
 
     def interval(
         self, works: Sequence[Work], coverage: float = 0.9, *, unlike: bool = False
@@ -324,7 +324,8 @@ class LatencyModel:
     @functools.cached_property
     def _posterior(self) -> posterior.Posterior:
         samples = _samples(self._layout, self.kernel_samples, self.network_samples)
-        return posterior.Posterior(samples, self._theta, self.residual_)
+        alike = posterior.similarity(samples, self._theta)
+        return posterior.Posterior(samples, self._theta, self.residual_, alike)
 
     def _at_reference(self, scales: Scales) -> LatencyModel:
         return dataclasses.replace(self, scales=scales)
@@ -429,10 +430,12 @@ def _fit(
     layout = _layout(precisions, profile)
     samples = _samples(layout, kernel_samples, network_samples)
     theta = fitting.minimise(samples, layout.start() if start is None else start)
-    chosen, held_out = _with_residual(samples, theta, _twins(kernel_samples, network_samples))
+    alike = posterior.similarity(samples, theta)
+    twins = _twins(kernel_samples, network_samples)
+    chosen, held_out = _with_residual(samples, theta, twins, alike)
     groups = _groups(kernel_samples, network_samples)
-    held_out_groups = () if groups is None else _held_out(chosen, groups)
-    found = np.diag(chosen.prior - _gained(chosen))
+    held_out_groups = () if groups is None else _held_out(chosen, groups, alike)
+    found = np.diag(chosen.prior - chosen.gained())
     return LatencyModel(
         profile=profile,
         precisions=precisions,
@@ -473,14 +476,14 @@ def _check(
 
 
 def _with_residual(
-    samples: fitting.Samples, theta: Array, twins: Sequence[str | None]
+    samples: fitting.Samples, theta: Array, twins: Sequence[str | None], alike: Array
 ) -> tuple[posterior.Posterior, tuple[HeldOut, ...]]:
     """The samples explained, with the learned residual if it pays, and what was held out.
 
     It pays if the mean size of held-out residuals falls by more than its standard error.
     """
     tried = posterior.AMPLITUDES
-    residuals, spreads = posterior.held_out(samples, theta, twins, tried)
+    residuals, spreads = posterior.held_out(samples, theta, twins, tried, alike)
     out = np.array([twin is not None for twin in twins])
     sizes = np.abs(residuals[:, out])
     gains = sizes[0] - sizes
@@ -488,17 +491,12 @@ def _with_residual(
     means = np.where(gains.mean(axis=1) > doubts, sizes.mean(axis=1), np.inf)
     means[0] = sizes[0].mean() if out.any() else 0.0
     best = int(np.argmin(means))
-    explained = posterior.Posterior(samples, theta, tried[best])
+    explained = posterior.Posterior(samples, theta, tried[best], alike)
     if tried[best]:
-        theta = fitting.minimise(samples, theta, posterior.whitening(explained))
-        explained = posterior.Posterior(samples, theta, tried[best])
+        theta = fitting.minimise(samples, theta, whitening=explained.whitening())
+        alike = posterior.similarity(samples, theta)
+        explained = posterior.Posterior(samples, theta, tried[best], alike)
     return explained, _pairs(residuals[best, out], spreads[best, out])
-
-
-def _gained(explained: posterior.Posterior) -> Array:
-    """By how much the samples reduce the parameters' prior covariance."""
-    across = explained.prior @ explained.jacobian.T
-    return np.asarray(across @ explained.inverse @ across.T)
 
 
 def _twins(
@@ -526,11 +524,11 @@ def _groups(
 
 
 def _held_out(
-    explained: posterior.Posterior, groups: Sequence[str | None]
+    explained: posterior.Posterior, groups: Sequence[str | None], alike: Array
 ) -> tuple[HeldOut, ...]:
     """The networks predicted without their groups."""
     residuals, spreads = posterior.held_out(
-        explained.samples, explained.theta, groups, [explained.amplitude]
+        explained.samples, explained.theta, groups, [explained.amplitude], alike
     )
     out = np.array([group is not None for group in groups])
     return _pairs(residuals[0, out], spreads[0, out])

@@ -96,11 +96,11 @@ class Samples:
         total = whole + self._resolution
         return np.log(total), np.asarray(jacobian / total[:, None])
 
-    def shares(self, theta: Array) -> Array:
+    def shares(self, theta: Array) -> sparse.csr_matrix:
         """The kernels' shares of each sample's kernel time (samples x kernels)."""
         seconds = roofline.kernel_seconds(theta, self.features, self.layout)
-        times = self.counts.multiply(seconds[None, :]).tocsr()
-        return np.asarray(times.multiply(1 / np.asarray(times.sum(axis=1))).toarray())
+        times = self.counts @ sparse.diags(seconds)
+        return sparse.csr_matrix(sparse.diags(1 / (self.counts @ seconds)) @ times)
 
     def _whole(self, theta: Array, sums: Array) -> tuple[Array, Array, Array]:
         """Seconds of the samples: networks have more to them than their kernels."""
@@ -126,11 +126,14 @@ def robust_weights(residuals: Array) -> Array:
     return np.asarray(1 / np.sqrt(1 + residuals**2))
 
 
-def minimise(samples: Samples, theta: Array, whitening: Array | None = None) -> Array:
+def minimise(
+    samples: Samples, theta: Array, *, whitening: Array | None = None, tolerance: float = 1e-5
+) -> Array:
     """The parameters at the minimum.
 
     ``whitening`` turns residuals into independent ones of unit size (samples x samples); without
-    it, each sample is divided by its noise, and large residuals count less and less. Levenberg and
+    it, each sample is divided by its noise, and large residuals count less and less. It ends where
+    a step gains less than ``tolerance`` of what is minimised. Levenberg and
     Marquardt's method, by the normal equations: they are small, and calling LAPACK once a step
     keeps its threads from fighting over a busy host.
     """
@@ -162,7 +165,7 @@ def minimise(samples: Samples, theta: Array, whitening: Array | None = None) -> 
             damping *= 5.0
         if not lower < current:
             break
-        settled = current - lower < 1e-5 * current
+        settled = current - lower < tolerance * current
         theta, current = trial, lower
         damping = max(damping / 5.0, 1e-9)
         if settled:

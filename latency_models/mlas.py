@@ -38,7 +38,16 @@ from latency_models.kernels import Work
 from latency_models.parameters import DENSE, Array, Prior
 from latency_models.profiles import BoardProfile
 
-__all__ = ["Features", "eta_prior", "features", "parts", "shared_priors", "t0_prior"]
+__all__ = [
+    "Features",
+    "eta_prior",
+    "features",
+    "parts",
+    "relative_bandwidth",
+    "shared",
+    "shared_priors",
+    "t0_prior",
+]
 
 # Kinds whose input channels come in padded blocks (NCHWc).
 _BLOCKED_INPUTS = frozenset(["conv_1x1", "conv_3x3", "conv_large", "conv_grouped"])
@@ -73,6 +82,11 @@ _ETA = {
     "resize": 0.01,
 }
 _ETA_MOVEMENT = 0.03
+
+
+def shared(precisions: Sequence[str]) -> int:
+    """How many parameters stand before those of groups."""
+    return _SHARED + 3 * len(precisions)
 
 
 def shared_priors(
@@ -191,3 +205,8 @@ def parts(theta: Array, works: Features) -> tuple[Array, Array, Array]:
     beyond = 1 / (1 + (cache / np.maximum(works.bytes_act, 1.0)) ** _KNEE)
     memory = works.bytes_act * (1 / bw_act + beyond / bw_far) + works.bytes_weights / bw_w
     return macs, memory, np.zeros(len(macs))
+
+
+def relative_bandwidth(theta: Array, works: Features) -> tuple[npt.NDArray[np.intp], Array] | None:
+    """None: all kinds share their bandwidths here."""
+    return None

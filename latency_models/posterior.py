@@ -18,54 +18,74 @@ Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import sparse
 
 from latency_models import fitting, roofline
 from latency_models.kernels import Work
 from latency_models.parameters import Array
 
-__all__ = ["AMPLITUDES", "Posterior", "held_out", "whitening"]
+__all__ = ["AMPLITUDES", "Posterior", "held_out", "similarity"]
 
 # How much a kernel may differ from the formula, as a standard deviation of log time; which of them
 # is chosen by leaving groups of samples out. None is none.
 AMPLITUDES = (0.0, 0.1, 0.2)
 _OCTAVES = 3.0
 _FOLDS = 10
+# A fold starts at what all samples together say, and need not be exact.
+_FOLD_TOLERANCE = 1e-3
 
 
 class Posterior:
-    """The samples, explained: by ``theta`` and by a residual of ``amplitude``."""
+    """The samples, explained: by ``theta`` and by a residual of ``amplitude``.
 
-    def __init__(self, samples: fitting.Samples, theta: Array, amplitude: float) -> None:
+    ``alike`` is ``similarity`` of the samples.
+    """
+
+    def __init__(
+        self, samples: fitting.Samples, theta: Array, amplitude: float, alike: Array
+    ) -> None:
         self.samples, self.theta, self.amplitude = samples, theta, amplitude
         predicted, self.jacobian = samples.jacobian(theta)
-        residuals = samples.logs - predicted
-        weights = fitting.robust_weights(residuals / samples.noise)
-        self.noise = samples.noise**2 / weights
+        self.residuals = samples.logs - predicted
+        noise = samples.noise**2 / fitting.robust_weights(self.residuals / samples.noise)
+        self.covariance = amplitude**2 * alike + np.diag(noise)
         self.prior = samples.layout.covariance()
-        self.weights = samples.shares(theta) if amplitude else None
-        self.places = _places(samples.kernels) if amplitude else None
-        covariance = np.diag(self.noise)
-        if amplitude:
-            covariance = covariance + self.residual_covariance()
-            self.learned = self.weights.T @ np.linalg.solve(covariance, residuals)
-        total = covariance + self.jacobian @ self.prior @ self.jacobian.T
-        self.inverse = np.linalg.inv(total)
-        self.centred = residuals + self.jacobian @ (theta - samples.layout.start())
+        self.inverse = np.linalg.inv(self.covariance + self.jacobian @ self.prior @ self.jacobian.T)
 
-    def residual_covariance(self) -> Array:
-        """The covariance of the samples' residuals that the kernels explain."""
-        assert self.weights is not None
-        own = _alike(self.samples, self.places, self.samples.features.group, self.places)
-        return np.asarray(self.amplitude**2 * self.weights @ own @ self.weights.T)
+    @functools.cached_property
+    def learned(self) -> Array:
+        """What each of the samples' kernels adds to the residual of kernels like it."""
+        alpha = np.linalg.solve(self.covariance, self.residuals)
+        return np.asarray(self.shares.T @ alpha)
 
-    def residual(self, works: Sequence[Work], features: roofline.Features) -> Array:
+    @functools.cached_property
+    def shares(self) -> sparse.csr_matrix:
+        """The kernels' shares of the samples' times."""
+        return self.samples.shares(self.theta)
+
+    @functools.cached_property
+    def places(self) -> Array:
+        """Where the samples' kernels stand among their like."""
+        return _places(self.samples.kernels)
+
+    def whitening(self) -> Array:
+        """The matrix that makes the formula's residuals independent, given the learned part."""
+        return np.asarray(np.linalg.inv(np.linalg.cholesky(self.covariance)))
+
+    def gained(self) -> Array:
+        """By how much the samples reduce the parameters' prior covariance."""
+        across = self.prior @ self.jacobian.T
+        return np.asarray(across @ self.inverse @ across.T)
+
+    def residual(self, works: Sequence[Work], group: Array) -> Array:
         """The logarithm of what each kernel takes more than the formula says."""
         if not self.amplitude:
             return np.zeros(len(works))
-        alike = _alike(self.samples, self.places, features.group, _places(works))
+        alike = _similar(_places(works), group, self.places, self.samples.features.group)
         return np.asarray(self.amplitude**2 * alike @ self.learned)
 
     def spread(
@@ -75,33 +95,28 @@ class Posterior:
 
         ``row`` is the formula's Jacobian there, ``shares`` the kernels' shares of its time.
         """
-        across = self.jacobian @ self.prior @ row
+        across = self.jacobian @ (self.prior @ row)
         own = float(row @ self.prior @ row)
         if self.amplitude:
-            places = _places(works)
-            alike = _alike(self.samples, self.places, group, places)
-            across = across + self.amplitude**2 * self.weights @ (shares @ alike)
-            own += self.amplitude**2 * float(
-                shares @ _similar(places, group, places, group) @ shares
-            )
+            here = _places(works)
+            alike = _similar(here, group, self.places, self.samples.features.group)
+            across = across + self.amplitude**2 * (self.shares @ (shares @ alike))
+            own += self.amplitude**2 * float(shares @ _similar(here, group, here, group) @ shares)
         left = own - float(across @ self.inverse @ across)
         return float(np.sqrt(max(left, 0.0) + noise**2))
 
-    def foretell(self, others: fitting.Samples) -> tuple[Array, Array]:
-        """Logarithms of the seconds of ``others``, of the same kernels, and their spreads."""
-        predicted, jacobian = others.jacobian(self.theta)
-        across = self.jacobian @ self.prior @ jacobian.T
-        own = np.einsum("ij,jk,ik->i", jacobian, self.prior, jacobian)
-        if self.amplitude:
-            assert self.weights is not None
-            shares = others.shares(self.theta)
-            alike = _alike(self.samples, self.places, self.samples.features.group, self.places)
-            predicted = predicted + self.amplitude**2 * shares @ (alike @ self.learned)
-            seen = shares @ alike
-            across = across + self.amplitude**2 * self.weights @ seen.T
-            own = own + self.amplitude**2 * np.einsum("ij,ij->i", seen, shares)
-        left = own - np.einsum("ij,ik,kj->j", across, self.inverse, across)
-        return predicted, np.sqrt(np.maximum(left, 0.0) + others.noise**2)
+
+def similarity(samples: fitting.Samples, theta: Array) -> Array:
+    """How alike the samples are: 1 the same kernels in the same shares, 0 no kind in common."""
+    shares, places = samples.shares(theta).tocsc(), _places(samples.kernels)
+    result = np.zeros((len(samples.seconds), len(samples.seconds)))
+    group = samples.features.group
+    for kind in np.unique(group):
+        members = np.flatnonzero(group == kind)
+        part = shares[:, members].toarray()
+        own = _similar(places[members], group[members], places[members], group[members])
+        result += part @ own @ part.T
+    return result
 
 
 def held_out(
@@ -109,6 +124,7 @@ def held_out(
     theta: Array,
     groups: Sequence[str | None],
     amplitudes: Sequence[float],
+    alike: Array,
 ) -> tuple[Array, Array]:
     """Log of measured over predicted of each sample, fitted without its group, and the spread.
 
@@ -123,28 +139,25 @@ def held_out(
         left = {names[index] for index in order[fold::_FOLDS]}
         out = np.array([group in left for group in groups])
         kept, rest = samples.only(np.flatnonzero(~out)), samples.only(np.flatnonzero(out))
-        found = fitting.minimise(kept, theta)
+        found = fitting.minimise(kept, theta, tolerance=_FOLD_TOLERANCE)
+        predicted, jacobian = rest.jacobian(found)
         for place, amplitude in enumerate(amplitudes):
-            predicted, spread = Posterior(kept, found, amplitude).foretell(rest)
-            residuals[place, out], spreads[place, out] = rest.logs - predicted, spread
+            known = Posterior(kept, found, amplitude, alike[np.ix_(~out, ~out)])
+            learned = amplitude**2 * alike[np.ix_(out, ~out)]
+            across = jacobian @ known.prior @ known.jacobian.T + learned
+            own = np.einsum("ij,jk,ik->i", jacobian, known.prior, jacobian)
+            own += amplitude**2 * np.diag(alike)[out]
+            variance = own - np.einsum("ij,jk,ik->i", across, known.inverse, across)
+            seen = np.linalg.solve(known.covariance, known.residuals)
+            residuals[place, out] = rest.logs - predicted - learned @ seen
+            spreads[place, out] = np.sqrt(np.maximum(variance, 0.0) + rest.noise**2)
     return residuals, spreads
-
-
-def whitening(posterior: Posterior) -> Array:
-    """The matrix that makes the residuals of the formula independent, given the learned part."""
-    covariance = posterior.residual_covariance() + np.diag(posterior.noise)
-    return np.linalg.inv(np.linalg.cholesky(covariance))
 
 
 def _places(works: Sequence[Work]) -> Array:
     """Where kernels stand among their like: logarithms of their dimensions."""
     dims = np.array([w.shape[:5] for w in works], dtype=np.float64).reshape(len(works), 5)
     return np.asarray(np.log2(np.maximum(dims, 1.0)) / _OCTAVES)
-
-
-def _alike(samples: fitting.Samples, known: Array | None, group: Array, places: Array) -> Array:
-    assert known is not None
-    return _similar(places, group, known, samples.features.group)
 
 
 def _similar(places: Array, group: Array, others: Array, other_group: Array) -> Array:

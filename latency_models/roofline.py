@@ -118,9 +118,10 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Works as arrays, one entry a kernel: the group, the clocks, and what the form needs."""
+    """Works as arrays, one entry a kernel: group, peak, clocks, and what the form needs."""
 
     group: npt.NDArray[np.intp]
+    peaks: Array
     view: npt.NDArray[np.bool_]
     scales: Array
     own: mlas.Features | tiled.Features
@@ -134,10 +135,12 @@ def features(
     ``scales`` are the clocks at which each kernel runs, over the profile's; or one for all.
     """
     place = {group: index for index, group in enumerate(layout.groups)}
+    peaks = dict(zip(layout.precisions, layout.peaks, strict=True))
     clocks = np.ones((len(works), 3))
     clocks[:] = scales if scales is not None else Scales()
     return Features(
         group=np.array([place[w.kind, w.precision] for w in works], np.intp),
+        peaks=np.array([peaks[w.precision] for w in works], float),
         view=np.array([w.kind == "view" for w in works], bool),
         scales=clocks,
         own=_FORMS[layout.form].features(works, layout.precisions, layout.priors),
@@ -158,17 +161,21 @@ def kernel_seconds(theta: Array, works: Features, layout: Layout) -> Array:
 def kernel_jacobian(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array]:
     """Seconds of each kernel, and their derivatives by every entry of ``theta``.
 
-    A group's own parameters are differentiated by hand, the few that are shared numerically.
+    The parameters of kinds and groups are differentiated by hand, the few others numerically.
     """
     t0, busy, share = _parts(theta, works, layout)
     seconds = t0 + busy
-    first = layout.first_eta
+    form, first = _FORMS[layout.form], layout.first_eta
     jacobian = np.zeros((len(seconds), len(theta)))
     each = np.arange(len(seconds))
     own = np.exp(theta[first + len(layout.groups) :])[works.group] * host_factor(works.scales)
     jacobian[each, first + works.group] = -busy * share
     jacobian[each, first + len(layout.groups) + works.group] = own
-    for column in range(first):
+    relative = form.relative_bandwidth(theta, works.own)
+    if relative is not None:
+        place, part = relative
+        jacobian[each, place] = -busy * (1 - share) * part
+    for column in range(form.shared(layout.precisions)):
         moved = theta.copy()
         moved[column] += _STEP
         jacobian[:, column] = (kernel_seconds(moved, works, layout) - seconds) / _STEP
@@ -182,10 +189,8 @@ def _parts(theta: Array, works: Features, layout: Layout) -> tuple[Array, Array,
     own = np.exp(theta[first + len(layout.groups) :])[works.group]
     q = np.exp(theta[0])
     macs, memory, extra = _FORMS[layout.form].parts(theta, works.own)
-    precision = [layout.precisions.index(p) for _, p in layout.groups]
-    peaks = np.array(layout.peaks)[precision][works.group]
     gpu, _, bus = works.scales.T
-    compute = 2 * macs / (peaks * eta * gpu)
+    compute = 2 * macs / (works.peaks * eta * gpu)
     memory = memory / bus
     # Relative to the larger, so that neither term under- or overflows for large q.
     larger = np.maximum(compute, memory) + _TINY

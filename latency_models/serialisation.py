@@ -11,8 +11,13 @@ History of ``schema_version``:
    ``anchors`` (factor on every prediction, and how many networks it comes from).
 2. ``runtime``, whose fusion rules the kernels were read by: a model was of use only to who knew.
    The profile's facts say whether they are ``confirmed``, and the profile has ``sms``, ``clocks``
-   and ``power_modes`` (each a table of facts, or null). A file of version 1 is of onnxruntime-cpu,
-   its facts count as confirmed, and it has no clocks.
+   and ``power_modes`` (each a table of facts, or null), ``enqueue_s`` and ``form``. Network samples
+   have a group and the clocks they were taken at. ``held_out_`` and ``held_out_groups_`` take the
+   place of ``residuals_``: pairs of log ratio and claimed standard deviation, so that an interval
+   is wide where little was measured. ``residual_`` is the learned residual's amplitude, ``scales``
+   the clocks to predict for. A file of version 1 is of onnxruntime-cpu and of the form mlas, its
+   facts count as confirmed, it has no clocks, and every held-out network is taken to have been
+   claimed to 5 %.
 
 Names that end in ``_`` were fitted.
 """
@@ -20,16 +25,24 @@ Names that end in ``_`` were fitted.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from latency_models.calibration import DEFAULT_RUNTIME, LatencyModel, Parameter
+from latency_models.calibration import (
+    DEFAULT_RUNTIME,
+    HeldOut,
+    LatencyModel,
+    NetworkSample,
+    Parameter,
+)
 from latency_models.errors import FormatError
 from latency_models.kernels import Dims, Work
-from latency_models.profiles import CLOCKS, FACTS, BoardProfile, Clocks, Fact
+from latency_models.profiles import CLOCKS, FACTS, BoardProfile, Clocks, Fact, Scales
 
 __all__ = ["SCHEMA_VERSION", "dump", "load"]
 
 SCHEMA_VERSION = 2
+_CLAIMED_BY_V1 = 0.05
 
 
 def dump(model: LatencyModel) -> str:
@@ -40,7 +53,10 @@ def dump(model: LatencyModel) -> str:
         return places.setdefault(item, len(places))
 
     kernels = [[place(item), seconds] for item, seconds in model.kernel_samples]
-    networks = [[[place(w) for w in works], seconds] for works, seconds in model.network_samples]
+    networks = [
+        [[place(w) for w in sample.works], sample.seconds, sample.group, sample.scales]
+        for sample in model.network_samples
+    ]
     content = {
         "schema_version": SCHEMA_VERSION,
         "runtime": model.runtime,
@@ -63,7 +79,10 @@ def dump(model: LatencyModel) -> str:
         ],
         "kernel_samples": kernels,
         "network_samples": networks,
-        "residuals_": model.residuals_,
+        "held_out_": model.held_out_,
+        "held_out_groups_": model.held_out_groups_,
+        "residual_": model.residual_,
+        "scales": model.scales,
         "anchor_": model.anchor_,
         "anchors": model.anchors,
     }
@@ -113,14 +132,32 @@ def _model(content: dict[str, Any]) -> LatencyModel:
             (works[index], seconds) for index, seconds in content["kernel_samples"]
         ),
         network_samples=tuple(
-            (tuple(works[index] for index in indices), seconds)
-            for indices, seconds in content["network_samples"]
+            _sample(tuple(works[index] for index in indices), *rest)
+            for indices, *rest in content["network_samples"]
         ),
-        residuals_=tuple(content["residuals_"]),
+        **_fitted(content),
         anchor_=content["anchor_"],
         anchors=content["anchors"],
         runtime=DEFAULT_RUNTIME if content["schema_version"] == 1 else content["runtime"],
     )
+
+
+def _sample(
+    works: tuple[Work, ...], seconds: float, group: str = "", scales: Sequence[float] = ()
+) -> NetworkSample:
+    return NetworkSample(works, seconds, group, Scales(*scales))
+
+
+def _fitted(content: dict[str, Any]) -> dict[str, Any]:
+    """What a fit gives beside the parameters."""
+    if content["schema_version"] == 1:
+        return {"held_out_": tuple(HeldOut(r, _CLAIMED_BY_V1) for r in content["residuals_"])}
+    return {
+        "held_out_": tuple(HeldOut(*pair) for pair in content["held_out_"]),
+        "held_out_groups_": tuple(HeldOut(*pair) for pair in content["held_out_groups_"]),
+        "residual_": content["residual_"],
+        "scales": Scales(*content["scales"]),
+    }
 
 
 def _profile_out(profile: BoardProfile) -> dict[str, Any]:
@@ -131,6 +168,8 @@ def _profile_out(profile: BoardProfile) -> dict[str, Any]:
         "precisions": profile.precisions,
         "peak_flops": {key: _fact_out(fact) for key, fact in profile.peak_flops.items()},
         **{name: _fact_out(getattr(profile, name)) for name in FACTS},
+        "enqueue_s": _fact_out(profile.enqueue_s),
+        "form": profile.form,
         "sms": _fact_out(profile.sms),
         "clocks": _clocks_out(profile.clocks),
         "power_modes": {mode: _clocks_out(clocks) for mode, clocks in profile.power_modes.items()},
@@ -158,6 +197,8 @@ def _profile_in(entry: dict[str, Any]) -> BoardProfile:
         precisions=tuple(entry["precisions"]),
         peak_flops={key: Fact(**fact) for key, fact in entry["peak_flops"].items()},
         **{name: Fact(**entry[name]) for name in FACTS},
+        enqueue_s=_fact_in(entry.get("enqueue_s")),
+        form=entry.get("form", "mlas"),
         sms=_fact_in(entry.get("sms")),
         clocks=_clocks_in(entry["clocks"]) if entry.get("clocks") is not None else None,
         power_modes=modes,

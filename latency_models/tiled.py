@@ -33,7 +33,16 @@ from latency_models.kernels import Work
 from latency_models.parameters import DENSE, Array, Prior
 from latency_models.profiles import BoardProfile
 
-__all__ = ["Features", "eta_prior", "features", "parts", "shared_priors", "t0_prior"]
+__all__ = [
+    "Features",
+    "eta_prior",
+    "features",
+    "parts",
+    "relative_bandwidth",
+    "shared",
+    "shared_priors",
+    "t0_prior",
+]
 
 _TILE = 32
 # Parameters before the kinds' bandwidths.
@@ -55,6 +64,11 @@ _ETA = {
 _GROUP_SHARE = 0.25
 # What a stream of bytes reaches of the datasheet's bandwidth.
 _BANDWIDTH_SHARE = 0.75
+
+
+def shared(precisions: Sequence[str]) -> int:
+    """How many parameters stand before those of kinds and groups."""
+    return len(_SHARED)
 
 
 def shared_priors(
@@ -143,3 +157,11 @@ def parts(theta: Array, works: Features) -> tuple[Array, Array, Array]:
     macs = np.where(works.dense, filled * works.groups, works.macs)
     memory = works.bytes_act / (bw * relative) + works.bytes_weights / bw_w
     return macs, memory, tg * works.split
+
+
+def relative_bandwidth(theta: Array, works: Features) -> tuple[npt.NDArray[np.intp], Array] | None:
+    """Where each kernel's own bandwidth stands, and what share of its memory time goes with it."""
+    bw, bw_w = np.exp(theta[1:3])
+    place = len(_SHARED) + works.kind
+    own = works.bytes_act / (bw * np.exp(theta[place]))
+    return place, own / np.maximum(own + works.bytes_weights / bw_w, 1e-30)

@@ -25,15 +25,16 @@ ALLOWED = {
     "harness.strategies": FOUNDATION
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
     "harness.report": FOUNDATION | {"latency_models", "harness.results"},
+    "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
-    | {"harness.boards", "harness.store", "harness.folder", "latency_models"},
+    | {"harness.boards", "harness.pacing", "harness.store", "harness.folder", "latency_models"},
     "harness.candidates": FOUNDATION
     | {
         "harness.boards",
-        "harness.calibrate",
         "harness.compression",
         "harness.folder",
         "harness.networks",
+        "harness.pacing",
         "harness.store",
         "latency_models",
     },

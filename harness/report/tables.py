@@ -13,7 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import stats
-from harness.records import BoardFacts, BoardSpec, FitResult, Interval, Measurement, Profile
+from harness.records import (
+    BoardFacts,
+    BoardSpec,
+    FitResult,
+    Interval,
+    Measurement,
+    Profile,
+    SweepTimes,
+)
 from harness.report import words
 from harness.report.plain import (
     PredictionRow,
@@ -46,6 +54,7 @@ __all__ = [
     "profile_json",
     "profile_table",
     "show",
+    "times_text",
     "validation_json",
     "validation_table",
 ]
@@ -276,8 +285,8 @@ def latency_model_table(model: LatencyModel) -> RenderableType:
         f"Fitted to {len(model.kernel_samples)} kernels and {len(model.network_samples)} networks; "
         f"roofs: {words.and_list([*roofs, f'{format_size(bandwidth)}/s'])}"
     ]
-    if model.residuals_:
-        errors = [abs(math.expm1(residual)) for residual in model.residuals_]
+    if model.held_out_:
+        errors = [abs(math.expm1(residual)) for residual, _ in model.held_out_]
         lines.append(
             f"Held-out networks: median absolute error {words.percent(stats.median(errors))}, "
             f"largest {words.percent(max(errors))}"
@@ -330,6 +339,19 @@ def facts_table(facts: BoardFacts) -> RenderableType:
     return table
 
 
+def times_text(times: SweepTimes) -> Text:
+    """Where the time of a calibration went, and how much was kept from an earlier run."""
+    kept = f", {times.kept} of them kept from an earlier run" if times.kept else ""
+    measuring = format_time(times.measure_s) if times.measure_s else "0 s"
+    return Text(
+        f"Time: {measuring} of measuring "
+        f"({format_time(times.planned_s)} planned, {format_time(times.budget_s)} allowed), "
+        f"{format_time(times.build_s)} of building and sending networks, "
+        f"{format_time(times.fit_s)} of choosing and fitting; "
+        f"{times.kernels} kernels chosen, {times.networks} networks{kept}"
+    )
+
+
 def print_fit(result: FitResult, report: Path | None = None) -> None:
     """Print ``fit_summary``, and where the report is."""
     show(fit_summary(result, report=report))
@@ -345,9 +367,13 @@ def print_prediction(prediction: PredictionRow) -> None:
     show(prediction_table(prediction))
 
 
-def print_latency_model(model: LatencyModel, path: Path) -> None:
-    """Print ``latency_model_table``, and where the latency model is."""
-    show(Group(latency_model_table(model), Text(f"Latency model: {path}")))
+def print_latency_model(model: LatencyModel, times: SweepTimes | None, path: Path) -> None:
+    """Print ``latency_model_table``, where the time went, and where the latency model is.
+
+    ``times`` is None where nothing was measured: the model is fitted to a table.
+    """
+    spent = [] if times is None else [times_text(times)]
+    show(Group(latency_model_table(model), *spent, Text(f"Latency model: {path}")))
 
 
 def print_validation(rows: Iterable[ValidationRow]) -> None:

@@ -32,10 +32,11 @@ class Costs:
 class NetworkCosts:
     """The cost of any allocation to a network's groups, from its kernels and a latency model.
 
-    ``kernels`` are those of the fp32 network. A kernel belongs to the group whose producers hold
-    the layer that its weight is named after. The upper bound of the latency holds at ``coverage``;
-    at 0 it is the prediction itself. ``size_scale`` corrects the predicted file size by
-    what a built variant weighed. LatencyModelError if a group's layer has no kernel.
+    ``kernels`` are those of the fp32 network on the board that ``model`` is of, by whose fusion
+    rules (``model.runtime``) they are rewritten. A kernel belongs to the group whose
+    producers hold the layer that its weight is named after. The upper bound of the latency holds
+    at ``coverage``; at 0 it is the prediction itself. ``size_scale`` corrects the predicted file
+    size by what a built variant weighed. LatencyModelError if a group's layer has no kernel.
     """
 
     def __init__(
@@ -67,7 +68,12 @@ class NetworkCosts:
                 precision[name] = options[group.name].precision
                 if group.prunable:
                     channels[name] = options[group.name].channels
-        return graph.rewrite(self._kernels, out_channels=channels, precision=precision)
+        return graph.rewrite(
+            self._kernels,
+            out_channels=channels,
+            precision=precision,
+            runtime=self.model.runtime,
+        )
 
     def costs(self, options: Mapping[str, Option]) -> Costs:
         """Predicted latency, its upper bound, file size and MACs under ``options``."""

@@ -159,18 +159,27 @@ def profile(session: Session, pace: Pace, packed: sweep.PackedNetwork, path: Pat
 
 def calibrated(session: Session, folder: Path) -> tuple[calibration.LatencyModel, Pace]:
     """The latency model of this computer, from the generic sweep alone, and its pace."""
-    plan = sweep.plan()
-    for network in (*plan.networks, *plan.probes):
+    prior = profiles.load("generic-cpu")
+    plan = sweep.plan(profile=prior)
+    for network in plan.probes:
         onnx.save(network.model, str(folder / f"{network.name}.onnx"))
     pace = Pace(session, folder / f"{plan.probes[0].name}.onnx")
     kernels: list[Sample] = []
-    for packed in plan.networks:
-        kernels += profile(session, pace, packed, folder / f"{packed.name}.onnx")
+
+    def measure(networks: tuple[sweep.PackedNetwork, ...]) -> None:
+        for packed in networks:
+            path = folder / f"{packed.name}.onnx"
+            onnx.save(packed.model, str(path))
+            kernels.extend(profile(session, pace, packed, path))
+
+    measure(plan.networks)
     networks = []
     for probe in plan.probes:
         path = folder / f"{probe.name}.onnx"
         networks.append((works_of(path), pace.measure(probe.name, probe.precision, path)[1]))
-    return calibration.fit(kernels, networks, profile=profiles.load("generic-cpu")), pace
+    first = calibration.fit(kernels, networks, profile=prior)
+    measure(sweep.extend(plan, first, kernels).networks)
+    return calibration.fit(kernels, networks, profile=prior), pace
 
 
 def works_of(path: Path) -> tuple[graph.Work, ...]:

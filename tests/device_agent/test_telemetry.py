@@ -84,3 +84,17 @@ def test_throttling_is_a_count_that_rises_on_a_pc_and_a_bit_on_a_pi(tmp_path: Pa
 )
 def test_int8_capability_follows_the_instruction_set(line: str, capability: str) -> None:
     assert telemetry.int8_capability(f"processor : 0\n{line}\n") == capability
+
+
+@pytest.mark.parametrize(
+    ("line", "unit"),
+    [
+        ("flags : fpu avx2 avx512f avx512_vnni", "avx512"),
+        ("flags : fpu avx2 avx_vnni", "avx2"),
+        ("flags : fpu sse4_2", None),
+        ("Features : fp asimd crc32", "neon"),
+        ("Features : half thumb neon vfpv4", "neon"),
+    ],
+)
+def test_the_widest_vector_unit_is_named(line: str, unit: str | None) -> None:
+    assert telemetry.simd(f"processor : 0\n{line}\n") == unit

@@ -14,6 +14,7 @@ from harness.records import (
     KernelTime,
     Measurement,
     Profile,
+    SweepTimes,
 )
 from harness.report import tables
 from tests.report.conftest import FACTS, NASTY
@@ -228,3 +229,20 @@ def test_a_latency_model_shows_roofs_held_out_errors_and_uncertainties():
     assert "median absolute error 2.0 %, largest 9.5 %" in shown
     assert "4.0 %" in shown
     assert "1.5 us" in shown
+
+
+def test_the_times_of_a_calibration_are_told_apart():
+    times = SweepTimes(
+        planned_s=14.3,
+        budget_s=180.0,
+        measure_s=17.1,
+        build_s=8.55,
+        fit_s=3.33,
+        kernels=100,
+        networks=17,
+        kept=4,
+    )
+    shown = str(tables.times_text(times))
+    for part in ("17.1 s of measuring", "14.3 s planned", "180 s allowed", "8.55 s of building"):
+        assert part in shown
+    assert "3.33 s of choosing" in shown and "4 of them kept" in shown

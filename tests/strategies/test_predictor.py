@@ -10,7 +10,7 @@ from harness.compression import groups, prune, quantize
 from harness.errors import LatencyModelError
 from harness.records import BoardFacts, Group, Option
 from harness.strategies.predictor import NetworkCosts
-from latency_models import graph
+from latency_models import graph, profiles
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 FACTS = BoardFacts(
@@ -32,6 +32,8 @@ FACTS = BoardFacts(
 
 class OneSecondAGigaMac:
     """A latency model whose arithmetic can be done by hand."""
+
+    profile = profiles.load("generic-cpu")
 
     def predict(self, works):
         return sum(work.macs for work in works) / 1e9
