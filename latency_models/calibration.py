@@ -35,13 +35,16 @@ DEFAULT_RUNTIME = "onnxruntime-cpu"
 _UNMEASURED_FACTOR = 2.0
 # However good the fit looks, machines drift: no interval is narrower than this, in log time.
 _FLOOR = 0.02
+# At other clocks a time lies anywhere between following the one that changed most and least: the
+# standard deviation of a uniform distribution, of its width.
+_CLOCK_DOUBT = 1 / math.sqrt(12)
 
 
 class NetworkSample(NamedTuple):
     """A network's kernels and the seconds of a call.
 
-    ``group`` names what it has in common with others (a family): intervals for what is unlike all
-    that was measured rest on predicting whole groups. ``scales`` are the clocks that it ran at.
+    ``group`` names what it has in common with others (a family). ``scales`` are the clocks that it
+    ran at.
     """
 
     works: Sequence[Work]
@@ -81,11 +84,12 @@ class LatencyModel:
     ``parameters`` are in the order of ``roofline.Layout`` for all kinds and ``precisions``;
     ``measured_groups`` are the (kind, precision) pairs that measurements speak of, the others
     follow those like them. ``residual_`` is the amplitude of the learned residual, in log time; 0
-    where it did not pay. ``held_out_`` are the networks, each predicted without itself and its
-    twins, ``held_out_groups_`` without its whole group. ``anchor_`` multiplies every prediction:
-    what the networks given to ``refit`` took more than the formula says. ``runtime`` names the
-    fusion rules by which the kernels were read, ``scales`` the clocks to predict for. (No slots:
-    what prediction needs is computed once and kept.)
+    where it did not pay. ``held_out_`` are the networks (the kernels, where there are none), each
+    predicted without itself and its twins, or without its whole group if the model is for networks
+    ``unlike`` all that was measured. ``anchor_`` multiplies every prediction: what the networks
+    given to ``refit`` took more than the formula says. ``runtime`` names the fusion rules by which
+    the kernels were read, ``scales`` the clocks to predict for. (No slots: what prediction needs
+    is computed once and kept.)
     """
 
     profile: BoardProfile
@@ -95,8 +99,8 @@ class LatencyModel:
     kernel_samples: tuple[KernelSample, ...]
     network_samples: tuple[NetworkSample, ...]
     held_out_: tuple[HeldOut, ...]
-    held_out_groups_: tuple[HeldOut, ...] = ()
     residual_: float = 0.0
+    unlike: bool = False
     anchor_: float = 1.0
     anchors: int = 0
     runtime: str = DEFAULT_RUNTIME
@@ -123,25 +127,24 @@ class LatencyModel:
             return seconds, np.ones(len(seconds))
         return seconds, np.exp(self._posterior.residual(works, arrays.group))
 
-    def interval(
-        self, works: Sequence[Work], coverage: float = 0.9, *, unlike: bool = False
-    ) -> tuple[float, float]:
+    def interval(self, works: Sequence[Work], coverage: float = 0.9) -> tuple[float, float]:
         """Seconds ``(low, high)`` between which a measurement lies with probability ``coverage``.
 
         Conformal: the half-width in log time is the standard deviation that the model claims for
         this network, times the ``ceil((n + 1) * coverage)``-th smallest of the n held-out
         residuals over theirs, which covers a network exchangeable with those n with at least that
         probability (Vovk et al., "Algorithmic Learning in a Random World", 2005; normalised scores
-        after Papadopoulos et al., 2008). ``unlike``: the network is of no measured group, so that
-        the residuals are those of groups predicted without any of their own. n residuals cannot
-        vouch for more than ``n / (n + 1)``: beyond, the largest is stretched as a normal
-        distribution's quantiles would be, an extrapolation and no guarantee. Time spent in kinds
-        that were never measured widens the interval by what a factor of two in them would do.
+        after Papadopoulos et al., 2008). n residuals cannot vouch for more than ``n / (n + 1)``:
+        beyond, the largest is stretched as a normal distribution's quantiles would be, an
+        extrapolation and no guarantee. Time spent in kinds that were never measured widens the
+        interval by what a factor of two in them would do, and other clocks by how little is known
+        of which clock each part of the time follows.
         """
         centre = self.predict(works)
-        scores = self.held_out_groups_ if unlike and self.held_out_groups_ else self.held_out_
-        width = _quantile([abs(r) / s for r, s in scores], coverage) * self.spread(works)
-        width = max(width, _FLOOR)
+        width = max(self._quantile(coverage) * self.spread(works), _FLOOR)
+        clocks = np.log(self.scales)
+        doubt = _CLOCK_DOUBT * float(clocks.max() - clocks.min())
+        width = math.hypot(width, doubt * _normal(coverage))
         unknown = set(self.unsupported(works))
         if unknown:
             seconds = self.predict_kernels(works)
@@ -178,7 +181,7 @@ class LatencyModel:
         row, one = rows[0] / seconds[0], np.ones(1)
         spread = self._posterior.spread(row, one, [work], arrays.group, fitting.KERNEL_NOISE)
         centre = float(self.predict_kernels([work])[0])
-        width = max(_quantile([abs(r) / s for r, s in self.held_out_], coverage) * spread, _FLOOR)
+        width = max(self._quantile(coverage) * spread, _FLOOR)
         return centre * math.exp(-width), centre * math.exp(width)
 
     def unsupported(self, works: Iterable[Work]) -> tuple[tuple[str, str], ...]:
@@ -273,6 +276,7 @@ class LatencyModel:
             profile=self.profile,
             start=self._theta,
             runtime=self.runtime,
+            unlike=self.unlike,
         )
         model = model.at(self.scales)
         if not count:
@@ -340,6 +344,20 @@ class LatencyModel:
                 )
         return roofline.features(works, self._layout, self.scales)
 
+    def _quantile(self, coverage: float) -> float:
+        """How many claimed standard deviations hold ``coverage`` of what was held out."""
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage {coverage} is not between 0 and 1")
+        sizes = sorted(abs(residual) / spread for residual, spread in self.held_out_)
+        if not sizes:
+            # Nothing was held out: a factor of two, as for a kind that was never measured.
+            return math.log(_UNMEASURED_FACTOR) / fitting.NETWORK_NOISE * _normal(coverage)
+        count = len(sizes)
+        rank = math.ceil((count + 1) * coverage)
+        if rank <= count:
+            return sizes[rank - 1]
+        return sizes[-1] * _normal(coverage) / _normal(count / (count + 1))
+
     def _network(self, total: float, works: Sequence[Work]) -> tuple[float, float, Array]:
         """Seconds of a network whose kernels take ``total``, and what they gain with it."""
         steps = sum(w.kind != "view" for w in works)
@@ -357,20 +375,6 @@ class LatencyModel:
         return self.anchor_ * self._network(float(kernels.sum()) / self.anchor_, works)[0]
 
 
-def _quantile(sizes: Sequence[float], coverage: float) -> float:
-    """How many claimed standard deviations hold ``coverage`` of the held-out ``sizes``."""
-    if not 0 < coverage < 1:
-        raise ValueError(f"coverage {coverage} is not between 0 and 1")
-    if not sizes:
-        # Nothing was held out: a factor of two, as for a kind that was never measured.
-        return math.log(_UNMEASURED_FACTOR) / fitting.NETWORK_NOISE * _normal(coverage)
-    ordered, count = sorted(sizes), len(sizes)
-    rank = math.ceil((count + 1) * coverage)
-    if rank <= count:
-        return ordered[rank - 1]
-    return ordered[-1] * _normal(coverage) / _normal(count / (count + 1))
-
-
 def _normal(coverage: float) -> float:
     """Half the width of a standard normal's central interval of ``coverage``."""
     return float(stats.norm.ppf((1 + coverage) / 2))
@@ -382,17 +386,26 @@ def fit(
     *,
     profile: BoardProfile,
     runtime: str = DEFAULT_RUNTIME,
+    unlike: bool = False,
 ) -> LatencyModel:
     """The latency model that explains measured kernels and whole networks, in seconds.
 
     Least squares on log time with a soft L1 loss, so that a stray measurement costs little, and
     the datasheet as a prior, so that ten samples already help. The learned residual is switched on
     where it predicts networks that were left out better than the formula alone, by more than the
-    standard error of the difference. ``CalibrationError`` if there are no samples or one is not
-    positive.
+    standard error of the difference. ``unlike``: the model is for networks of groups that were not
+    measured, so that whole groups are left out. ``CalibrationError`` if there are no samples or one
+    is not positive.
     """
     networks = _network_samples(network_samples)
-    return _fit(tuple(kernel_samples), networks, profile=profile, start=None, runtime=runtime)
+    return _fit(
+        tuple(kernel_samples),
+        networks,
+        profile=profile,
+        start=None,
+        runtime=runtime,
+        unlike=unlike,
+    )
 
 
 def _network_samples(
@@ -423,6 +436,7 @@ def _fit(
     profile: BoardProfile,
     start: Array | None,
     runtime: str,
+    unlike: bool,
 ) -> LatencyModel:
     _check(kernel_samples, network_samples)
     seen = [w for w, _ in kernel_samples] + [w for s in network_samples for w in s.works]
@@ -431,10 +445,8 @@ def _fit(
     samples = _samples(layout, kernel_samples, network_samples)
     theta = fitting.minimise(samples, layout.start() if start is None else start)
     alike = posterior.similarity(samples, theta)
-    twins = _twins(kernel_samples, network_samples)
-    chosen, held_out = _with_residual(samples, theta, twins, alike)
-    groups = _groups(kernel_samples, network_samples)
-    held_out_groups = () if groups is None else _held_out(chosen, groups, alike)
+    left_out = _left_out(kernel_samples, network_samples, unlike=unlike)
+    chosen, held_out = _with_residual(samples, theta, left_out, alike)
     found = np.diag(chosen.prior - chosen.gained())
     return LatencyModel(
         profile=profile,
@@ -453,9 +465,9 @@ def _fit(
         kernel_samples=kernel_samples,
         network_samples=network_samples,
         held_out_=held_out,
-        held_out_groups_=held_out_groups,
         residual_=chosen.amplitude,
         runtime=runtime,
+        unlike=unlike,
     )
 
 
@@ -476,15 +488,15 @@ def _check(
 
 
 def _with_residual(
-    samples: fitting.Samples, theta: Array, twins: Sequence[str | None], alike: Array
+    samples: fitting.Samples, theta: Array, groups: Sequence[str | None], alike: Array
 ) -> tuple[posterior.Posterior, tuple[HeldOut, ...]]:
     """The samples explained, with the learned residual if it pays, and what was held out.
 
     It pays if the mean size of held-out residuals falls by more than its standard error.
     """
     tried = posterior.AMPLITUDES
-    residuals, spreads = posterior.held_out(samples, theta, twins, tried, alike)
-    out = np.array([twin is not None for twin in twins])
+    residuals, spreads = posterior.held_out(samples, theta, groups, tried, alike)
+    out = np.array([group is not None for group in groups])
     sizes = np.abs(residuals[:, out])
     gains = sizes[0] - sizes
     doubts = gains.std(axis=1) / math.sqrt(max(out.sum(), 1))
@@ -496,43 +508,25 @@ def _with_residual(
         theta = fitting.minimise(samples, theta, whitening=explained.whitening())
         alike = posterior.similarity(samples, theta)
         explained = posterior.Posterior(samples, theta, tried[best], alike)
-    return explained, _pairs(residuals[best, out], spreads[best, out])
+    pairs = zip(residuals[best, out], spreads[best, out], strict=True)
+    return explained, tuple(HeldOut(float(r), float(s)) for r, s in pairs)
 
 
-def _twins(
-    kernel_samples: Sequence[KernelSample], network_samples: Sequence[NetworkSample]
+def _left_out(
+    kernel_samples: Sequence[KernelSample],
+    network_samples: Sequence[NetworkSample],
+    *,
+    unlike: bool,
 ) -> tuple[str | None, ...]:
-    """What each sample is alike to: the same kernels are the same network, whatever its name.
+    """What is left out together with each sample: its twins, or its group if ``unlike``.
 
-    Kernels are left out only where there are no networks to predict.
+    The same kernels are the same network, whatever its name. Kernels are left out only where there
+    are no networks to predict.
     """
     if not network_samples:
         return tuple(str(fitting.signature(work)) for work, _ in kernel_samples)
-    networks = [str(sorted(map(fitting.signature, s.works))) for s in network_samples]
+    networks = [
+        sample.group if unlike and sample.group else str(sorted(map(fitting.signature, sample.works)))
+        for sample in network_samples
+    ]
     return (*[None] * len(kernel_samples), *networks)
-
-
-def _groups(
-    kernel_samples: Sequence[KernelSample], network_samples: Sequence[NetworkSample]
-) -> tuple[str | None, ...] | None:
-    """Each sample's group, which is its twins' where it has none; None if there are no groups."""
-    if len({s.group for s in network_samples}) < 2:
-        return None
-    twins = _twins(kernel_samples, network_samples)
-    named = [None] * len(kernel_samples) + [s.group or None for s in network_samples]
-    return tuple(group or twin for group, twin in zip(named, twins, strict=True))
-
-
-def _held_out(
-    explained: posterior.Posterior, groups: Sequence[str | None], alike: Array
-) -> tuple[HeldOut, ...]:
-    """The networks predicted without their groups."""
-    residuals, spreads = posterior.held_out(
-        explained.samples, explained.theta, groups, [explained.amplitude], alike
-    )
-    out = np.array([group is not None for group in groups])
-    return _pairs(residuals[0, out], spreads[0, out])
-
-
-def _pairs(residuals: Array, spreads: Array) -> tuple[HeldOut, ...]:
-    return tuple(HeldOut(float(r), float(s)) for r, s in zip(residuals, spreads, strict=True))

@@ -360,12 +360,14 @@ GPU_RUNTIMES = {
             name="onnxruntime-cuda",
             rules=tuple(rule for rule in _CUDA if rule.becomes != "sum"),
             patterns=frozenset(["Gelu", "HardSwish", "LayerNormalization", "QuickGelu"]),
+            scales=True,
         ),
         # pad_fusion.cc came after 1.14.
         GpuRuntime(
             name="onnxruntime-1.17-cuda",
             rules=(_PADDING, *_CUDA),
             patterns=frozenset(["Gelu", "LayerNormalization", "QuickGelu"]),
+            scales=True,
         ),
         GpuRuntime(
             name="tensorrt",

@@ -22,6 +22,7 @@ __all__ = ["load", "parse"]
 _MAX_FOLDED_ELEMENTS = 4096
 _DOMAINS = ("", "ai.onnx")
 _ALIASES = frozenset({"Identity", "Dropout"})
+_MAY_DO_NOTHING = frozenset({"Expand", "Slice", "Pad"})
 _CLASS_ATTRIBUTES = ("axis", "group", "kernel_shape", "strides", "perm")
 
 
@@ -183,10 +184,10 @@ class _Parser:
     def _is_alias(self, node: NodeProto) -> bool:
         if node.op_type in _ALIASES:
             return True
-        same = node.op_type in ("Expand", "Cast") and self._shape(node.input[0]) == self._shape(
+        # Runtimes drop what leaves the whole tensor as it is (slice_elimination.cc and its like).
+        return node.op_type in _MAY_DO_NOTHING and self._shape(node.input[0]) == self._shape(
             node.output[0]
         )
-        return same and node.op_type == "Expand"
 
     def _pair(
         self,

@@ -10,7 +10,7 @@ Gaussian before measuring, so that everything after is linear algebra::
     d(x) = a^2 R(x, .) W' (a^2 W R W' + N)^-1 (measured - formula)
 
 J is the formula's Jacobian and D its parameters' prior covariance, W the kernels' shares, x the
-logarithms of a kernel's dimensions in units of three octaves, N the noise.
+logarithms of a kernel's dimensions in octaves, N the noise.
 
 Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, eqs. 2.23 to
 2.26, and section 2.7 on parametric means.
@@ -32,8 +32,7 @@ __all__ = ["AMPLITUDES", "Posterior", "held_out", "similarity"]
 
 # How much a kernel may differ from the formula, as a standard deviation of log time; which of them
 # is chosen by leaving groups of samples out. None is none.
-AMPLITUDES = (0.0, 0.1, 0.2)
-_OCTAVES = 3.0
+AMPLITUDES = (0.0, 0.1, 0.2, 0.3)
 _FOLDS = 10
 # A fold starts at what all samples together say, and need not be exact.
 _FOLD_TOLERANCE = 1e-3
@@ -157,7 +156,7 @@ def held_out(
 def _places(works: Sequence[Work]) -> Array:
     """Where kernels stand among their like: logarithms of their dimensions."""
     dims = np.array([w.shape[:5] for w in works], dtype=np.float64).reshape(len(works), 5)
-    return np.asarray(np.log2(np.maximum(dims, 1.0)) / _OCTAVES)
+    return np.asarray(np.log2(np.maximum(dims, 1.0)))
 
 
 def _similar(places: Array, group: Array, others: Array, other_group: Array) -> Array:

@@ -12,9 +12,9 @@ History of ``schema_version``:
 2. ``runtime``, whose fusion rules the kernels were read by: a model was of use only to who knew.
    The profile's facts say whether they are ``confirmed``, and the profile has ``sms``, ``clocks``
    and ``power_modes`` (each a table of facts, or null), ``enqueue_s`` and ``form``. Network samples
-   have a group and the clocks they were taken at. ``held_out_`` and ``held_out_groups_`` take the
-   place of ``residuals_``: pairs of log ratio and claimed standard deviation, so that an interval
-   is wide where little was measured. ``residual_`` is the learned residual's amplitude, ``scales``
+   have a group and the clocks they were taken at. ``held_out_`` takes the place of
+   ``residuals_``: pairs of log ratio and claimed standard deviation, so that an interval is wide
+   where little was measured; ``unlike`` if whole groups were held out. ``residual_`` is the learned residual's amplitude, ``scales``
    the clocks to predict for. A file of version 1 is of onnxruntime-cpu and of the form mlas, its
    facts count as confirmed, it has no clocks, and every held-out network is taken to have been
    claimed to 5 %.
@@ -80,7 +80,7 @@ def dump(model: LatencyModel) -> str:
         "kernel_samples": kernels,
         "network_samples": networks,
         "held_out_": model.held_out_,
-        "held_out_groups_": model.held_out_groups_,
+        "unlike": model.unlike,
         "residual_": model.residual_,
         "scales": model.scales,
         "anchor_": model.anchor_,
@@ -154,7 +154,7 @@ def _fitted(content: dict[str, Any]) -> dict[str, Any]:
         return {"held_out_": tuple(HeldOut(r, _CLAIMED_BY_V1) for r in content["residuals_"])}
     return {
         "held_out_": tuple(HeldOut(*pair) for pair in content["held_out_"]),
-        "held_out_groups_": tuple(HeldOut(*pair) for pair in content["held_out_groups_"]),
+        "unlike": content["unlike"],
         "residual_": content["residual_"],
         "scales": Scales(*content["scales"]),
     }

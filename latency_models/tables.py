@@ -47,11 +47,15 @@ LEAVE_OUT = ("family", "network", "power_mode")
 
 
 class Fold(NamedTuple):
-    """Networks to calibrate on, and the rest, which is then predicted; ``name`` says which."""
+    """Networks to calibrate on, and the rest, which is then predicted; ``name`` says which.
+
+    ``unlike``: the rest is of no family that is calibrated on.
+    """
 
     name: str
     fit: tuple[Item, ...]
     rest: tuple[Item, ...]
+    unlike: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,11 +223,13 @@ def fold_out(measured: Sequence[Item], *, key: str) -> tuple[Fold, ...]:
                 f"too few rows: without the {key.replace('_', ' ')} {name!r} only {len(fit)} of "
                 f"{len(measured)} are left to calibrate on, and at least {MIN_ROWS} are needed"
             )
-        folds.append(Fold(name, fit, rest))
+        folds.append(Fold(name, fit, rest, unlike=key == "family"))
     return tuple(folds)
 
 
-def calibrate(measured: Sequence[Item], *, profile: BoardProfile, runtime: str) -> LatencyModel:
+def calibrate(
+    measured: Sequence[Item], *, profile: BoardProfile, runtime: str, unlike: bool = False
+) -> LatencyModel:
     """A latency model fitted to whole networks, at the profile's reference clocks.
 
     ``FormatError`` if there are too few rows.
@@ -233,7 +239,7 @@ def calibrate(measured: Sequence[Item], *, profile: BoardProfile, runtime: str) 
             f"too few rows to calibrate on: {len(measured)}, and at least {MIN_ROWS} are needed"
         )
     samples = [NetworkSample(i.works, i.measured_s, i.family, i.scales) for i in measured]
-    return calibration.fit([], samples, profile=profile, runtime=runtime)
+    return calibration.fit([], samples, profile=profile, runtime=runtime, unlike=unlike)
 
 
 def validate(
@@ -256,7 +262,7 @@ def _predicted(
 ) -> Iterator[list[NetworkError]]:
     for done, fold in enumerate(folds):
         progress(done, len(folds))
-        model = calibrate(fold.fit, profile=profile, runtime=runtime)
+        model = calibrate(fold.fit, profile=profile, runtime=runtime, unlike=fold.unlike)
         yield [validation.predict_item(model, item, coverage=coverage) for item in fold.rest]
     progress(len(folds), len(folds))
 

@@ -52,7 +52,7 @@ _ETA = {
     "conv_1x1": 0.5,
     "conv_3x3": 0.6,
     "conv_large": 0.6,
-    "conv_grouped": 0.4,
+    "conv_grouped": 0.5,
     "conv_direct": 0.3,
     "conv_im2col": 0.25,
     "conv_transpose": 0.2,
@@ -60,8 +60,13 @@ _ETA = {
     "gemm": 0.5,
     "matmul": 0.4,
 }
-# What a group of a grouped convolution costs beyond its products, of a kernel's launch.
-_GROUP_SHARE = 0.25
+# Kinds that run the same products.
+_LIKE = {"gemm": "conv_1x1", "matmul": "conv_1x1", "conv_grouped": "conv_3x3"}
+# What a group of a grouped convolution costs beyond its products, in launches of a kernel:
+# libraries run a product for each.
+_GROUP_SHARE = 1.0
+# A view moves nothing; what the host spends on it is hidden or small.
+_VIEW_S = 1e-7
 # What a stream of bytes reaches of the datasheet's bandwidth.
 _BANDWIDTH_SHARE = 0.75
 
@@ -79,8 +84,8 @@ def shared_priors(
     enqueue = profile.enqueue_s
     priors = (
         Prior("q", "1", 1.0, 0.1),
-        Prior("bw", "bytes/s", bandwidth, 0.5),
-        Prior("bw_w", "bytes/s", bandwidth, 0.7),
+        Prior("bw", "bytes/s", bandwidth, 0.2),
+        Prior("bw_w", "bytes/s", bandwidth, 0.5),
         Prior("c0", "s", profile.network_overhead_s.value, 0.7),
         Prior("n0", "outputs", 8.0, 0.7),
         Prior("k0", "inputs", 8.0, 0.7),
@@ -98,12 +103,15 @@ def shared_priors(
 def eta_prior(kind: str, precision: str) -> Prior:
     """The share of the peak that products of a group reach; unused where nothing is multiplied."""
     dense = (("eta dense", 0.7),) if kind in DENSE else ()
-    shared = (*dense, (f"eta {kind}", 0.7))
+    like = _LIKE.get(kind, kind)
+    shared = (*dense, (f"eta like {like}", 0.6), (f"eta {kind}", 0.3))
     return Prior(f"eta[{kind},{precision}]", "1", _ETA.get(kind, 0.5), 0.3, shared=shared)
 
 
 def t0_prior(kind: str, precision: str, profile: BoardProfile) -> Prior:
     """What a kernel of a group costs before it works."""
+    if kind == "view":
+        return Prior(f"t0[{kind},{precision}]", "s", _VIEW_S, 0.5)
     moves = () if kind in DENSE else (("t0 other", 0.7),)
     shared = (("t0", 0.7), *moves, (f"t0 {kind}", 0.5))
     value = profile.kernel_overhead_s.value

@@ -195,7 +195,6 @@ PROTOCOLS = (
         seeds=[0],
         baseline="8.6 % (4.9 %)",
         target="5 %",
-        unlike=True,
     ),
     Protocol(
         key="tx2_widths",
@@ -252,24 +251,28 @@ def load(data: Path, name: str) -> Published:
     return published.xavier(data / "jetson_agx_xavier" / "googlenet_trt_per_layer.csv")
 
 
-def fit(data: Published, indices: Sequence[int]) -> LatencyModel:
-    """The model calibrated on these items."""
+def fit(data: Published, indices: Sequence[int], *, unlike: bool = False) -> LatencyModel:
+    """The model calibrated on these items, for items of other groups if ``unlike``."""
     chosen = [data.items[index] for index in indices]
     kernels = [(item.works[0], item.seconds) for item in chosen] if data.kernels else []
     networks = [NetworkSample(i.works, i.seconds, i.group, i.scales) for i in chosen]
     return calibration.fit(
-        kernels, [] if data.kernels else networks, profile=data.profile, runtime=data.runtime
+        kernels,
+        [] if data.kernels else networks,
+        profile=data.profile,
+        runtime=data.runtime,
+        unlike=unlike,
     )
 
 
-def predict(model: LatencyModel, data: Published, item: Item, *, unlike: bool) -> tuple[float, ...]:
+def predict(model: LatencyModel, data: Published, item: Item) -> tuple[float, ...]:
     """Seconds, and the interval, of one item."""
     if data.kernels:
         return float(model.predict_kernels(item.works)[0]), *model.kernel_interval(
             item.works[0], COVERAGE
         )
     there = model.at(item.scales)
-    return there.predict(item.works), *there.interval(item.works, COVERAGE, unlike=unlike)
+    return there.predict(item.works), *there.interval(item.works, COVERAGE)
 
 
 def datasheet_s(item: Item, data: Published) -> float:
@@ -295,9 +298,9 @@ def run(data_folder: Path, key: str, seed: int) -> list[Row]:
         judged = [index for index in tested if protocol.judged(data.items[index])]
         if not judged:
             continue
-        model = fit(data, fitted)
+        model = fit(data, fitted, unlike=protocol.unlike)
         for item in (data.items[index] for index in judged):
-            seconds = predict(model, data, item, unlike=protocol.unlike)
+            seconds = predict(model, data, item)
             rows.append(
                 Row(key, seed, item.name, item.seconds, *seconds, datasheet_s(item, data))
             )
