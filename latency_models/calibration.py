@@ -497,12 +497,15 @@ def _with_residual(
     tried = posterior.AMPLITUDES
     residuals, spreads = posterior.held_out(samples, theta, groups, tried, alike)
     out = np.array([group is not None for group in groups])
-    sizes = np.abs(residuals[:, out])
-    gains = sizes[0] - sizes
-    doubts = gains.std(axis=1) / math.sqrt(max(out.sum(), 1))
-    means = np.where(gains.mean(axis=1) > doubts, sizes.mean(axis=1), np.inf)
-    means[0] = sizes[0].mean() if out.any() else 0.0
-    best = int(np.argmin(means))
+    names = sorted({group for group in groups if group is not None})
+    # What was left out together errs together, and counts once.
+    sizes = np.array(
+        [np.abs(residuals[:, [g == name for g in groups]]).mean(axis=1) for name in names]
+    ).reshape(-1, len(tried))
+    gains = sizes[:, :1] - sizes
+    doubts = gains.std(axis=0) / math.sqrt(max(len(names) - 1, 1))
+    pays = gains.sum(axis=0) > doubts * len(names)
+    best = int(np.argmax(np.where(pays, gains.sum(axis=0), 0.0)))
     explained = posterior.Posterior(samples, theta, tried[best], alike)
     if tried[best]:
         theta = fitting.minimise(samples, theta, whitening=explained.whitening())

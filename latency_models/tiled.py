@@ -91,7 +91,7 @@ def shared_priors(
         Prior("k0", "inputs", 8.0, 0.7),
         Prior("r0", "rows", 8.0, 0.7),
         Prior("p", "1", 0.7, 0.3),
-        Prior("s", "1", 0.7, 0.5),
+        Prior("s", "1", 1.5, 0.5),
         Prior("tg", "s", _GROUP_SHARE * profile.kernel_overhead_s.value, 1.0),
         # Without a queue between host and device nothing waits for the host.
         Prior("enqueue", "s", 1e-9 if enqueue is None else enqueue.value, 0.5 if enqueue else 1e-3),

@@ -295,7 +295,7 @@ def tx2(path: Path) -> Published:
                 works=tuple(_cnv(float(row["width_percent"]) / 100, batch, precision)),
                 seconds=float(row["latency_ms"]) * 1e-3,
                 twin=name,
-                group=row["width_percent"],
+                group=f"{row['width_percent']} {precision}",
                 scales=board.scales(row["power_mode"]),
                 labels=labels,
             )
