@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from latency_models.operators import KINDS, QDQ, Op, Shape
@@ -28,7 +28,8 @@ class Group:
     """Operators that run as one kernel: ``head`` decides what it is, ``op`` what it runs as.
 
     ``stage`` is what was taken up last. ``integer``: all that it reads is quantized, and the
-    runtime has an integer kernel for it.
+    runtime has an integer kernel for it. ``merges``: other convolutions of the same input run with
+    it. ``besides`` are tensors that it writes beside ``output``.
     """
 
     head: Op
@@ -38,7 +39,9 @@ class Group:
     shapes: list[Shape]
     output: str
     integer: bool = False
+    merges: bool = False
     stage: str = "plain"
+    besides: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, op: Op) -> Group:
@@ -69,7 +72,8 @@ class Rule:
 
     ``takes`` is what the group runs as; ``after`` are the stages at which the host still does so
     and ``becomes`` is the stage then. ``leads``: whose kernel it is. ``pick``: which host does it
-    where several could. Nobody else may read the tensor between them.
+    where several could. Nobody else may read the tensor between them, unless the kernel ``keeps``
+    it as an output of its own.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Rule:
     becomes: str = "fused"
     when: Callable[[Joint], bool] | None = None
     leads: Literal["host", "follower"] = "host"
+    keeps: bool = False
     pick: Literal["first", "last"] = "last"
 
 
@@ -155,6 +160,11 @@ def _residual(joint: Joint) -> bool:
     """The sum of two tensors of the same shape, in a group of its own."""
     group = joint.follower
     return len(group.ops) == 1 and len(group.inputs) == 2 and len(set(group.shapes)) == 1
+
+
+def _residual_of_one(joint: Joint) -> bool:
+    """A residual sum of a convolution that does not run as one with others."""
+    return _residual(joint) and not joint.host.merges
 
 
 def _rectified_residual(joint: Joint) -> bool:
@@ -295,7 +305,7 @@ _TENSORRT = (
         host=_CONV,
         takes=_named("Add Sum"),
         after=_named("plain scale"),
-        when=_residual,
+        when=_residual_of_one,
         becomes="sum",
         source="Convolution and ElementWise; the later branch: Conv_124, Conv_125 + Add_126",
     ),
@@ -350,6 +360,19 @@ _TENSORRT = (
     ),
 )
 
+# Element-wise chains came with TensorRT 7; before, each sum was a kernel, and took up its Relu.
+_TENSORRT_6 = (
+    *(rule for rule in _TENSORRT if rule.becomes not in ("sum", "pointwise")),
+    Rule(
+        name="Relu into sum",
+        host=_named("Add Sum"),
+        takes=_named("Relu"),
+        keeps=True,
+        source="times of NAS-Bench-201 cells on a Jetson Nano: a Relu after a sum costs nothing, "
+        "whoever else reads the sum, and a sum costs the same with and without a convolution",
+    ),
+)
+
 GPU_RUNTIMES = {
     runtime.name: runtime
     for runtime in (
@@ -367,6 +390,16 @@ GPU_RUNTIMES = {
             name="onnxruntime-1.17-cuda",
             rules=(_PADDING, *_CUDA),
             patterns=frozenset(["Gelu", "LayerNormalization", "QuickGelu"]),
+            scales=True,
+        ),
+        GpuRuntime(
+            name="tensorrt-6",
+            rules=_TENSORRT_6,
+            integers=True,
+            merges=True,
+            writes_in_place=True,
+            slices=True,
+            pools_means=True,
             scales=True,
         ),
         GpuRuntime(

@@ -8,7 +8,7 @@ from latency_models.fusion_rules import POINTWISE, GpuRuntime, Group, Joint, Rul
 from latency_models.operators import QDQ, Op
 from latency_models.patterns import Tensors, find
 
-__all__ = ["group_operators"]
+__all__ = ["group_operators", "merge_key"]
 
 # Kinds with an integer kernel in TensorRT; products need constant weights.
 _INTEGER_KINDS = frozenset(
@@ -47,6 +47,7 @@ class _Fusion:
         self.tensors = tensors
         self.runtime = runtime
         self.group_of: dict[str, Group] = {}
+        self.merged = _merged(ops) if runtime.merges else frozenset()
 
     def groups(self) -> tuple[Group, ...]:
         for op in self.ops:
@@ -63,6 +64,7 @@ class _Fusion:
     def _fuse(self, op: Op) -> None:
         group = Group.of(op)
         group.integer = self.runtime.integers and self._integer(op)
+        group.merges = op.name in self.merged and not group.integer
         found = find(op, self.tensors, self.runtime.patterns)
         if found is not None:
             group.ops.extend(found.ops)
@@ -93,18 +95,31 @@ class _Fusion:
             for tensor in dict.fromkeys(group.inputs)
             if (made := self.tensors.producer.get(tensor)) is not None and len(made.outputs) == 1
         ]
-        joints = [
-            joint
-            for joint in joints
-            if joint.host.output == joint.tensor
-            and self.tensors.read_only_by(joint.tensor, group.ops)
-        ]
+        joints = [joint for joint in joints if joint.host.output == joint.tensor]
+        alone = [j for j in joints if self.tensors.read_only_by(j.tensor, group.ops)]
         for rule in self.runtime.rules:
-            hosts = [joint for joint in joints if _fits(rule, joint)]
+            hosts = [joint for joint in (joints if rule.keeps else alone) if _fits(rule, joint)]
             if hosts:
                 hosts.sort(key=lambda joint: self._end(joint.host))
                 return _join(rule, hosts[0] if rule.pick == "first" else hosts[-1])
         return None
+
+
+def merge_key(op: Op) -> tuple[object, ...] | None:
+    """What convolutions that run as one have in common; None for others."""
+    if op.op != "Conv" or op.groups != 1 or op.weight is None:
+        return None
+    return (op.inputs[0], op.window, op.stride, op.out_shapes[0][2:])
+
+
+def _merged(ops: Sequence[Op]) -> frozenset[str]:
+    """The convolutions that others are like."""
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for op in ops:
+        key = merge_key(op)
+        if key is not None:
+            alike.setdefault(key, []).append(op.name)
+    return frozenset(name for names in alike.values() if len(names) > 1 for name in names)
 
 
 def _fits(rule: Rule, joint: Joint) -> bool:
@@ -135,6 +150,8 @@ def _join(rule: Rule, joint: Joint) -> Group:
             host.inputs.append(tensor)
             host.shapes.append(shape)
     host.ops.extend(follower.ops)
+    if not joint.tensors.read_only_by(joint.tensor, follower.ops):
+        host.besides.append(joint.tensor)
     host.output = follower.output
     host.stage = rule.becomes
     return host

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from latency_models.fusion_rules import POINTWISE, GpuRuntime, Group
-from latency_models.gpu_fusion import group_operators
+from latency_models.gpu_fusion import group_operators, merge_key
 from latency_models.gpu_kinds import kernel_kind
 from latency_models.kernels import Kernel
 from latency_models.operators import KINDS, QDQ, VIEWS, Op
@@ -82,13 +82,9 @@ class _Lowering:
         """By convolution: those that run with it as one, because they differ in outputs only."""
         alike: dict[tuple[object, ...], list[Group]] = {}
         for group in self.groups:
-            head = group.head
-            plain = group.op == "Conv" and len(group.inputs) == 1 and not group.integer
-            if plain and head.groups == 1 and head.weight:
-                activation = group.ops[-1].op if group.stage == "activation" else ""
-                place = (head.window, head.stride, head.out_shapes[0][2:])
-                key = (group.inputs[0], *place, activation, self._wanted(group))
-                alike.setdefault(key, []).append(group)
+            common = merge_key(group.head)
+            if group.merges and common is not None and len(group.inputs) == 1:
+                alike.setdefault((*common, self._wanted(group)), []).append(group)
         return {
             group.head.name: tuple(groups)
             for groups in alike.values()
@@ -204,7 +200,7 @@ class _Lowering:
             others=groups[1:],
         )
         for member in groups:
-            for tensor in dict.fromkeys((*member.head.outputs, member.output)):
+            for tensor in dict.fromkeys((*member.head.outputs, *member.besides, member.output)):
                 self._write(tensor, written)
 
     def _emit_concatenation(self, group: Group) -> None:

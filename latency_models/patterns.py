@@ -15,6 +15,7 @@ from latency_models.operators import Op, Shape
 __all__ = ["Pattern", "Tensors", "find", "without_repeats"]
 
 _GATES = {"Sigmoid": "QuickGelu", "HardSigmoid": "HardSwish"}
+_COMMUTATIVE = frozenset(["Add", "Mul", "Sum", "Max", "Min"])
 _GELU = ("Erf", "Add", "Mul", "Mul")
 _LAYER_NORM = ("ReduceMean", "Add", "Sqrt", "Div")
 
@@ -82,7 +83,8 @@ def without_repeats(ops: Sequence[Op]) -> tuple[Op, ...]:
     for op in ops:
         inputs = tuple(renamed.get(tensor, tensor) for tensor in op.inputs)
         op = op if inputs == op.inputs else dataclasses.replace(op, inputs=inputs)
-        same = (op.op, inputs, op.out_shapes, op.window, op.stride, op.groups, op.axis, op.axes)
+        order = tuple(sorted(inputs)) if op.op in _COMMUTATIVE else inputs
+        same = (op.op, order, op.out_shapes, op.window, op.stride, op.groups, op.axis, op.axes)
         key = (*same, op.permutation, op.mode)
         plain = op.weight is None and not op.constant_shapes and not op.dequantized
         if plain and op.inputs and not op.exported and key in first:

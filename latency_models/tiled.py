@@ -86,7 +86,7 @@ def shared_priors(
         Prior("q", "1", 1.0, 0.1),
         Prior("bw", "bytes/s", bandwidth, 0.2),
         Prior("bw_w", "bytes/s", bandwidth, 0.5),
-        Prior("c0", "s", profile.network_overhead_s.value, 0.7),
+        Prior("c0", "s", profile.network_overhead_s.value, 1.5),
         Prior("n0", "outputs", 8.0, 0.7),
         Prior("k0", "inputs", 8.0, 0.7),
         Prior("r0", "rows", 8.0, 0.7),

@@ -243,7 +243,7 @@ def load(data: Path, name: str) -> Published:
         return published.nasbench(path, precision="fp32", runtime="onnxruntime-cuda")
     if name == "nasbench201_fp16":
         path = nano / "nasbench201.csv"
-        return published.nasbench(path, precision="fp16", runtime="tensorrt")
+        return published.nasbench(path, precision="fp16", runtime="tensorrt-6")
     if name == "tx2":
         return published.tx2(data / "jetson_tx2" / "cnv_pruned_trt.csv")
     if name == "orin":
