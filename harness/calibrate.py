@@ -78,7 +78,7 @@ def calibrate(
     reference: Sequence[graph.Kernel],
     precisions: Sequence[str],
     yardstick: pacing.Yardstick,
-    known: Sequence[tuple[tuple[graph.Work, ...], float]] = (),
+    known: Sequence[calibration.NetworkSample] = (),
     budget_s: float = MEASURING_S,
 ) -> Calibration:
     """A latency model of the session's board, fitted to a planned sweep measured there.
@@ -205,7 +205,8 @@ class _Run:
                 self.session, self.store, requests, self.yardstick, campaign=f"sweep {start}"
             )
             for probe, ratio in zip(batch, ratios, strict=True):
-                self.network_samples.append((probe.works, ratio * self.yardstick.latency_s))
+                sample = calibration.NetworkSample(probe.works, ratio * self.yardstick.latency_s)
+                self.network_samples.append(sample)
             latencies = [ratio * self.yardstick.latency_s for ratio in (1.0, *ratios)]
             planned_s = sum(pacing.engine_s(latency) for latency in latencies)
             self._told(len(batch), planned_s, measured_s, time.monotonic() - begun_s)

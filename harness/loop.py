@@ -189,7 +189,7 @@ def _pose(
             yardstick=pacing.Yardstick(
                 path=bench.baseline_path, latency_s=baseline.candidate.latency_s
             ),
-            known=[(works, baseline.candidate.latency_s)],
+            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
         ).model.to_json()
 
     text = bench.folder.stage("calibrate", str, calibrated)

@@ -23,7 +23,7 @@ from latency_models import fitting, posterior, roofline
 from latency_models.errors import CalibrationError
 from latency_models.kernels import KERNEL_KINDS, Work
 from latency_models.parameters import DENSE, Array
-from latency_models.profiles import BoardProfile, Scales
+from latency_models.profiles import REFERENCE, BoardProfile, Scales
 
 __all__ = ["HeldOut", "LatencyModel", "NetworkSample", "Parameter", "fit"]
 
@@ -50,7 +50,7 @@ class NetworkSample(NamedTuple):
     works: Sequence[Work]
     seconds: float
     group: str = ""
-    scales: Scales = Scales()
+    scales: Scales = REFERENCE
 
 
 class HeldOut(NamedTuple):
@@ -104,7 +104,7 @@ class LatencyModel:
     anchor_: float = 1.0
     anchors: int = 0
     runtime: str = DEFAULT_RUNTIME
-    scales: Scales = Scales()
+    scales: Scales = REFERENCE
 
     # -- prediction ------------------------------------------------------------------------------
 
@@ -248,7 +248,7 @@ class LatencyModel:
         Arithmetic runs with its own clock, memory with its own, and overheads half with the CPU's,
         on which the runtime launches kernels, and half with the memory's.
         """
-        if scales == Scales():
+        if scales == REFERENCE:
             return self
         product = Scales(*(a * b for a, b in zip(self.scales, scales, strict=True)))
         return dataclasses.replace(self, scales=product)
@@ -259,7 +259,7 @@ class LatencyModel:
         self,
         *,
         kernel_samples: Sequence[KernelSample] = (),
-        network_samples: Sequence[tuple[Sequence[Work], float]] = (),
+        network_samples: Sequence[tuple[Sequence[Work], float] | NetworkSample] = (),
     ) -> LatencyModel:
         """A model fitted to everything this one saw and the new samples.
 
@@ -360,7 +360,7 @@ class LatencyModel:
 
     def _network(self, total: float, works: Sequence[Work]) -> tuple[float, float, Array]:
         """Seconds of a network whose kernels take ``total``, and what they gain with it."""
-        steps = sum(w.kind != "view" for w in works)
+        steps = sum(roofline.is_step(work, self._layout) for work in works)
         whole, by_sum, slope = roofline.network_seconds(
             self._theta,
             self._layout,
@@ -507,10 +507,6 @@ def _with_residual(
     pays = gains.sum(axis=0) > doubts * len(names)
     best = int(np.argmax(np.where(pays, gains.sum(axis=0), 0.0)))
     explained = posterior.Posterior(samples, theta, tried[best], alike)
-    if tried[best]:
-        theta = fitting.minimise(samples, theta, whitening=explained.whitening())
-        alike = posterior.similarity(samples, theta)
-        explained = posterior.Posterior(samples, theta, tried[best], alike)
     pairs = zip(residuals[best, out], spreads[best, out], strict=True)
     return explained, tuple(HeldOut(float(r), float(s)) for r, s in pairs)
 
@@ -529,7 +525,9 @@ def _left_out(
     if not network_samples:
         return tuple(str(fitting.signature(work)) for work, _ in kernel_samples)
     networks = [
-        sample.group if unlike and sample.group else str(sorted(map(fitting.signature, sample.works)))
+        sample.group
+        if unlike and sample.group
+        else str(sorted(map(fitting.signature, sample.works)))
         for sample in network_samples
     ]
     return (*[None] * len(kernel_samples), *networks)

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from latency_models import roofline
 from latency_models.kernels import Work
-from latency_models.parameters import Array
+from latency_models.parameters import Array, Indices
 from latency_models.profiles import Scales
 
 __all__ = ["KERNEL_NOISE", "NETWORK_NOISE", "Samples", "minimise", "robust_weights", "signature"]
@@ -41,7 +41,9 @@ class Samples:
     ) -> None:
         self.layout = layout
         self.split = len(kernel_samples)
-        works = [((work,), Scales()) for work, _ in kernel_samples]
+        works: list[tuple[tuple[Work, ...], Scales]] = [
+            ((work,), Scales()) for work, _ in kernel_samples
+        ]
         works += [(tuple(works), scales) for works, _, scales in network_samples]
         places: dict[tuple[object, ...], int] = {}
         kernels: list[_Key] = []
@@ -60,7 +62,7 @@ class Samples:
         rows, columns = np.array(entries, dtype=np.intp).reshape(-1, 2).T
         shape = (len(works), len(kernels))
         self.counts = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
-        self.steps = np.asarray(self.counts @ ~self.features.view, float)[self.split :]
+        self.steps = np.asarray(self.counts @ self.features.step, float)[self.split :]
         self.scales = np.array([s for _, s in works[self.split :]], float).reshape(-1, 3)
         seconds = [s for _, s in kernel_samples] + [s for _, s, _ in network_samples]
         self.seconds = np.array(seconds, float)
@@ -73,7 +75,7 @@ class Samples:
     def _resolution(self) -> Array:
         return np.where(np.arange(len(self.seconds)) < self.split, _RESOLUTION_S, 0.0)
 
-    def only(self, rows: Array) -> Samples:
+    def only(self, rows: Indices) -> Samples:
         """These samples alone (``rows`` ascending), of the same kernels."""
         part = copy.copy(self)
         part.split = int((rows < self.split).sum())
@@ -85,13 +87,13 @@ class Samples:
 
     def predict(self, theta: Array) -> Array:
         """Logarithms of the seconds of each sample."""
-        sums = self.counts @ roofline.kernel_seconds(theta, self.features, self.layout)
-        return np.log(self._whole(theta, sums)[0] + self._resolution)
+        seconds = roofline.kernel_seconds(theta, self.features, self.layout)
+        return np.log(self._whole(theta, self._sums(seconds))[0] + self._resolution)
 
     def jacobian(self, theta: Array) -> tuple[Array, Array]:
         """What ``predict`` gives, and its derivatives (samples x parameters)."""
         seconds, rows = roofline.kernel_jacobian(theta, self.features, self.layout)
-        whole, by_sum, slope = self._whole(theta, self.counts @ seconds)
+        whole, by_sum, slope = self._whole(theta, self._sums(seconds))
         jacobian = (self.counts @ rows) * by_sum[:, None] + slope
         total = whole + self._resolution
         return np.log(total), np.asarray(jacobian / total[:, None])
@@ -100,7 +102,11 @@ class Samples:
         """The kernels' shares of each sample's kernel time (samples x kernels)."""
         seconds = roofline.kernel_seconds(theta, self.features, self.layout)
         times = self.counts @ sparse.diags(seconds)
-        return sparse.csr_matrix(sparse.diags(1 / (self.counts @ seconds)) @ times)
+        return sparse.csr_matrix(sparse.diags(1 / self._sums(seconds)) @ times)
+
+    def _sums(self, seconds: Array) -> Array:
+        """Seconds that the kernels of each sample take together."""
+        return np.asarray(self.counts @ seconds)
 
     def _whole(self, theta: Array, sums: Array) -> tuple[Array, Array, Array]:
         """Seconds of the samples: networks have more to them than their kernels."""
@@ -126,33 +132,28 @@ def robust_weights(residuals: Array) -> Array:
     return np.asarray(1 / np.sqrt(1 + residuals**2))
 
 
-def minimise(
-    samples: Samples, theta: Array, *, whitening: Array | None = None, tolerance: float = 1e-5
-) -> Array:
+def minimise(samples: Samples, theta: Array, *, tolerance: float = 1e-5) -> Array:
     """The parameters at the minimum.
 
-    ``whitening`` turns residuals into independent ones of unit size (samples x samples); without
-    it, each sample is divided by its noise, and large residuals count less and less. It ends where
-    a step gains less than ``tolerance`` of what is minimised. Levenberg and
-    Marquardt's method, by the normal equations: they are small, and calling LAPACK once a step
-    keeps its threads from fighting over a busy host.
+    Each residual is divided by its noise, and large ones count less and less (soft L1). It ends
+    where a step gains less than ``tolerance`` of what is minimised. Levenberg and Marquardt's
+    method, by the normal equations: they are small, and calling LAPACK once a step keeps its
+    threads from fighting over a busy host.
     """
     start = samples.layout.start()
     precision = np.linalg.inv(samples.layout.covariance())
 
     def cost(theta: Array) -> float:
-        residuals = _whitened(samples.logs - samples.predict(theta), samples.noise, whitening)
-        squares = residuals**2
-        if whitening is None:
-            squares = 2 * (np.sqrt(1 + squares) - 1)
-        return float(squares.sum() + (theta - start) @ precision @ (theta - start))
+        residuals = (samples.logs - samples.predict(theta)) / samples.noise
+        loss = 2 * (np.sqrt(1 + residuals**2) - 1)
+        return float(loss.sum() + (theta - start) @ precision @ (theta - start))
 
     damping, current = 1e-2, cost(theta)
     for _ in range(_MAX_STEPS):
         predicted, jacobian = samples.jacobian(theta)
-        residuals = _whitened(samples.logs - predicted, samples.noise, whitening)
-        rows = _whitened(jacobian, samples.noise, whitening)
-        weights = robust_weights(residuals) if whitening is None else np.ones(len(residuals))
+        residuals = (samples.logs - predicted) / samples.noise
+        rows = jacobian / samples.noise[:, None]
+        weights = robust_weights(residuals)
         normal = rows.T @ (rows * weights[:, None]) + precision
         gradient = rows.T @ (weights * residuals) - precision @ (theta - start)
         lower = np.inf
@@ -171,11 +172,3 @@ def minimise(
         if settled:
             break
     return theta
-
-
-def _whitened(values: Array, noise: Array, whitening: Array | None) -> Array:
-    if whitening is not None:
-        return np.asarray(whitening @ values)
-    return np.asarray((values.T / noise).T)
-
-

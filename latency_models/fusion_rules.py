@@ -28,8 +28,8 @@ class Group:
     """Operators that run as one kernel: ``head`` decides what it is, ``op`` what it runs as.
 
     ``stage`` is what was taken up last. ``integer``: all that it reads is quantized, and the
-    runtime has an integer kernel for it. ``merges``: other convolutions of the same input run with
-    it. ``besides`` are tensors that it writes beside ``output``.
+    runtime has an integer kernel for it. ``besides`` are tensors that it writes beside ``output``,
+    because a rule that ``keeps`` them joined it; ``Work`` counts the bytes of ``output`` alone.
     """
 
     head: Op
@@ -39,7 +39,6 @@ class Group:
     shapes: list[Shape]
     output: str
     integer: bool = False
-    merges: bool = False
     stage: str = "plain"
     besides: list[str] = field(default_factory=list)
 
@@ -72,8 +71,10 @@ class Rule:
 
     ``takes`` is what the group runs as; ``after`` are the stages at which the host still does so
     and ``becomes`` is the stage then. ``leads``: whose kernel it is. ``pick``: which host does it
-    where several could. Nobody else may read the tensor between them, unless the kernel ``keeps``
-    it as an output of its own.
+    where several could. Nobody else may read the tensor between them, unless the rule ``keeps``:
+    then the kernel writes that tensor, too, for whoever else reads it (``Group.besides``). What
+    such a rule takes up reads nothing but that tensor, so that the kernel can run as early as the
+    host alone.
     """
 
     name: str
@@ -92,18 +93,27 @@ class Rule:
 class GpuRuntime:
     """What a GPU runtime does with a network; tensors are NCHW throughout.
 
+    ``rules`` are tried in their order; one that ``keeps`` may give a kernel a second output.
     ``patterns`` are the chains it knows as one operator. ``integers``: Q/DQ pairs become integer
-    kernels (otherwise they are executed as they stand). ``merges``: sibling 1x1 convolutions of one
-    input become one kernel. ``writes_in_place``: producers of a concatenation's inputs write into
-    its output. ``slices``: Split is a kernel for every part. ``pools_means``: a mean over height
-    and width is a pooling. ``scales``: a batch norm of its own is an element-wise kernel.
+    kernels (otherwise they are executed as they stand). ``writes_in_place``: producers of a
+    concatenation's inputs write into its output. ``slices``: Split is a kernel for every part.
+    ``pools_means``: a mean over height and width is a pooling. ``scales``: a batch norm of its own
+    is an element-wise kernel.
+
+    ``merges``: which sibling convolutions become one kernel that computes the outputs of all.
+    Siblings read the same tensor, and it alone, with the same window, stride and precision, without
+    groups; integer ones stay apart.
+
+    - ``"none"``: every convolution is a kernel of its own.
+    - ``"1x1"``: siblings with a window of one and the same activation, or all without one.
+    - ``"all"``: siblings of any window, whatever their activations.
     """
 
     name: str
     rules: tuple[Rule, ...]
     patterns: frozenset[str] = frozenset()
     integers: bool = False
-    merges: bool = False
+    merges: Literal["none", "1x1", "all"] = "none"
     writes_in_place: bool = False
     slices: bool = False
     pools_means: bool = False
@@ -160,11 +170,6 @@ def _residual(joint: Joint) -> bool:
     """The sum of two tensors of the same shape, in a group of its own."""
     group = joint.follower
     return len(group.ops) == 1 and len(group.inputs) == 2 and len(set(group.shapes)) == 1
-
-
-def _residual_of_one(joint: Joint) -> bool:
-    """A residual sum of a convolution that does not run as one with others."""
-    return _residual(joint) and not joint.host.merges
 
 
 def _rectified_residual(joint: Joint) -> bool:
@@ -305,7 +310,7 @@ _TENSORRT = (
         host=_CONV,
         takes=_named("Add Sum"),
         after=_named("plain scale"),
-        when=_residual_of_one,
+        when=_residual,
         becomes="sum",
         source="Convolution and ElementWise; the later branch: Conv_124, Conv_125 + Add_126",
     ),
@@ -396,7 +401,7 @@ GPU_RUNTIMES = {
             name="tensorrt-6",
             rules=_TENSORRT_6,
             integers=True,
-            merges=True,
+            merges="all",
             writes_in_place=True,
             slices=True,
             pools_means=True,
@@ -406,7 +411,7 @@ GPU_RUNTIMES = {
             name="tensorrt",
             rules=_TENSORRT,
             integers=True,
-            merges=True,
+            merges="1x1",
             writes_in_place=True,
             slices=True,
             pools_means=True,

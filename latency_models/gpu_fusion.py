@@ -8,7 +8,7 @@ from latency_models.fusion_rules import POINTWISE, GpuRuntime, Group, Joint, Rul
 from latency_models.operators import QDQ, Op
 from latency_models.patterns import Tensors, find
 
-__all__ = ["group_operators", "merge_key"]
+__all__ = ["group_operators"]
 
 # Kinds with an integer kernel in TensorRT; products need constant weights.
 _INTEGER_KINDS = frozenset(
@@ -32,7 +32,7 @@ _INTEGER_KINDS = frozenset(
 def group_operators(
     ops: Sequence[Op], tensors: Tensors, *, runtime: GpuRuntime
 ) -> tuple[Group, ...]:
-    """The groups, each standing where its last operator does, so that all it reads is there.
+    """The groups in a possible order of execution: what one reads is written before it.
 
     Every operator is tried, in order, as a part of the kernels that write what it reads: the
     first rule of the runtime's table that fits is applied, until none does.
@@ -47,7 +47,6 @@ class _Fusion:
         self.tensors = tensors
         self.runtime = runtime
         self.group_of: dict[str, Group] = {}
-        self.merged = _merged(ops) if runtime.merges else frozenset()
 
     def groups(self) -> tuple[Group, ...]:
         for op in self.ops:
@@ -59,12 +58,18 @@ class _Fusion:
         return tuple(sorted(unique.values(), key=self._end))
 
     def _end(self, group: Group) -> int:
+        """Where ``group`` can run: at its last operator, when all that it reads is there.
+
+        One that keeps a tensor writes it where the tensor's own operator stands, for others may
+        read it before the operators that the group took up besides.
+        """
+        if group.besides:
+            return self.place[self.tensors.producer[group.besides[0]].name]
         return max(self.place[op.name] for op in group.ops)
 
     def _fuse(self, op: Op) -> None:
         group = Group.of(op)
         group.integer = self.runtime.integers and self._integer(op)
-        group.merges = op.name in self.merged and not group.integer
         found = find(op, self.tensors, self.runtime.patterns)
         if found is not None:
             group.ops.extend(found.ops)
@@ -105,23 +110,6 @@ class _Fusion:
         return None
 
 
-def merge_key(op: Op) -> tuple[object, ...] | None:
-    """What convolutions that run as one have in common; None for others."""
-    if op.op != "Conv" or op.groups != 1 or op.weight is None:
-        return None
-    return (op.inputs[0], op.window, op.stride, op.out_shapes[0][2:])
-
-
-def _merged(ops: Sequence[Op]) -> frozenset[str]:
-    """The convolutions that others are like."""
-    alike: dict[tuple[object, ...], list[str]] = {}
-    for op in ops:
-        key = merge_key(op)
-        if key is not None:
-            alike.setdefault(key, []).append(op.name)
-    return frozenset(name for names in alike.values() if len(names) > 1 for name in names)
-
-
 def _fits(rule: Rule, joint: Joint) -> bool:
     return (
         joint.host.op in rule.host
@@ -150,6 +138,7 @@ def _join(rule: Rule, joint: Joint) -> Group:
             host.inputs.append(tensor)
             host.shapes.append(shape)
     host.ops.extend(follower.ops)
+    # Only a rule that keeps the tensor gets here while somebody else reads it.
     if not joint.tensors.read_only_by(joint.tensor, follower.ops):
         host.besides.append(joint.tensor)
     host.output = follower.output

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from latency_models.fusion_rules import POINTWISE, GpuRuntime, Group
-from latency_models.gpu_fusion import group_operators, merge_key
+from latency_models.gpu_fusion import group_operators
 from latency_models.gpu_kinds import kernel_kind
 from latency_models.kernels import Kernel
 from latency_models.operators import KINDS, QDQ, VIEWS, Op
@@ -59,7 +59,7 @@ class _Lowering:
         self.tensors = Tensors(ops)
         self.shapes = self.tensors.shapes
         self.groups = group_operators(ops, self.tensors, runtime=runtime)
-        self.writer = {group.output: group for group in self.groups}
+        self.writer = {t: group for group in self.groups for t in (group.output, *group.besides)}
         # The precision in which each tensor was written, and those in which it can be read.
         self.written: dict[str, str] = {}
         self.forms: dict[str, set[str]] = {}
@@ -70,7 +70,7 @@ class _Lowering:
         self.copied: set[tuple[str, str]] = set()
 
     def kernels(self) -> tuple[Kernel, ...]:
-        if self.runtime.merges:
+        if self.runtime.merges != "none":
             self.merged = self._siblings()
         for group in self.groups:
             siblings = self.merged.get(group.head.name, (group,))
@@ -79,12 +79,23 @@ class _Lowering:
         return tuple(self.emitted)
 
     def _siblings(self) -> dict[str, tuple[Group, ...]]:
-        """By convolution: those that run with it as one, because they differ in outputs only."""
+        """By convolution: those that run with it as one (``GpuRuntime.merges``), itself included.
+
+        What they read is there when the first of them runs, for it is the same tensor.
+        """
         alike: dict[tuple[object, ...], list[Group]] = {}
         for group in self.groups:
-            common = merge_key(group.head)
-            if group.merges and common is not None and len(group.inputs) == 1:
-                alike.setdefault((*common, self._wanted(group)), []).append(group)
+            head = group.head
+            plain = group.op == "Conv" and len(group.inputs) == 1 and not group.integer
+            if not plain or head.groups != 1 or head.weight is None:
+                continue
+            key: tuple[object, ...] = (group.inputs[0], head.window, head.stride)
+            key += (head.out_shapes[0][2:], self._wanted(group))
+            if self.runtime.merges == "1x1":
+                if math.prod(head.window) != 1:
+                    continue
+                key += (group.ops[-1].op if group.stage == "activation" else "",)
+            alike.setdefault(key, []).append(group)
         return {
             group.head.name: tuple(groups)
             for groups in alike.values()
@@ -115,11 +126,10 @@ class _Lowering:
             self._emit_slices(group)
         else:
             self._emit_plain(groups)
-        for member in groups:
-            if member.ops[-1].exported:
-                for tensor in dict.fromkeys((*member.ops[-1].outputs, member.output)):
-                    if tensor in self.written:
-                        self._need(tensor, "fp32")
+        for op in [op for member in groups for op in member.ops if op.exported]:
+            for tensor in op.outputs:
+                if tensor in self.written:
+                    self._need(tensor, "fp32")
 
     # -- precisions ------------------------------------------------------------------------------
 

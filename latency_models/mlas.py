@@ -35,10 +35,11 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_models.kernels import Work
-from latency_models.parameters import DENSE, Array, Prior
+from latency_models.parameters import DENSE, Array, Indices, Prior
 from latency_models.profiles import BoardProfile
 
 __all__ = [
+    "STEPS_THROUGH_VIEWS",
     "Features",
     "eta_prior",
     "features",
@@ -49,6 +50,8 @@ __all__ = [
     "t0_prior",
 ]
 
+# A view is a node that the runtime visits like any other.
+STEPS_THROUGH_VIEWS = True
 # Kinds whose input channels come in padded blocks (NCHWc).
 _BLOCKED_INPUTS = frozenset(["conv_1x1", "conv_3x3", "conv_large", "conv_grouped"])
 _LANES = 16
@@ -148,9 +151,7 @@ class Features:
     bytes_weights: Array
 
 
-def features(
-    works: Sequence[Work], precisions: Sequence[str], priors: Sequence[Prior]
-) -> Features:
+def features(works: Sequence[Work], precisions: Sequence[str], priors: Sequence[Prior]) -> Features:
     """The arrays that ``parts`` needs."""
     kinds = [w.kind for w in works]
     dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 6)
@@ -207,6 +208,6 @@ def parts(theta: Array, works: Features) -> tuple[Array, Array, Array]:
     return macs, memory, np.zeros(len(macs))
 
 
-def relative_bandwidth(theta: Array, works: Features) -> tuple[npt.NDArray[np.intp], Array] | None:
+def relative_bandwidth(theta: Array, works: Features) -> tuple[Indices, Array] | None:
     """None: all kinds share their bandwidths here."""
     return None

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DENSE", "Array", "Prior"]
+__all__ = ["DENSE", "Array", "Indices", "Prior"]
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 # Kinds that multiply matrices.
 DENSE = frozenset(

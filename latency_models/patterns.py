@@ -10,11 +10,18 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from latency_models.operators import Op, Shape
+from latency_models.operators import QDQ, Op, Shape
 
 __all__ = ["Pattern", "Tensors", "find", "without_repeats"]
 
 _GATES = {"Sigmoid": "QuickGelu", "HardSigmoid": "HardSwish"}
+# Operators with attributes that an ``Op`` does not hold (bounds, slopes, types, scales; of Slice and
+# Pad, in old opsets): two of them may differ though all that is known of them is the same.
+_UNTOLD = frozenset(
+    [QDQ]
+    + "Cast Celu Clip DepthToSpace Elu Gelu Gemm HardSigmoid LRN LeakyRelu LpNormalization".split()
+    + "LpPool Mod Pad Resize Selu Slice ThresholdedRelu TopK Upsample".split()
+)
 _COMMUTATIVE = frozenset(["Add", "Mul", "Sum", "Max", "Min"])
 _GELU = ("Erf", "Add", "Mul", "Mul")
 _LAYER_NORM = ("ReduceMean", "Add", "Sqrt", "Div")
@@ -74,7 +81,8 @@ def find(op: Op, tensors: Tensors, known: Collection[str]) -> Pattern | None:
 def without_repeats(ops: Sequence[Op]) -> tuple[Op, ...]:
     """``ops`` but for those that compute what another has computed already.
 
-    Operators with weights or other constants are never repeats: their values are not known here.
+    Operators with weights, other constants or attributes that ``Op`` does not hold are never
+    repeats: their values are not known here. What the network gives out is computed as it stands.
     Source: onnxruntime, ``common_subexpression_elimination.cc``; runtimes do so before they fuse.
     """
     first: dict[tuple[object, ...], Op] = {}
@@ -86,7 +94,8 @@ def without_repeats(ops: Sequence[Op]) -> tuple[Op, ...]:
         order = tuple(sorted(inputs)) if op.op in _COMMUTATIVE else inputs
         same = (op.op, order, op.out_shapes, op.window, op.stride, op.groups, op.axis, op.axes)
         key = (*same, op.permutation, op.mode)
-        plain = op.weight is None and not op.constant_shapes and not op.dequantized
+        constant = op.weight is not None or op.constant_shapes or op.dequantized
+        plain = not constant and op.op not in _UNTOLD
         if plain and op.inputs and not op.exported and key in first:
             renamed |= zip(op.outputs, first[key].outputs, strict=True)
             continue

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import sparse
 
-from latency_models import fitting, roofline
+from latency_models import fitting
 from latency_models.kernels import Work
-from latency_models.parameters import Array
+from latency_models.parameters import Array, Indices
 
 __all__ = ["AMPLITUDES", "Posterior", "held_out", "similarity"]
 
@@ -71,16 +71,12 @@ class Posterior:
         """Where the samples' kernels stand among their like."""
         return _places(self.samples.kernels)
 
-    def whitening(self) -> Array:
-        """The matrix that makes the formula's residuals independent, given the learned part."""
-        return np.asarray(np.linalg.inv(np.linalg.cholesky(self.covariance)))
-
     def gained(self) -> Array:
         """By how much the samples reduce the parameters' prior covariance."""
         across = self.prior @ self.jacobian.T
         return np.asarray(across @ self.inverse @ across.T)
 
-    def residual(self, works: Sequence[Work], group: Array) -> Array:
+    def residual(self, works: Sequence[Work], group: Indices) -> Array:
         """The logarithm of what each kernel takes more than the formula says."""
         if not self.amplitude:
             return np.zeros(len(works))
@@ -88,7 +84,7 @@ class Posterior:
         return np.asarray(self.amplitude**2 * alike @ self.learned)
 
     def spread(
-        self, row: Array, shares: Array, works: Sequence[Work], group: Array, noise: float
+        self, row: Array, shares: Array, works: Sequence[Work], group: Indices, noise: float
     ) -> float:
         """The standard deviation of a sample's log time, ``noise`` included.
 
@@ -159,14 +155,12 @@ def _places(works: Sequence[Work]) -> Array:
     return np.asarray(np.log2(np.maximum(dims, 1.0)))
 
 
-def _similar(places: Array, group: Array, others: Array, other_group: Array) -> Array:
+def _similar(places: Array, group: Indices, others: Array, other_group: Indices) -> Array:
     """How alike kernels are (rows x columns): 1 the same, 0 of another kind or precision."""
     result = np.zeros((len(places), len(others)))
     for kind in np.unique(group):
         rows, columns = np.flatnonzero(group == kind), np.flatnonzero(other_group == kind)
         left, right = places[rows], others[columns]
-        squares = (
-            (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
-        )
+        squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
         result[np.ix_(rows, columns)] = np.exp(-0.5 * np.maximum(squares, 0.0))
     return result

@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["BoardProfile", "Clocks", "Fact", "Scales", "available", "load", "parse"]
+__all__ = ["REFERENCE", "BoardProfile", "Clocks", "Fact", "Scales", "available", "load", "parse"]
 
 # In a wheel the profiles lie inside the package, in a checkout beside it.
 _FOLDERS = (
@@ -68,6 +68,9 @@ class Scales(NamedTuple):
     gpu: float = 1.0
     cpu: float = 1.0
     memory: float = 1.0
+
+
+REFERENCE = Scales()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,15 @@ from latency_models.kernels import Work
 from latency_models.parameters import Array, Prior
 from latency_models.profiles import BoardProfile, Scales
 
-__all__ = ["Features", "Layout", "features", "kernel_jacobian", "kernel_seconds", "network_seconds"]
+__all__ = [
+    "Features",
+    "Layout",
+    "features",
+    "is_step",
+    "kernel_jacobian",
+    "kernel_seconds",
+    "network_seconds",
+]
 
 _FORMS: dict[str, ModuleType] = {"mlas": mlas, "tiled": tiled}
 _STEP = 1e-6
@@ -123,6 +131,7 @@ class Features:
     group: npt.NDArray[np.intp]
     peaks: Array
     view: npt.NDArray[np.bool_]
+    step: npt.NDArray[np.bool_]
     scales: Array
     own: mlas.Features | tiled.Features
 
@@ -142,9 +151,15 @@ def features(
         group=np.array([place[w.kind, w.precision] for w in works], np.intp),
         peaks=np.array([peaks[w.precision] for w in works], float),
         view=np.array([w.kind == "view" for w in works], bool),
+        step=np.array([is_step(w, layout) for w in works], bool),
         scales=clocks,
         own=_FORMS[layout.form].features(works, layout.precisions, layout.priors),
     )
+
+
+def is_step(work: Work, layout: Layout) -> bool:
+    """True if the runtime takes a step for this kernel; a GPU's takes none for a view."""
+    return work.kind != "view" or bool(_FORMS[layout.form].STEPS_THROUGH_VIEWS)
 
 
 def host_factor(scales: Array) -> Array:
@@ -206,7 +221,7 @@ def network_seconds(
 ) -> tuple[Array, Array, Array]:
     """Seconds of whole networks; then what they gain with the kernels' sum, and by ``theta``.
 
-    ``sums`` are the kernels' seconds and ``counts`` how many there are, views apart; ``scales`` is
+    ``sums`` are the kernels' seconds and ``counts`` how many steps there are; ``scales`` is
     networks x (gpu, cpu, memory). The second result is the derivative by ``sums``, the third that
     by the parameters of whole networks (networks x parameters).
     """
@@ -226,9 +241,9 @@ def network_seconds(
         return device, np.ones(len(sums)), slope
     queued = np.maximum(counts * enqueue * host, _TINY)
     larger = np.maximum(device, queued)
-    whole = larger * (
-        (device / larger) ** _HOST_POWER + (queued / larger) ** _HOST_POWER
-    ) ** (1 / _HOST_POWER)
+    whole = larger * ((device / larger) ** _HOST_POWER + (queued / larger) ** _HOST_POWER) ** (
+        1 / _HOST_POWER
+    )
     by_device = (device / whole) ** (_HOST_POWER - 1)
     slope *= by_device[:, None]
     slope[:, layout.index("enqueue")] = (queued / whole) ** (_HOST_POWER - 1) * queued

@@ -12,12 +12,12 @@ History of ``schema_version``:
 2. ``runtime``, whose fusion rules the kernels were read by: a model was of use only to who knew.
    The profile's facts say whether they are ``confirmed``, and the profile has ``sms``, ``clocks``
    and ``power_modes`` (each a table of facts, or null), ``enqueue_s`` and ``form``. Network samples
-   have a group and the clocks they were taken at. ``held_out_`` takes the place of
-   ``residuals_``: pairs of log ratio and claimed standard deviation, so that an interval is wide
-   where little was measured; ``unlike`` if whole groups were held out. ``residual_`` is the learned residual's amplitude, ``scales``
-   the clocks to predict for. A file of version 1 is of onnxruntime-cpu and of the form mlas, its
-   facts count as confirmed, it has no clocks, and every held-out network is taken to have been
-   claimed to 5 %.
+   have a group and the clocks they were taken at. ``held_out_`` takes the place of ``residuals_``:
+   pairs of log ratio and claimed standard deviation, so that an interval is wide where little was
+   measured; ``unlike`` if whole groups were held out. ``residual_`` is the learned residual's
+   amplitude, ``scales`` the clocks to predict for. A file of version 1 is of onnxruntime-cpu and of
+   the form mlas, its facts count as confirmed, it has no clocks, and every held-out network is
+   taken to have been claimed to 5 %.
 
 Names that end in ``_`` were fitted.
 """

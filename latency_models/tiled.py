@@ -30,10 +30,11 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_models.kernels import Work
-from latency_models.parameters import DENSE, Array, Prior
+from latency_models.parameters import DENSE, Array, Indices, Prior
 from latency_models.profiles import BoardProfile
 
 __all__ = [
+    "STEPS_THROUGH_VIEWS",
     "Features",
     "eta_prior",
     "features",
@@ -44,6 +45,8 @@ __all__ = [
     "t0_prior",
 ]
 
+# A view is no kernel: nothing is queued for it.
+STEPS_THROUGH_VIEWS = False
 _TILE = 32
 # Parameters before the kinds' bandwidths.
 _SHARED = ("q", "bw", "bw_w", "c0", "n0", "k0", "r0", "p", "s", "tg", "enqueue")
@@ -134,9 +137,7 @@ class Features:
     bytes_weights: Array
 
 
-def features(
-    works: Sequence[Work], precisions: Sequence[str], priors: Sequence[Prior]
-) -> Features:
+def features(works: Sequence[Work], precisions: Sequence[str], priors: Sequence[Prior]) -> Features:
     """The arrays that ``parts`` needs."""
     kinds = [p.name[len("rel_bw[") : -1] for p in priors if p.name.startswith("rel_bw[")]
     dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 6)
@@ -167,7 +168,7 @@ def parts(theta: Array, works: Features) -> tuple[Array, Array, Array]:
     return macs, memory, tg * works.split
 
 
-def relative_bandwidth(theta: Array, works: Features) -> tuple[npt.NDArray[np.intp], Array] | None:
+def relative_bandwidth(theta: Array, works: Features) -> tuple[Indices, Array] | None:
     """Where each kernel's own bandwidth stands, and what share of its memory time goes with it."""
     bw, bw_w = np.exp(theta[1:3])
     place = len(_SHARED) + works.kind

@@ -55,7 +55,7 @@ class Protocol:
     baseline: str
     target: str
     unlike: bool = False
-    judged: Callable[[Item], bool] = lambda item: True
+    judged: Callable[[Item], bool] = lambda _: True
 
 
 class Row(NamedTuple):
@@ -96,7 +96,7 @@ def at_random(count: int) -> Callable[[Published, int], Iterator[Split]]:
 def leave_out(key: Callable[[Item], str]) -> Callable[[Published, int], Iterator[Split]]:
     """One group of items after the other is predicted from the rest."""
 
-    def splits(data: Published, seed: int) -> Iterator[Split]:
+    def splits(data: Published, _seed: int) -> Iterator[Split]:
         for name in sorted({key(item) for item in data.items}):
             yield _sides(data, lambda item, name=name: key(item) != name)
 
@@ -119,7 +119,7 @@ def folds(count: int) -> Callable[[Published, int], Iterator[Split]]:
 def by_label(label: str, values: Sequence[str]) -> Callable[[Published, int], Iterator[Split]]:
     """Items with one of ``values`` are fitted, the others predicted."""
 
-    def splits(data: Published, seed: int) -> Iterator[Split]:
+    def splits(data: Published, _seed: int) -> Iterator[Split]:
         yield _sides(data, lambda item: item.labels[label] in values)
 
     return splits
@@ -301,9 +301,7 @@ def run(data_folder: Path, key: str, seed: int) -> list[Row]:
         model = fit(data, fitted, unlike=protocol.unlike)
         for item in (data.items[index] for index in judged):
             seconds = predict(model, data, item)
-            rows.append(
-                Row(key, seed, item.name, item.seconds, *seconds, datasheet_s(item, data))
-            )
+            rows.append(Row(key, seed, item.name, item.seconds, *seconds, datasheet_s(item, data)))
     return rows
 
 

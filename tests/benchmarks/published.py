@@ -18,7 +18,7 @@ from latency_models.gpu_lowering import lower_gpu
 from latency_models.kernels import Kernel, Work, work
 from latency_models.operators import Op
 from latency_models.patterns import without_repeats
-from latency_models.profiles import BoardProfile, Scales
+from latency_models.profiles import REFERENCE, BoardProfile, Scales
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Item:
     seconds: float
     twin: str
     group: str = ""
-    scales: Scales = Scales()
+    scales: Scales = REFERENCE
     labels: Mapping[str, str]
 
 
@@ -61,7 +61,7 @@ def _structure(works: Sequence[Work]) -> str:
 def networks(path: Path, *, profile: str, runtime: str) -> Published:
     """A measurement table of ONNX files."""
     board = profiles.load(profile)
-    found = tables.items(path, profile=board, runtime=runtime, progress=lambda done, of: None)
+    found = tables.items(path, profile=board, runtime=runtime, progress=lambda _done, _of: None)
     return Published(
         name=path.stem,
         profile=board,
@@ -275,7 +275,9 @@ def _cnv(width: float, batch: int, precision: str) -> Iterator[Work]:
         if pooled:
             half = (batch, channels, size // 2, size // 2)
             whole = (batch, channels, size, size)
-            yield _kernel("max_pool", whole, half, window=(2, 2), stride=(2, 2), precision=precision)
+            yield _kernel(
+                "max_pool", whole, half, window=(2, 2), stride=(2, 2), precision=precision
+            )
             size //= 2
     for inputs, outputs in ((c, d), (d, d), (d, 10)):
         yield _kernel("gemm", (batch, inputs), (batch, outputs), precision=precision)
@@ -380,7 +382,9 @@ def _xavier_kernel(
         # The first of the merged convolutions' outputs: what the other branches do not read.
         block = name.split("/")[0]
         rows = [r for (run, _), r in by_layer.items() if run == row["run"] and r["type"] == "conv"]
-        merged = next(r for r in rows if r["trt_layer"].startswith(block) and "||" in r["trt_layer"])
+        merged = next(
+            r for r in rows if r["trt_layer"].startswith(block) and "||" in r["trt_layer"]
+        )
         others = [r for r in rows if r["trt_layer"].startswith((f"{block}/3x3 ", f"{block}/5x5 "))]
         channels = float(merged["out_c"]) - sum(float(r["in_c"]) for r in others)
         return _copied("move", (1, int(channels), *_shape(merged, "out")[2:]))

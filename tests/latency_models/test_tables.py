@@ -112,8 +112,10 @@ def test_precision_and_batch_of_a_row_reach_the_graphs_reader(folder, monkeypatc
     monkeypatch.setattr(graph, "read", read)
     tables.works_of_row(folder / "chain_8_1.onnx", runtime=ARM, precision="fp16", batch=4)
     tables.works_of_row(folder / "chain_8_1.onnx", runtime=ARM)
-    # What the reader takes by itself is not asked for.
-    assert asked == [{"precision": "fp16", "batch": 4}, {}]
+    tables.works_of_row(folder / "chain_8_1.onnx", runtime=ARM, precision="int8")
+    # int8 is what stands between the network's own Q/DQ pairs; the rest is fp32.
+    plain = {"precision": "fp32", "batch": 1}
+    assert asked == [{"precision": "fp16", "batch": 4}, plain, plain]
 
 
 def item(name, *, family="f", mode=None):
