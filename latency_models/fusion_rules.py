@@ -381,9 +381,10 @@ _TENSORRT_6 = (
 GPU_RUNTIMES = {
     runtime.name: runtime
     for runtime in (
-        # Gates run as two kernels there (quick_gelu_fusion.cc came with 1.14), but always the same
-        # two, and are kept together as one kind of work; sums stay apart from convolutions. Both
-        # predict a Jetson Nano's networks better, in cross-validation within the ones fitted to.
+        # Two choices rest on times: a gate runs as two kernels (quick_gelu_fusion.cc came with
+        # 1.14) but always the same two, and is kept together as one kind of work; a sum stays
+        # apart from its convolution. Both predict a Jetson Nano's networks better, in
+        # cross-validation within the ones fitted to.
         GpuRuntime(
             name="onnxruntime-cuda",
             rules=tuple(rule for rule in _CUDA if rule.becomes != "sum"),

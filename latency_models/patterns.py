@@ -1,7 +1,7 @@
-"""Chains of operators that runtimes recognise as one: gates, the exact Gelu, layer norm.
+"""What runtimes recognise before they fuse by rules: chains that are one operator, repeats.
 
-Source: onnxruntime, ``core/optimizer``: ``quick_gelu_fusion``, ``gelu_fusion``,
-``layer_norm_fusion``.
+Source of the chains (gates, the exact Gelu, layer norm): onnxruntime, ``core/optimizer``:
+``quick_gelu_fusion``, ``gelu_fusion``, ``layer_norm_fusion``.
 """
 
 from __future__ import annotations
@@ -15,12 +15,32 @@ from latency_models.operators import QDQ, Op, Shape
 __all__ = ["Pattern", "Tensors", "find", "without_repeats"]
 
 _GATES = {"Sigmoid": "QuickGelu", "HardSigmoid": "HardSwish"}
-# Operators with attributes that an ``Op`` does not hold (bounds, slopes, types, scales; of Slice and
-# Pad, in old opsets): two of them may differ though all that is known of them is the same.
+# Operators with attributes that an ``Op`` does not hold (bounds, slopes, types, scales; in old
+# opsets those of Slice and Pad): two may differ though all that is known of them is the same.
 _UNTOLD = frozenset(
-    [QDQ]
-    + "Cast Celu Clip DepthToSpace Elu Gelu Gemm HardSigmoid LRN LeakyRelu LpNormalization".split()
-    + "LpPool Mod Pad Resize Selu Slice ThresholdedRelu TopK Upsample".split()
+    [
+        "Cast",
+        "Celu",
+        "Clip",
+        "DepthToSpace",
+        "Elu",
+        "Gelu",
+        "Gemm",
+        "HardSigmoid",
+        "LRN",
+        "LeakyRelu",
+        "LpNormalization",
+        "LpPool",
+        "Mod",
+        "Pad",
+        QDQ,
+        "Resize",
+        "Selu",
+        "Slice",
+        "ThresholdedRelu",
+        "TopK",
+        "Upsample",
+    ]
 )
 _COMMUTATIVE = frozenset(["Add", "Mul", "Sum", "Max", "Min"])
 _GELU = ("Erf", "Add", "Mul", "Mul")

@@ -16,9 +16,10 @@ from onnx import TensorProto, helper
 from latency_models import graph
 from latency_models.building import Builder
 
-# The runtimes of a GPU that the tests go through.
-CUDA, TENSORRT = "onnxruntime-cuda", "tensorrt"
-GPU = (CUDA, TENSORRT)
+# The runtimes of a GPU; those without a number are onnxruntime 1.11 and TensorRT 8.
+CUDA, CUDA_1_17 = "onnxruntime-cuda", "onnxruntime-1.17-cuda"
+TENSORRT, TENSORRT_6 = "tensorrt", "tensorrt-6"
+GPU = (CUDA, CUDA_1_17, TENSORRT_6, TENSORRT)
 
 MEASURED = Path(__file__).parents[3] / "shared" / "measured"
 

@@ -8,8 +8,10 @@ from latency_models import graph
 from latency_models.building import Builder
 from tests.latency_models.networks import (
     CUDA,
+    CUDA_1_17,
     GPU,
     TENSORRT,
+    TENSORRT_6,
     floats,
     googlenet,
     inception,
@@ -24,13 +26,17 @@ def nodes(model, **options):
     return [k.nodes for k in graph.read(model, **options) if k.kind != "view"]
 
 
-@pytest.mark.parametrize("runtime", GPU)
-def test_convolution_batch_norm_sum_and_relu_are_one_kernel(runtime):
+def residual_block():
     b = Builder("fused")
     x = b.relu(b.conv(b.input(1, 32, 8, 8), 32))
     y = b.batch_norm(b.conv(x, 32, window=3))
     b.output(b.relu(b.binary("Add", y, x)))
-    kernels = graph.read(b.model(), runtime=runtime)
+    return b.model()
+
+
+@pytest.mark.parametrize("runtime", [CUDA_1_17, TENSORRT])
+def test_convolution_batch_norm_sum_and_relu_are_one_kernel(runtime):
+    kernels = graph.read(residual_block(), runtime=runtime)
     assert [k.kind for k in kernels] == ["conv_1x1", "conv_3x3"]
     assert kernels[1].nodes == ("conv_2", "norm_3", "add_4", "relu_5")
     # Two tensors of 32 x 8 x 8 floats are read, one is written.
@@ -38,25 +44,47 @@ def test_convolution_batch_norm_sum_and_relu_are_one_kernel(runtime):
     assert graph.work(kernels[1]).bytes_out == 32 * 8 * 8 * 4
 
 
-@pytest.mark.parametrize(("runtime", "count"), [(CUDA, 3), (TENSORRT, 2)])
-def test_a_sum_without_relu_is_fused_by_tensorrt_alone(runtime, count):
+@pytest.mark.parametrize(
+    ("runtime", "after"), [(CUDA, [("add_4",), ("relu_5",)]), (TENSORRT_6, [("add_4", "relu_5")])]
+)
+def test_elsewhere_the_sum_stays_apart_from_the_convolution(runtime, after):
+    kernels = graph.read(residual_block(), runtime=runtime)
+    assert [k.nodes for k in kernels] == [("conv_0", "relu_1"), ("conv_2", "norm_3"), *after]
+    assert [k.kind for k in kernels[:3]] == ["conv_1x1", "conv_3x3", "binary"]
+    # The convolution reads one tensor of 32 x 8 x 8 floats, the sum two.
+    assert [graph.work(k).bytes_in for k in kernels[1:3]] == [8192, 2 * 8192]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "count"), [(CUDA, 3), (CUDA_1_17, 3), (TENSORRT_6, 3), (TENSORRT, 2)]
+)
+def test_a_sum_without_relu_is_fused_by_tensorrt_8_alone(runtime, count):
     b = Builder("linear")
     x = b.relu(b.conv(b.input(1, 32, 8, 8), 32))
     b.output(b.binary("Add", b.conv(x, 32), x))
     assert len(graph.read(b.model(), runtime=runtime)) == count
 
 
-@pytest.mark.parametrize(("runtime", "summing"), [(CUDA, "conv_0"), (TENSORRT, "conv_1")])
+@pytest.mark.parametrize(
+    ("runtime", "summing", "count"),
+    [
+        (CUDA_1_17, "conv_0", 2),
+        (TENSORRT, "conv_1", 2),
+        (CUDA, "add_2", 4),
+        (TENSORRT_6, "add_2", 3),
+    ],
+)
 def test_of_two_convolutions_tensorrt_sums_in_the_later_and_onnxruntime_in_the_first(
-    runtime, summing
+    runtime, summing, count
 ):
     b = Builder("projected")
     image = b.input(1, 32, 8, 8)
     x, y = b.conv(image, 16, window=3), b.conv(image, 16, window=5)
     b.output(b.relu(b.binary("Add", x, y)))
     kernels = graph.read(b.model(), runtime=runtime)
+    # 1.11 and TensorRT 6 have kernels for the sum; TensorRT's takes up the Relu.
     assert [k.name for k in kernels if "add_2" in k.nodes] == [summing]
-    assert len(kernels) == 2
+    assert len(kernels) == count
 
 
 @pytest.mark.parametrize(
@@ -78,23 +106,39 @@ def test_which_activations_a_convolution_takes_up(activation, cuda, tensorrt):
 def test_swish_and_hard_swish_by_runtime():
     b = Builder("swish")
     b.output(b.hard_swish(b.silu(b.conv(b.input(1, 16, 8, 8), 32))))
-    # 1.11 has a kernel for every operator.
-    assert kinds(b.model(), runtime=CUDA) == [
-        "conv_1x1",
-        "transcendental",
-        "binary",
-        "elementwise",
-        "binary",
+    # 1.11 has a kernel for every operator; both gates count as one kind of work each.
+    assert nodes(b.model(), runtime=CUDA) == [
+        ("conv_0",),
+        ("sigmoid_1", "mul_2"),
+        ("hardsigmoid_3", "mul_4"),
     ]
+    assert kinds(b.model(), runtime=CUDA) == ["conv_1x1", "transcendental", "elementwise"]
+    # A gate reads its tensor once: 32 x 8 x 8 floats.
+    works = [graph.work(k) for k in graph.read(b.model(), runtime=CUDA)[1:]]
+    assert [(w.bytes_in, w.bytes_out) for w in works] == [(8192, 8192)] * 2
     # Later ones know x * sigmoid(x), not x * hard_sigmoid(x).
-    assert kinds(b.model(), runtime="onnxruntime-1.17-cuda") == [
+    assert kinds(b.model(), runtime=CUDA_1_17) == [
         "conv_1x1",
         "transcendental",
         "elementwise",
         "binary",
     ]
-    # TensorRT makes one kernel of both: PWN(PWN(PWN(Sigmoid), Mul), ...).
+    # TensorRT 8 makes one kernel of both: PWN(PWN(PWN(Sigmoid), Mul), ...); 6 knows no chains.
     assert kinds(b.model(), runtime=TENSORRT) == ["conv_1x1", "transcendental"]
+    assert kinds(b.model(), runtime=TENSORRT_6) == [
+        "conv_1x1",
+        "transcendental",
+        "binary",
+        "elementwise",
+        "binary",
+    ]
+
+
+def test_a_gate_of_another_tensor_is_no_gate():
+    b = Builder("other")
+    x, y = b.input(1, 16, 8, 8), b.input(1, 16, 8, 8)
+    b.output(b.binary("Mul", y, b.unary("Sigmoid", x)))
+    assert kinds(b.model(), runtime=CUDA) == ["transcendental", "binary"]
 
 
 def test_squeeze_and_excitation_is_pooling_two_convolutions_and_a_gate():
@@ -127,14 +171,44 @@ def test_a_chain_of_sums_is_one_element_wise_kernel():
     (kernel,) = graph.read(b.model(), runtime=TENSORRT)
     assert (kernel.kind, kernel.inputs) == ("binary", (x, y, z))
     assert kinds(b.model(), runtime=CUDA) == ["binary", "binary", "elementwise"]
+    # Before TensorRT 7 there were no chains, and a sum took up a Relu alone.
+    assert kinds(b.model(), runtime=TENSORRT_6) == ["binary", "binary", "elementwise"]
 
 
-def test_a_tensor_that_somebody_else_reads_is_written():
+@pytest.mark.parametrize("runtime", [TENSORRT, TENSORRT_6])
+def test_a_tensor_that_somebody_else_reads_is_written(runtime):
     b = Builder("shared")
     x = b.unary("Sigmoid", b.input(1, 16, 8, 8))
     b.output(b.relu(x))
     b.output(b.pool("MaxPool", x, window=2, stride=2))
-    assert kinds(b.model(), runtime=TENSORRT) == ["transcendental", "elementwise", "max_pool"]
+    assert kinds(b.model(), runtime=runtime) == ["transcendental", "elementwise", "max_pool"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        (TENSORRT_6, [("add_0", "relu_1"), ("maxpool_2",)]),
+        (TENSORRT, [("add_0",), ("relu_1",), ("maxpool_2",)]),
+        (CUDA, [("add_0",), ("relu_1",), ("maxpool_2",)]),
+    ],
+)
+def test_tensorrt_6_writes_a_sum_and_its_relu_in_one_kernel(runtime, expected):
+    b = Builder("kept")
+    x = b.binary("Add", b.input(1, 16, 8, 8), b.input(1, 16, 8, 8))
+    b.output(b.relu(x))
+    b.output(b.pool("MaxPool", x, window=2, stride=2))
+    kernels = graph.read(b.model(), runtime=runtime)
+    assert [k.nodes for k in kernels] == expected
+    # The pooling reads the sum itself, not its positive part.
+    assert kernels[-1].inputs == (x,)
+
+
+def test_only_a_sum_takes_up_its_relu_on_tensorrt_6():
+    b = Builder("others")
+    x, y = b.input(1, 16, 8, 8), b.input(1, 16, 8, 8)
+    b.output(b.relu(b.binary("Mul", x, y)))
+    b.output(b.unary("Clip", b.binary("Add", x, y)))
+    assert kinds(b.model(), runtime=TENSORRT_6) == ["binary", "elementwise"] * 2
 
 
 def test_batch_norm_before_a_convolution_takes_up_its_relu_on_tensorrt():
@@ -142,7 +216,31 @@ def test_batch_norm_before_a_convolution_takes_up_its_relu_on_tensorrt():
     x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=2, stride=2)
     b.output(b.conv(b.relu(b.batch_norm(x)), 16))
     assert kinds(b.model(), runtime=TENSORRT) == ["max_pool", "elementwise", "conv_1x1"]
-    assert kinds(b.model(), runtime=CUDA) == ["max_pool", "normalise", "elementwise", "conv_1x1"]
+    assert kinds(b.model(), runtime=TENSORRT_6) == kinds(b.model(), runtime=TENSORRT)
+    # onnxruntime has a kernel for each, both element-wise.
+    for runtime in (CUDA, CUDA_1_17):
+        assert nodes(b.model(), runtime=runtime) == [
+            ("maxpool_0",),
+            ("norm_1",),
+            ("relu_2",),
+            ("conv_3",),
+        ]
+        assert kinds(b.model(), runtime=runtime) == [
+            "max_pool",
+            "elementwise",
+            "elementwise",
+            "conv_1x1",
+        ]
+
+
+@pytest.mark.parametrize("runtime", GPU)
+def test_a_norm_that_computes_its_means_is_no_scale(runtime):
+    model = network(
+        ("InstanceNormalization", ["x", "g", "s"], {}),
+        shapes={"x": (16, 8, 8)},
+        constants=floats("g", 16) | floats("s", 16),
+    )
+    assert kinds(model, runtime=runtime) == ["normalise"]
 
 
 def test_kinds_of_convolutions():
@@ -193,15 +291,6 @@ def test_googlenet_is_the_sixty_six_layers_of_an_engine_for_an_agx_xavier():
     assert sum(k.kind == "move" for k in found) == 9
     # Szegedy et al. give 1.5 G multiply-adds.
     assert 1.4e9 < sum(graph.work(k).macs for k in found) < 1.7e9
-
-
-def test_convolutions_that_differ_in_activation_or_stride_are_not_merged():
-    b = Builder("unlike")
-    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=3, stride=2)
-    b.output(b.relu(b.conv(x, 8)))
-    b.output(b.conv(x, 8))
-    b.output(b.relu(b.conv(x, 8, stride=2)))
-    assert kinds(b.model(), runtime=TENSORRT) == ["max_pool"] + ["conv_1x1"] * 3
 
 
 def test_a_resized_or_pooled_tensor_is_copied_into_a_concatenation():
@@ -293,7 +382,7 @@ def test_zeros_around_an_image_are_the_convolutions_own():
     assert kernel.kind == "conv_3x3"
     assert (kernel.name, kernel.nodes) == ("conv_1", ("pad_0", "conv_1"))
     assert (kernel.inputs, kernel.in_hw, kernel.out_hw) == (("x",), (8, 8), (8, 8))
-    assert kinds(padded("constant"), runtime="onnxruntime-1.17-cuda") == ["conv_3x3"]
+    assert kinds(padded("constant"), runtime=CUDA_1_17) == ["conv_3x3"]
     # 1.11 has no such fusion.
     assert kinds(padded("constant"), runtime=CUDA) == ["move", "conv_3x3"]
 

@@ -14,9 +14,11 @@ from latency_models.lowering import RUNTIMES, lower
 from latency_models.parse import load, parse
 from tests.latency_models.networks import (
     CUDA,
+    CUDA_1_17,
     GPU,
     MEASURED,
     TENSORRT,
+    TENSORRT_6,
     floats,
     inception,
     integers,
@@ -143,10 +145,8 @@ def test_a_fixed_batch_is_not_changed_silently():
         graph.read(residual(), batch=4)
 
 
-@pytest.mark.parametrize(
-    ("runtime", "padding"), [(CUDA, ["move"]), ("onnxruntime-1.17-cuda", []), (TENSORRT, [])]
-)
-def test_what_exporters_leave_behind_changes_nothing(runtime, padding):
+@pytest.mark.parametrize("runtime", GPU)
+def test_what_exporters_leave_behind_changes_nothing(runtime):
     nodes = [
         helper.make_node("Identity", ["w"], ["w2"]),
         helper.make_node("Identity", ["bias"], ["bias2"]),
@@ -175,8 +175,9 @@ def test_what_exporters_leave_behind_changes_nothing(runtime, padding):
         opset_imports=[helper.make_opsetid("", 13)],
     )
     kernels = graph.read(model, runtime=runtime)
-    # A Pad that adds nothing is executed all the same where no rule folds it.
-    assert [k.kind for k in kernels] == [*padding, "conv_1x1", "view"]
+    # The Pad adds nothing: it has gone, also where no rule takes one into a convolution.
+    assert [k.kind for k in kernels] == ["conv_1x1", "view"]
+    assert kernels[0].inputs == ("x",)
     assert kernels[-2].weight == "w"
     assert kernels[-1].out_shape == (1, 256)
 
@@ -212,6 +213,132 @@ def test_pruned_networks_equal_those_built_narrow(runtime):
     left, right = [k.name for k in wide if k.out_channels in (32, 64) and k.weight]
     variant = graph.rewrite(wide, out_channels={left: 24, right: 48}, runtime=runtime)
     assert works(variant) == works(narrow)
+
+
+@pytest.mark.parametrize("runtime", GPU)
+def test_a_slice_a_pad_and_an_expand_that_change_nothing_are_dropped(runtime):
+    constants = integers("zero", 0) | integers("end", 8) | integers("rows", 2)
+    constants |= integers("half", 4) | integers("none", *[0] * 8) | integers("one", 1, 1, 1, 1)
+    constants |= integers("edge", 0, 0, 1, 1, 0, 0, 1, 1)
+    whole = network(
+        ("Slice", ["x", "zero", "end", "rows"], {}),
+        ("Pad", ["t0", "none"], {}),
+        ("Expand", ["t1", "one"], {}),
+        ("Relu", ["t2"], {}),
+        shapes={"x": (16, 8, 8)},
+        constants=constants,
+    )
+    (kernel,) = graph.read(whole, runtime=runtime)
+    assert (kernel.nodes, kernel.inputs) == (("relu_3",), ("x",))
+    part = network(
+        ("Slice", ["x", "zero", "half", "rows"], {}),
+        ("Pad", ["t0", "edge"], {}),
+        ("Relu", ["t1"], {}),
+        shapes={"x": (16, 8, 8)},
+        constants=constants,
+    )
+    assert kinds(part, runtime=runtime) == ["move", "move", "elementwise"]
+
+
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize(
+    ("runtime", "widest"), [(CUDA, 0), (CUDA_1_17, 0), (TENSORRT, 1), (TENSORRT_6, 5)]
+)
+def test_windows_up_to_which_siblings_are_one_kernel(window, runtime, widest):
+    b = Builder("siblings")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=2, stride=2)
+    for channels in (8, 4):
+        b.output(b.relu(b.conv(x, channels, window=window)))
+    convolutions = graph.read(b.model(), runtime=runtime)[1:]
+    nodes = [k.nodes for k in convolutions]
+    if window > widest:
+        assert nodes == [("conv_1", "relu_2"), ("conv_3", "relu_4")]
+        return
+    assert nodes == [("conv_1", "relu_2", "conv_3", "relu_4")]
+    # 8 + 4 outputs of 16 inputs at 4 x 4 positions; the input is read once.
+    merged = graph.work(convolutions[0])
+    assert merged.macs == 12 * 16 * window**2 * 4 * 4
+    assert (merged.bytes_in, merged.bytes_out) == (16 * 16 * 4, 12 * 16 * 4)
+
+
+@pytest.mark.parametrize(("runtime", "count"), [(TENSORRT, 2), (TENSORRT_6, 1)])
+def test_siblings_of_unlike_activations_merge_on_tensorrt_6_alone(runtime, count):
+    b = Builder("activations")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=2, stride=2)
+    b.output(b.relu(b.conv(x, 8)))
+    b.output(b.conv(x, 8))
+    assert kinds(b.model(), runtime=runtime) == ["max_pool"] + ["conv_1x1"] * count
+
+
+@pytest.mark.parametrize("runtime", [TENSORRT, TENSORRT_6])
+def test_convolutions_that_differ_in_window_stride_groups_or_input_are_not_merged(runtime):
+    b = Builder("unlike")
+    x = b.pool("MaxPool", b.input(1, 16, 8, 8), window=3, stride=2)
+    y = b.relu(b.conv(x, 8))
+    b.output(y)
+    b.output(b.relu(b.conv(x, 8, stride=2)))
+    b.output(b.relu(b.conv(x, 8, window=3)))
+    b.output(b.relu(b.conv(x, 8, groups=2)))
+    b.output(b.relu(b.conv(y, 8)))
+    found = kinds(b.model(), runtime=runtime)
+    assert sorted(found) == ["conv_1x1"] * 3 + ["conv_3x3", "conv_grouped", "max_pool"]
+
+
+def test_siblings_of_two_precisions_are_not_merged():
+    plain = graph.read(inception(), runtime=TENSORRT_6)
+    variant = graph.rewrite(plain, precision={"conv_3": "fp16"}, runtime=TENSORRT_6)
+    by_node = {n: k for k in variant for n in k.nodes}
+    assert by_node["conv_1"] is by_node["conv_7"]
+    assert by_node["conv_1"] is not by_node["conv_3"]
+
+
+def kept_sum():
+    """A sum that a pooling reads before the Relu stands, and a convolution after the Relu."""
+    b = Builder("kept")
+    x = b.binary("Add", b.input(1, 16, 8, 8), b.input(1, 16, 8, 8))
+    y = b.pool("AveragePool", x, window=3, stride=1)
+    b.output(b.binary("Add", b.conv(b.relu(x), 16, window=3), y))
+    return b.model()
+
+
+def test_a_kernel_that_keeps_a_sum_runs_before_all_that_read_it():
+    kernels = graph.read(kept_sum(), runtime=TENSORRT_6)
+    assert [k.nodes for k in kernels] == [
+        ("add_0", "relu_2"),
+        ("averagepool_1",),
+        ("conv_3",),
+        ("add_4",),
+    ]
+
+
+def test_in_half_precision_a_kept_sum_needs_no_reformat():
+    kernels = graph.read(kept_sum(), runtime=TENSORRT_6, precision="fp16")
+    # The two inputs of the network and its output.
+    assert [k.name for k in kernels if k.kind == "reformat"] == [
+        "input_0/reformat_fp16",
+        "input_1/reformat_fp16",
+        "add_4/output/reformat_fp32",
+    ]
+
+
+def test_a_kept_sum_that_is_an_output_of_the_network_is_given_out_in_floats():
+    b = Builder("given")
+    x = b.binary("Add", b.input(1, 16, 8, 8), b.input(1, 16, 8, 8))
+    b.output(x)
+    b.output(b.conv(b.relu(x), 16))
+    kernels = graph.read(b.model(), runtime=TENSORRT_6, precision="fp16")
+    assert ("add_0", "relu_1") in [k.nodes for k in kernels]
+    assert [k.inputs for k in kernels if k.name.endswith("reformat_fp32")] == [
+        (x,),
+        ("conv_2/output",),
+    ]
+
+
+def test_a_kept_sum_is_written_into_its_concatenation():
+    b = Builder("joined")
+    x = b.binary("Add", b.input(1, 16, 8, 8), b.input(1, 16, 8, 8))
+    b.output(b.concat(x, b.conv(b.relu(x), 16)))
+    assert kinds(b.model(), runtime=TENSORRT_6) == ["binary", "conv_1x1", "view"]
 
 
 def test_merged_convolutions_are_pruned_one_by_one():
