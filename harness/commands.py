@@ -51,15 +51,16 @@ ROUNDS = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPrediction:
-    """The predicted latency of one network and of its kernels (name, kind, precision, seconds).
+    """The predicted latency of one network and of its kernels.
 
+    Each kernel is (name, kind, precision, seconds by the formula, factor of the learned residual).
     ``unsupported`` are the kinds and precisions among them that were never measured.
     """
 
     network: str
     latency_s: float
     interval: Interval
-    kernels: tuple[tuple[str, str, str, float], ...]
+    kernels: tuple[tuple[str, str, str, float, float], ...]
     unsupported: tuple[tuple[str, str], ...]
 
 
@@ -232,8 +233,8 @@ def predict(
         latency_s=model.predict(works),
         interval=Interval(low, high, coverage),
         kernels=tuple(
-            (work.name, work.kind, work.precision, float(seconds))
-            for work, seconds in zip(works, model.predict_kernels(works), strict=True)
+            (work.name, work.kind, work.precision, float(seconds), float(factor))
+            for work, seconds, factor in zip(works, *model.parts(works), strict=True)
         ),
         unsupported=model.unsupported(works),
     )

@@ -447,7 +447,7 @@ def _fit(
     alike = posterior.similarity(samples, theta)
     left_out = _left_out(kernel_samples, network_samples, unlike=unlike)
     chosen, held_out = _with_residual(samples, theta, left_out, alike)
-    found = np.diag(chosen.prior - chosen.gained())
+    variances = np.diag(chosen.left)
     return LatencyModel(
         profile=profile,
         precisions=precisions,
@@ -459,7 +459,7 @@ def _fit(
                 prior.value,
                 float(math.sqrt(max(variance, 0.0))),
             )
-            for prior, value, variance in zip(layout.priors, chosen.theta, found, strict=True)
+            for prior, value, variance in zip(layout.priors, chosen.theta, variances, strict=True)
         ),
         measured_groups=tuple(sorted({(w.kind, w.precision) for w in seen})),
         kernel_samples=kernel_samples,

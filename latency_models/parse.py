@@ -22,7 +22,6 @@ __all__ = ["load", "parse"]
 _MAX_FOLDED_ELEMENTS = 4096
 _DOMAINS = ("", "ai.onnx")
 _ALIASES = frozenset({"Identity", "Dropout"})
-_MAY_DO_NOTHING = frozenset({"Expand", "Slice", "Pad"})
 _CLASS_ATTRIBUTES = ("axis", "group", "kernel_shape", "strides", "perm")
 
 
@@ -162,12 +161,14 @@ class _Parser:
         quantized: dict[str, NodeProto] = {}
         found: list[Op] = []
         pairs: dict[str, int] = {}
+        # First, because an alias of it may be what makes a tensor the network's output.
+        aliases = [node for node in nodes if self._is_alias(node)]
+        self.aliases |= {node.output[0]: node.input[0] for node in aliases}
+        exported |= {self._real(node.output[0]) for node in aliases if node.output[0] in exported}
         for index, node in enumerate(nodes):
-            if self._is_alias(node):
-                self.aliases[node.output[0]] = node.input[0]
-                if node.output[0] in exported:
-                    exported.add(self._real(node.input[0]))
-            elif node.op_type == "QuantizeLinear":
+            if node.output[0] in self.aliases:
+                continue
+            if node.op_type == "QuantizeLinear":
                 quantized[node.output[0]] = node
             elif node.op_type == "DequantizeLinear":
                 source = quantized.get(self._real(node.input[0]))
@@ -182,12 +183,24 @@ class _Parser:
         return tuple(found)
 
     def _is_alias(self, node: NodeProto) -> bool:
+        """True if the runtime drops ``node``: its result is its input.
+
+        Source: onnxruntime, ``slice_elimination.cc`` and its like for Expand and Pad.
+        """
         if node.op_type in _ALIASES:
             return True
-        # Runtimes drop what leaves the whole tensor as it is (slice_elimination.cc and its like).
-        return node.op_type in _MAY_DO_NOTHING and self._shape(node.input[0]) == self._shape(
-            node.output[0]
-        )
+        if node.op_type not in ("Expand", "Slice", "Pad"):
+            return False
+        same = self._shape(node.input[0]) == self._shape(node.output[0])
+        if node.op_type == "Slice":
+            steps = self.values.get(node.input[4]) if len(node.input) > 4 else None
+            return same and (
+                len(node.input) <= 4 or (steps is not None and bool((steps > 0).all()))
+            )
+        if node.op_type == "Pad":
+            pads = self.values.get(node.input[1]) if len(node.input) > 1 else None
+            return same and pads is not None and not pads.any()
+        return same
 
     def _pair(
         self,

@@ -71,10 +71,15 @@ class Posterior:
         """Where the samples' kernels stand among their like."""
         return _places(self.samples.kernels)
 
-    def gained(self) -> Array:
-        """By how much the samples reduce the parameters' prior covariance."""
-        across = self.prior @ self.jacobian.T
-        return np.asarray(across @ self.inverse @ across.T)
+    @functools.cached_property
+    def gain(self) -> Array:
+        """By how much the parameters move with each sample (parameters x samples)."""
+        return np.asarray(self.prior @ self.jacobian.T @ self.inverse)
+
+    @functools.cached_property
+    def left(self) -> Array:
+        """What is left of the parameters' prior covariance."""
+        return np.asarray(self.prior - self.gain @ self.jacobian @ self.prior)
 
     def residual(self, works: Sequence[Work], group: Indices) -> Array:
         """The logarithm of what each kernel takes more than the formula says."""
@@ -90,15 +95,18 @@ class Posterior:
 
         ``row`` is the formula's Jacobian there, ``shares`` the kernels' shares of its time.
         """
-        across = self.jacobian @ (self.prior @ row)
-        own = float(row @ self.prior @ row)
+        # Few parameters matter to one network; small products keep BLAS from waking its threads.
+        own = np.flatnonzero(row)
+        variance = float(row[own] @ self.left[np.ix_(own, own)] @ row[own])
         if self.amplitude:
             here = _places(works)
             alike = _similar(here, group, self.places, self.samples.features.group)
-            across = across + self.amplitude**2 * (self.shares @ (shares @ alike))
-            own += self.amplitude**2 * float(shares @ _similar(here, group, here, group) @ shares)
-        left = own - float(across @ self.inverse @ across)
-        return float(np.sqrt(max(left, 0.0) + noise**2))
+            seen = self.amplitude**2 * (self.shares @ (shares @ alike))
+            variance -= 2.0 * float((row[own] @ self.gain[own]) @ seen)
+            variance -= float(np.einsum("i,ij,j", seen, self.inverse, seen))
+            alone = shares @ _similar(here, group, here, group) @ shares
+            variance += self.amplitude**2 * float(alone)
+        return float(np.sqrt(max(variance, 0.0) + noise**2))
 
 
 def similarity(samples: fitting.Samples, theta: Array) -> Array:

@@ -38,8 +38,9 @@ class ValidationRow(Protocol):
 
 
 class PredictionRow(Protocol):
-    """The predicted latency of a network and its kernels (name, kind, precision, seconds).
+    """The predicted latency of a network and its kernels.
 
+    Each is (name, kind, precision, seconds by the formula, factor of the learned residual).
     ``unsupported`` names the kinds of kernels that were never measured.
     """
 
@@ -50,7 +51,7 @@ class PredictionRow(Protocol):
     @property
     def interval(self) -> Interval: ...  # noqa: D102
     @property
-    def kernels(self) -> Sequence[tuple[str, str, str, float]]: ...  # noqa: D102
+    def kernels(self) -> Sequence[tuple[str, str, str, float, float]]: ...  # noqa: D102
     @property
     def unsupported(self) -> Sequence[str | tuple[str, str]]: ...  # noqa: D102
 
@@ -104,8 +105,15 @@ def prediction_json(prediction: PredictionRow) -> dict[str, Any]:
         "latency_s": prediction.latency_s,
         "interval_s": _interval(prediction.interval),
         "kernels": [
-            {"name": name, "kind": kind, "precision": precision, "latency_s": seconds}
-            for name, kind, precision, seconds in prediction.kernels
+            {
+                "name": name,
+                "kind": kind,
+                "precision": precision,
+                "latency_s": seconds * factor,
+                "formula_s": seconds,
+                "learned_factor": factor,
+            }
+            for name, kind, precision, seconds, factor in prediction.kernels
         ],
         "unsupported": [kind_text(kind) for kind in prediction.unsupported],
     }

@@ -250,13 +250,13 @@ def _between(interval: Interval) -> words.Cell:
 def prediction_table(prediction: PredictionRow) -> RenderableType:
     """The predicted latency of a network, and of its kernels."""
     interval = words.between(prediction.interval, format_time)
-    total = sum(seconds for *_, seconds in prediction.kernels)
-    table = new_table(
-        "Kernels (predicted)", "kernel", "kind", "precision", "latency", "share", left=3
-    )
-    for name, kind, precision, seconds in prediction.kernels:
-        share = words.percent(seconds / total) if total else ""
-        add_row(table, name, kind, precision, format_time(seconds), share)
+    total = sum(seconds * factor for *_, seconds, factor in prediction.kernels)
+    columns = ("kernel", "kind", "precision", "latency", "share", "by formula", "learned")
+    table = new_table("Kernels (predicted)", *columns, left=3)
+    for name, kind, precision, seconds, factor in prediction.kernels:
+        share = words.percent(seconds * factor / total) if total else ""
+        times = (format_time(seconds * factor), share, format_time(seconds))
+        add_row(table, name, kind, precision, *times, f"{factor - 1:+.1%}")
     parts: list[RenderableType] = [
         Text(
             f"{prediction.network}: {format_time(prediction.latency_s)} predicted, {interval} "

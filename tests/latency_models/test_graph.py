@@ -1,6 +1,7 @@
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from latency_models import errors, graph, synthetic
 from latency_models.building import Builder
@@ -227,3 +228,36 @@ def test_a_graph_without_weights_can_be_filled_and_run(tmp_path):
         pytest.skip("the measured graphs are not here")
     model = synthetic.fill(onnx.load(str(path), load_external_data=False))
     assert counted(graph.read(model)) == counted_by_runtime(model, tmp_path)
+
+
+def _relu_behind(op, *constants):
+    """A Relu, then ``op`` on its result, read by another Relu and given as an output."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["a"], name="first"),
+        helper.make_node(op, ["a", *(name for name, _ in constants)], ["b"], name="between"),
+        helper.make_node("Sigmoid", ["b"], ["y"], name="last"),
+    ]
+    values = [numpy_helper.from_array(np.array(v, np.int64), name) for name, v in constants]
+    shape = [1, 4, 8, 8]
+    graph_ = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in ("y", "b")],
+        values,
+    )
+    return helper.make_model(graph_, opset_imports=[helper.make_opsetid("", 13)])
+
+
+def test_what_leaves_the_whole_tensor_is_nothing_and_its_input_an_output():
+    whole = (("starts", [0]), ("ends", [8]), ("axes", [2]))
+    for model in (_relu_behind("Identity"), _relu_behind("Slice", *whole)):
+        kernels = graph.read(model, runtime="tensorrt")
+        # The first Relu's result is the network's output: it is not taken up by the Sigmoid.
+        assert [k.name for k in kernels] == ["first", "last"]
+
+
+def test_a_slice_that_reverses_is_no_nothing():
+    reverse = (("starts", [7]), ("ends", [-9]), ("axes", [2]), ("steps", [-1]))
+    kernels = graph.read(_relu_behind("Slice", *reverse), runtime="tensorrt")
+    assert [k.name for k in kernels] == ["first", "between", "last"]

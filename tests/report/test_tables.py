@@ -172,14 +172,17 @@ class Predicted:
     network: str = "tiny.onnx"
     latency_s: float = 4e-4
     interval: Interval = INTERVAL
-    kernels: tuple = (("conv1", "conv", "fp32", 3e-4), ("fc", "gemm", "int8", 1e-4))
+    kernels: tuple = (("conv1", "conv", "fp32", 2.4e-4, 1.25), ("fc", "gemm", "int8", 1e-4, 1.0))
     unsupported: tuple = (("gemm", "int8"),)
 
 
 def test_a_prediction_shows_its_interval_kernels_and_what_was_never_measured():
     shown = text(tables.prediction_table(Predicted()))
     assert "tiny.onnx: 400 µs predicted, 350 to 450 µs (90 %)" in shown
+    # 240 us by the formula, 300 us with what was learned: three quarters of the kernels' 400 us.
     assert "75.0 %" in shown
+    assert "240 µs" in shown
+    assert "+25.0%" in shown
     assert "gemm int8" in shown
 
 
@@ -189,6 +192,8 @@ def test_json_holds_the_numbers_unrounded():
     predicted = tables.prediction_json(Predicted())
     assert predicted["interval_s"] == {"low": 3.5e-4, "high": 4.5e-4, "coverage": 0.9}
     assert predicted["unsupported"] == ["gemm int8"]
+    assert predicted["kernels"][0]["latency_s"] == 2.4e-4 * 1.25
+    assert predicted["kernels"][0]["formula_s"] == 2.4e-4
     profile = Profile(network_sha256="0", runtime="r", runtime_version="1", kernels=())
     taken = tables.profile_json(measurement(), profile, percentile=90)
     assert taken["measurement"]["latency_s"] == 1.5e-3
