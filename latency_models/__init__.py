@@ -21,9 +21,9 @@ deviation of the logarithm):
   inputs), few outputs (``n0`` = 6) and few rows (``r0`` = 9).
 * ``bw`` = 18.6 GB/s (0.2) is what streams of activations reach, 0.73 of the datasheet; weights come
   at 15.8 GB/s (0.35), max pooling at 11.6.
-* ``t0`` = 17 to 22 us is what a kernel costs on the device before it works, ``enqueue`` = 35 us (the
-  prior; these networks are too large to tell) what the host needs to queue one: below about 35 us
-  of work a kernel the host is the bottleneck, and fewer channels buy nothing.
+* ``t0`` = 17 to 22 us is what a kernel costs on the device before it works, ``enqueue`` = 35 us
+  what the host needs to queue one (the prior; these networks are too large to tell): below about
+  35 us of work a kernel the host is the bottleneck, and fewer channels buy nothing.
 * ``c0`` = 0.8 ms (0.67) a call.
 
 The same chip with onnxruntime and FP32 (123 networks; a peak of 236 Gflop/s): 3x3 convolutions at

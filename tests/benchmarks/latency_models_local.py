@@ -211,7 +211,7 @@ def run(
             conditions["pace"] = f"{min(pace.seen):.2f} to {max(pace.seen):.2f}"
             conditions |= {"runtime": session.facts.runtime_version, "cpu": session.facts.cpu_model}
     conditions |= {"load_after": os.getloadavg()[0], "latency_model": model.sha256}
-    conditions["calibration_residuals"] = [round(r, 4) for r in model.residuals_]
+    conditions["calibration_residuals"] = [round(r, 4) for r, _ in model.held_out_]
     errors = [
         validation.NetworkError(
             name=name,

@@ -29,7 +29,7 @@ def conv(outputs, inputs, rows=784, kind="conv_3x3", window=9):
 class Machine:
     """A made-up board: the formula at the prior, and a factor that depends on the shape."""
 
-    def __init__(self, factor=lambda item: 1.0):
+    def __init__(self, factor=lambda _: 1.0):
         kinds = [("conv_3x3", "fp32"), ("conv_1x1", "fp32")]
         self.layout, self.factor = roofline.Layout.of(kinds, NANO), factor
 
