@@ -301,7 +301,7 @@ def _recalibrate(problem: _Problem, baseline: Measured, measured: Measured) -> N
     works = tuple(graph.work(k) for k in problem.bench.kernels(problem.bench.path_of(measured)))
     # As a ratio in the baseline's terms, so that drift between the campaigns cancels.
     latency_s = measured.candidate.ratio * baseline.candidate.latency_s
-    problem.model = problem.model.refit(network_samples=((works, latency_s),))
+    problem.model = calibration.refit(problem.model, network_samples=((works, latency_s),))
     predicted = measured.candidate.predicted_size_bytes
     assert predicted is not None
     problem.size_scale *= measured.candidate.size_bytes / predicted

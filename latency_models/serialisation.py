@@ -28,15 +28,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from latency_models.calibration import (
+from latency_models.errors import FormatError
+from latency_models.kernels import Dims, Work
+from latency_models.model import (
     DEFAULT_RUNTIME,
     HeldOut,
     LatencyModel,
     NetworkSample,
     Parameter,
 )
-from latency_models.errors import FormatError
-from latency_models.kernels import Dims, Work
 from latency_models.profiles import CLOCKS, FACTS, BoardProfile, Clocks, Fact, Scales
 
 __all__ = ["SCHEMA_VERSION", "dump", "load"]

@@ -278,7 +278,10 @@ def prediction_table(prediction: PredictionRow) -> RenderableType:
 
 
 def latency_model_table(model: LatencyModel) -> RenderableType:
-    """What was fitted: the roofs, the held-out errors and every parameter with its uncertainty."""
+    """What was fitted: the roofs, the held-out errors, and the parameters with their uncertainty.
+
+    Parameters of kinds that were never measured are left out; the file has them.
+    """
     peaks, bandwidth = model.roofs()
     roofs = [f"{precision} {format_count(peak)} MACs/s" for precision, peak in peaks.items()]
     lines = [
@@ -294,7 +297,11 @@ def latency_model_table(model: LatencyModel) -> RenderableType:
     table = new_table(
         "Parameters", "parameter", "fitted", "unit", "datasheet or prior", "uncertainty"
     )
+    measured = {text for kind, precision in model.measured_groups for text in (kind, precision)}
     for parameter in model.parameters:
+        of = parameter.name.partition("[")[2].rstrip("]")
+        if of and not set(of.split(",")) <= measured:
+            continue
         # The uncertainty of a logarithm is a share; that of a time is a time.
         absolute = parameter.unit == "us"
         add_row(

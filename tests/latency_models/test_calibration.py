@@ -166,11 +166,11 @@ def simple_model():
 def test_what_was_measured_since_corrects_the_model(model, machine):
     works = works_of(residual())
     truth = machine.network(works) * 1.3
-    anchored = model.refit(network_samples=[(works, truth)])
+    anchored = calibration.refit(model, network_samples=[(works, truth)])
     before, after = (abs(math.log(m.predict(works) / truth)) for m in (model, anchored))
     assert after < before / 2
     assert anchored.anchors == 1
-    again = anchored.refit(network_samples=[(works, truth)])
+    again = calibration.refit(anchored, network_samples=[(works, truth)])
     assert abs(math.log(again.predict(works) / truth)) < after
 
 
@@ -211,7 +211,10 @@ def test_a_model_keeps_its_runtime_and_its_boards_clocks():
     again = calibration.LatencyModel.from_json(fitted.to_json())
     assert again.runtime == "onnxruntime-cpu-arm"
     assert again.profile == nano
-    assert again.refit(kernel_samples=fitted.kernel_samples[:1]).runtime == "onnxruntime-cpu-arm"
+    assert (
+        calibration.refit(again, kernel_samples=fitted.kernel_samples[:1]).runtime
+        == "onnxruntime-cpu-arm"
+    )
 
 
 def test_a_file_of_version_1_is_read():

@@ -215,8 +215,10 @@ class Parameter:
 class Model:
     parameters: tuple = (
         Parameter("eta[conv,fp32]", 0.61, "1", 0.5, 0.04),
+        Parameter("eta[gemm,fp32]", 0.77, "1", 0.5, 0.9),
         Parameter("c0", 12.5, "us", 10.0, 1.5),
     )
+    measured_groups: tuple = (("conv", "fp32"),)
     kernel_samples: tuple = (None,) * 90
     network_samples: tuple = (None,) * 8
     held_out_: tuple = ((0.0, 0.03), (0.02, 0.03), (-0.1, 0.03))
@@ -234,6 +236,9 @@ def test_a_latency_model_shows_roofs_held_out_errors_and_uncertainties():
     assert "median absolute error 2.0 %, largest 9.5 %" in shown
     assert "4.0 %" in shown
     assert "1.5 us" in shown
+    assert "eta[conv,fp32]" in shown
+    # Never measured: nothing was fitted.
+    assert "gemm" not in shown
 
 
 def test_the_times_of_a_calibration_are_told_apart():

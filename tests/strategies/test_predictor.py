@@ -34,6 +34,7 @@ class OneSecondAGigaMac:
     """A latency model whose arithmetic can be done by hand."""
 
     profile = profiles.load("generic-cpu")
+    runtime = "onnxruntime-cpu"
 
     def predict(self, works):
         return sum(work.macs for work in works) / 1e9
