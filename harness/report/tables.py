@@ -294,6 +294,12 @@ def latency_model_table(model: LatencyModel) -> RenderableType:
             f"Held-out networks: median absolute error {words.percent(stats.median(errors))}, "
             f"largest {words.percent(max(errors))}"
         )
+    learned = (
+        f"Learned residual: kernels differ from the formula by {words.percent(model.residual_, 0)}"
+        if model.residual_
+        else "Learned residual: off, because it predicted held-out networks no better"
+    )
+    lines.append(learned)
     table = new_table(
         "Parameters", "parameter", "fitted", "unit", "datasheet or prior", "uncertainty"
     )
