@@ -168,7 +168,7 @@ class _Cells:
         return self.sum([inner, self.conv(self.pool(tensor, 2, 2), channels, 1)])
 
     def network(self, edges: Mapping[tuple[int, int], str]) -> tuple[Op, ...]:
-        """Without a path through the cell nothing but the last cell's zeros is left."""
+        """The operators of the whole network; a cell without a path through it counts as none."""
         tensor = self.conv("image", _STAGES[0][0], 3)
         for channels, _ in _STAGES:
             if channels != self.shapes[tensor][1]:
