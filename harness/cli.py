@@ -70,6 +70,9 @@ def main() -> None:
         what = "nothing was changed" if declined else INTERRUPTED_MESSAGE
         print(f"boardfit: {what}", file=sys.stderr)
         code = INTERRUPTED
+        # Ctrl-C inside code that a library compiled from a string is remembered by CPython, which
+        # then ends `python -m` by the signal whatever the exit code; running such code clears it.
+        exec("")
     except Exception as error:
         code = _unexpected(error)
     sys.exit(code or 0)

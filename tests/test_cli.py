@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -240,3 +241,20 @@ def test_an_operator_that_the_latency_model_does_not_know_is_named(files, capsys
     assert code == 1
     assert "Einsum" in err and "mix" in err
     assert "internal error" not in err
+
+
+def test_ctrl_c_inside_generated_code_exits_with_130_and_not_by_the_signal(tmp_path):
+    (tmp_path / "interrupted.py").write_text(
+        "from harness import cli\n"
+        "cli.app = lambda **options: exec('raise KeyboardInterrupt')\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "interrupted"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "the same command resumes" in done.stderr
