@@ -37,10 +37,14 @@ print(json.dumps([sys.version_info[:3], sys.base_prefix] + paths))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoardPython:
-    """An interpreter, and where its shared library lies if the loader would not find it."""
+    """An interpreter, and where its shared library lies if the loader would not find it.
+
+    ``runtime`` says whether it has onnxruntime.
+    """
 
     executable: str
     version: tuple[int, int, int]
+    runtime: bool
     library_dir: str | None = None
 
 
@@ -75,15 +79,11 @@ def run_as(
     )
 
 
-def _runs(user: User, python: str) -> bool:
-    """Whether that user can run the interpreter, with numpy where there is one."""
-    for command in ("import numpy", "import json"):
-        if subprocess.run([python, "-c", command], capture_output=True).returncode == 0:
-            try:
-                return run_as(user, [python, "-c", command]).returncode == 0
-            except PermissionError:
-                return False
-    return False
+def _runs(user: User, python: str, command: str) -> bool:
+    try:
+        return run_as(user, [python, "-c", command]).returncode == 0
+    except PermissionError:
+        return False
 
 
 def oldest_python() -> str:
@@ -122,8 +122,10 @@ def for_user(user: User, folder: Path) -> BoardPython:
     """
     python = find_python36() or oldest_python()
     version, prefix, (stdlib, *packages) = _describe(python)
-    if _runs(user, python):
-        return BoardPython(executable=python, version=version)
+    command = "import onnxruntime"
+    runtime = subprocess.run([python, "-c", command], capture_output=True).returncode == 0
+    if _runs(user, python, command if runtime else "import json"):
+        return BoardPython(executable=python, version=version, runtime=runtime)
     name = f"python{version[0]}.{version[1]}"
     (folder / "bin").mkdir(parents=True)
     library = folder / "lib"
@@ -134,4 +136,6 @@ def for_user(user: User, folder: Path) -> BoardPython:
     for shared in Path(prefix, "lib").glob("libpython*.so*"):
         _link(str(shared.resolve()), str(library / shared.name))
     _link(str(Path(python).resolve()), str(executable))
-    return BoardPython(executable=str(executable), version=version, library_dir=str(library))
+    return BoardPython(
+        executable=str(executable), version=version, runtime=runtime, library_dir=str(library)
+    )

@@ -18,8 +18,9 @@ PLAN = MeasurePlan(warmup_s=0.01, rounds=2, block_s=0.01, block_min=5, drop=1)
 
 
 def _like_a_nano(nano: Nano) -> Nano:
-    if nano.python.version[:2] != (3, 6):
+    if nano.python.version[:2] != (3, 6) or not nano.python.runtime:
         found = ".".join(map(str, nano.python.version))
+        found += "" if nano.python.runtime else " without onnxruntime"
         pytest.skip(f"the virtual Nano runs Python {found}: {HOW_TO_GET_36}")
     return nano
 
