@@ -180,6 +180,7 @@ class Nano:
         (self.folder / "authorized_keys").chmod(0o644)
         self.hooks = self.folder / "hooks"
         self.hooks.mkdir()
+        os.chown(self.hooks, self.user.uid, self.user.gid)
         self.cache = self.user.home / ".cache" / "boardfit"
         self.spec = BoardSpec(name="nano", host="board", python=self.python.executable)
         self.switch_on()

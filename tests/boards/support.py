@@ -71,9 +71,9 @@ def _save(
     return path
 
 
-def float_network(path: Path) -> Path:
+def float_network(path: Path, *, seed: int = 0) -> Path:
     """conv - relu - conv - (+) - relu - pool - fc, as a residual network begins and ends."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
         return _array(name, random.normal(scale=0.2, size=shape).astype(np.float32))
