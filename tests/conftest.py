@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -15,5 +16,5 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before anything starts an agent; everyone may write there, as other users' agents do."""
     if LEASE_DIR not in os.environ:
         os.environ[LEASE_DIR] = tempfile.mkdtemp(prefix="boardfit-lease-")
-        os.chmod(os.environ[LEASE_DIR], 0o1777)
+        Path(os.environ[LEASE_DIR]).chmod(0o1777)
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(LEASE_DIR)))

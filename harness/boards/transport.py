@@ -55,7 +55,7 @@ class Transport(Protocol):
     def put(
         self, local: Path, remote: str, *, offset: int = 0, on_sent: OnSent | None = None
     ) -> None:
-        """Copy to a file on the board that has the first ``offset`` bytes; tells how many it has."""
+        """Copy to a file that has the first ``offset`` bytes already; tells how many it has."""
 
     def get(self, remote: str, local: Path) -> None:
         """Copy a file from the board."""
