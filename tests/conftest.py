@@ -1,7 +1,13 @@
-"""The virtual Nano, for all tests that want a board which is not this computer."""
+"""For all tests: a lease of their own, so that they do not wait for what else this machine does.
+
+And the virtual Nano, for those which want a board that is not this computer.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +16,16 @@ import pytest
 from harness.boards import ssh
 from tests.boards import nano as virtual
 from tests.boards.nano import Nano
+
+LEASE_DIR = "BOARDFIT_LEASE_DIR"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything starts an agent; everyone may write there, as other users' agents do."""
+    if LEASE_DIR not in os.environ:
+        os.environ[LEASE_DIR] = tempfile.mkdtemp(prefix="boardfit-lease-")
+        Path(os.environ[LEASE_DIR]).chmod(0o1777)
+        config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(LEASE_DIR)))
 
 
 @pytest.fixture(scope="session")

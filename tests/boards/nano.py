@@ -181,6 +181,9 @@ class Nano:
         self.hooks = self.folder / "hooks"
         self.hooks.mkdir()
         os.chown(self.hooks, self.user.uid, self.user.gid)
+        self.lease_dir = self.folder / "lease"
+        self.lease_dir.mkdir()
+        self.lease_dir.chmod(0o1777)  # as /run/lock is
         self.cache = self.user.home / ".cache" / "boardfit"
         self.spec = BoardSpec(name="nano", host="board", python=self.python.executable)
         self.switch_on()
@@ -201,17 +204,15 @@ class Nano:
 
     def switch_on(self) -> None:
         """Listen. Python looks for modules in ``hooks`` first, which is empty but for faults."""
-        env = {"PYTHONPATH": str(self.hooks)}
+        env = {"PYTHONPATH": str(self.hooks), "BOARDFIT_LEASE_DIR": str(self.lease_dir)}
         if os.getuid() != 0:
             env["HOME"] = str(self.user.home)
         if self.python.library_dir:
             env["LD_LIBRARY_PATH"] = self.python.library_dir
-        assignments = " ".join(f"{name}={value}" for name, value in env.items())
         # A server notices in two hours (TCP's keep-alive) that a client has gone without a word;
         # here in six seconds.
-        self.sshd.start(
-            f"SetEnv {assignments}\nMaxStartups 100\nClientAliveInterval 2\nClientAliveCountMax 2\n"
-        )
+        alive = "ClientAliveInterval 2\nClientAliveCountMax 2\n"
+        self.sshd.start(f"MaxStartups 100\n{alive}", env)
 
     def switch_off(self) -> int:
         """Take the power away: nothing is told, files stay. How many processes that ended."""

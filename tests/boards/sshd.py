@@ -69,11 +69,15 @@ class Sshd:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         return done.stdout.split()[1]
 
-    def start(self, extra: str = "") -> None:
-        """Listen; skips the test where sshd cannot run."""
+    def start(self, extra: str = "", env: dict[str, str] | None = None) -> None:
+        """Listen; ``env`` is that of whoever logs in. Skips the test where sshd cannot run."""
+        lease = {name: os.environ[name] for name in ("BOARDFIT_LEASE_DIR",) if name in os.environ}
+        # Only the first SetEnv counts.
+        assignments = [f"{name}={value}" for name, value in {**lease, **(env or {})}.items()]
         config = self.folder / "sshd_config"
         config.write_text(
             f"{extra}\n"
+            f"{'SetEnv ' + ' '.join(assignments) if assignments else ''}\n"
             f"Port {self.port}\n"
             f"ListenAddress 127.0.0.1\n"
             f"HostKey {self.host_key}\n"
