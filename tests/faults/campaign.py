@@ -134,7 +134,12 @@ class Campaigns:
         scene = self._scene
         special = self._special(fault, strikes)
         candidates = [special.get(one.label, one) for one in self._files.all()]
-        spec = replace(scene.nano.spec, python=fault.python(scene), runtime="fake")
+        spec = replace(
+            scene.nano.spec,
+            python=fault.python(scene),
+            runtime="fake",
+            job_timeout_s=fault.job_timeout_s,
+        )
         name = f"{fault.name} {self._random.randrange(1 << 32):08x}"
         task = Task(name=name, nonce=name, spec=spec, plan=PLAN, candidates=tuple(candidates))
         scene.prepare(task)
@@ -294,8 +299,7 @@ def table(summary: dict[str, object]) -> str:
     assert isinstance(rows, list)
     keys = [key for key in rows[0] if key != "fault"]
     lines = [f"{'fault':22}" + "".join(f"{key:>11}" for key in keys)]
-    for row in rows:
-        lines.append(f"{row['fault']:22}" + "".join(f"{row[key]:11}" for key in keys))
+    lines += [f"{row['fault']:22}" + "".join(f"{row[key]:11}" for key in keys) for row in rows]
     return "\n".join(lines)
 
 

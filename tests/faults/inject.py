@@ -60,6 +60,7 @@ class Fault:
     settings: dict[str, object] | None = None
     named: str | None = None
     python: Callable[[Scene], str] = boards_python
+    job_timeout_s: float = 30.0
     needs_root: bool = False
 
 
@@ -373,7 +374,12 @@ FAULTS = (
     Fault(name="cache read-only", strike=forbid_writing),
     Fault(name="clock set", strike=set_clock, around=shifting_clock),
     Fault(name="library prints", settings={"print": '{"id": 1, "result": {}}\n[TRT] \xe9'}),
-    Fault(name="candidate hangs", settings={"sleep_s": 3600.0}, named=r"deadline"),
+    Fault(
+        name="candidate hangs",
+        settings={"sleep_s": 3600.0},
+        named=r"JobTimeout.*2 s",
+        job_timeout_s=2.0,
+    ),
     Fault(name="candidate crashes", settings={"signal": 11}, named=r"signal 11"),
     Fault(name="garbage in stream", strike=inject_garbage, around=filtered, python=filtered_python),
     Fault(name="frame too long", strike=inject_oversized, around=filtered, python=filtered_python),

@@ -26,11 +26,11 @@ from tests.faults.host import Task
 
 # What the board's cache folder may hold once nothing runs any more; see the agent's jobs and blobs.
 ALLOWED = re.compile(
-    r"^(lease"
-    r"|agents(/[0-9a-f]{64}(/device_agent(/.*)?)?)?"
+    r"^(agents(/[0-9a-f]{64}(/device_agent(/.*)?)?)?"
     r"|blobs(/incoming|/[0-9a-f]{64})?"
     r"|jobs(/[0-9a-f]{32}"
-    r"(/(request\.json|worker\.json|events\.jsonl|stderr\.txt|outcome\.json|alive|running))?)?)$"
+    r"(/(request\.json|worker\.json|events\.jsonl|stderr\.txt|outcome\.json(\.damaged)?"
+    r"|alive|running|fetched))?)?)$"
 )
 CAMPAIGN_TIMEOUT_S = 300.0
 
