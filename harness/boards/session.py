@@ -315,8 +315,8 @@ class Session:
         def tell(sent: int) -> None:
             self._tell({"kind": "progress", "what": "sending", "done": sent, "total": size_bytes})
 
-        self._transport.put(path, begun["path"], offset=begun["offset"], on_sent=tell)
-        self._call("blob_commit", {"sha256": sha256})
+        arrived = self._transport.put(path, begun["path"], offset=begun["offset"], on_sent=tell)
+        self._call("blob_commit", {"sha256": sha256, "arrived": arrived})
 
     def _fetch(self, remote: str, sha256: str, local: Path) -> None:
         assert self._transport is not None

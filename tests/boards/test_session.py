@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -115,11 +116,12 @@ def test_a_file_is_sent_once(
     sent: list[Path] = []
     with Session(local) as session:
         put = session._transport.put  # type: ignore[union-attr]
-        monkeypatch.setattr(
-            session._transport,
-            "put",
-            lambda path, to, **options: (sent.append(path), put(path, to, **options)),
-        )
+
+        def noting(path: Path, remote: str, **options: Any) -> Any:
+            sent.append(path)
+            return put(path, remote, **options)
+
+        monkeypatch.setattr(session._transport, "put", noting)
         assert session.put(network) == session.put(network)
     with Session(local) as session:
         monkeypatch.setattr(session._transport, "put", lambda path, *_, **__: sent.append(path))
