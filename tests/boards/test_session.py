@@ -16,7 +16,7 @@ import pytest
 
 from harness.boards import session as session_module
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
-from harness.errors import AgentException, ConfigError, StableBoardError, TransientBoardError
+from harness.errors import AgentException, ConfigError, StableBoardError
 from harness.records import BoardSpec
 
 PLAN = MeasurePlan(warmup_s=0.01, rounds=3, block_s=0.01, block_min=5, drop=1)
@@ -190,7 +190,9 @@ def test_job_that_dies_is_told_with_signal_and_last_words(local: BoardSpec, tmp_
     engine = _fake(tmp_path / "oom", print="cannot allocate", signal=9)
     with (
         Session(replace(local, runtime="fake")) as session,
-        pytest.raises(TransientBoardError, match=r"signal 9 .*out of memory\?.*cannot allocate"),
+        pytest.raises(
+            StableBoardError, match=r"signal 9 .*memory\?.*cannot allocate.*tried 3 times"
+        ),
     ):
         session.measure([engine], plan=SLOW_PLAN, campaign="c")
 
