@@ -188,7 +188,7 @@ class Connection:
             if frame["id"] is not None and frame["id"] < self._last_id:
                 continue  # the rest of a call that was given up
             if frame["id"] is not None and frame["id"] > self._last_id:
-                raise StreamDamaged(f"the agent sent {line[:80]!r}, an answer that nobody asked for")
+                raise StreamDamaged(f"the agent sent {line[:80]!r}, which nobody asked for")
             if "event" in frame:
                 if on_event is not None:
                     on_event(frame["event"])

@@ -39,7 +39,7 @@ SLEEP_S = 0.02
 # An upload takes as long as on Wi-Fi: 20 ms for this many bytes.
 PAD_BYTES = 100_000
 RATE_BYTES_S, DELAY_S = 10e6, 0.003
-# A candidate that fails because of a fault is measured when the campaign is run again.
+# A campaign that the host gives up, because it cannot reach the board, is run again.
 MAX_RUNS = 4
 
 
@@ -47,9 +47,10 @@ MAX_RUNS = 4
 class Row:
     """What one fault did to one campaign.
 
-    ``runs`` is how often the host was started to complete it, its own death not counted; ``named``
-    how many candidates failed by name on the way; ``unnamed`` how many of those that had to fail
-    did not, or not for the right reason; ``files`` counts what was left in the board's cache.
+    ``reconnects`` and ``retries`` are what the host did about it. ``runs`` is how often it was
+    started to complete the campaign, its own death not counted; ``failed`` how many candidates it
+    named; ``unnamed`` how many of those that had to fail did not, or not for the right reason;
+    ``files`` counts what was left in the board's cache.
     """
 
     fault: str
@@ -58,8 +59,10 @@ class Row:
     duplicated: int
     orphans: int
     files: int
-    named: int
+    failed: int
     unnamed: int
+    reconnects: int
+    retries: int
     runs: int
     wall_s: float
 
@@ -149,7 +152,7 @@ class Campaigns:
             hits = len(special)
             if fault.strike is not None:
                 hits = self._strike(fault, strikes, len(candidates))
-            failed, first, runs = self._finish(must_fail)
+            failed, runs = self._finish(must_fail)
             orphans = scene.nano.leftovers()
             files = scene.stray_files()
             self._forget(fault, orphans, files)
@@ -158,6 +161,7 @@ class Campaigns:
             for label in must_fail
             if fault.named and not re.search(fault.named, failed.get(label, ""))
         ]
+        noticed = scene.host.noticed()
         lost, duplicated = self._judge({one.label for one in candidates} - must_fail)
         return Row(
             fault=fault.name,
@@ -166,8 +170,10 @@ class Campaigns:
             duplicated=duplicated,
             orphans=len(orphans),
             files=len(files),
-            named=len(first),
+            failed=len(failed),
             unnamed=len(unnamed),
+            reconnects=noticed["reconnect"],
+            retries=noticed["retry"],
             runs=runs,
             wall_s=round(time.monotonic() - start_s, 1),
         )
@@ -200,20 +206,20 @@ class Campaigns:
             hits += fault.strike(self._scene)
         return hits
 
-    def _finish(self, must_fail: set[str]) -> tuple[dict[str, str], dict[str, str], int]:
-        """Failures of the last run and of the first, and how many runs it took."""
-        first: dict[str, str] | None = None
+    def _finish(self, must_fail: set[str]) -> tuple[dict[str, str], int]:
+        """Failures, and how many runs it took until there was nothing left to measure."""
         failed: dict[str, str] = {}
         for run in range(1, MAX_RUNS + 1):
             code = self._scene.host.wait(CAMPAIGN_TIMEOUT_S)
-            failed = self._scene.host.failures() if code == 0 else {"": self._scene.host.log_tail()}
-            first = failed if first is None else first
-            for label, reason in failed.items():
-                print(f"  run {run}: {label}: {reason[:300]}", file=sys.stderr)
-            if set(failed) <= must_fail or run == MAX_RUNS:
+            if code == 0:
+                failed = self._scene.host.failures()
                 break
-            self._scene.host.start()
-        return failed, first or {}, run
+            print(f"  run {run} ended with {code}: {self._scene.host.log_tail()}", file=sys.stderr)
+            if run < MAX_RUNS:
+                self._scene.host.start()
+        for label in sorted(set(failed) - must_fail):
+            print(f"  failed: {label}: {failed[label][:500]}", file=sys.stderr)
+        return failed, run
 
     def _forget(self, fault: Fault, orphans: Sequence[object], files: Sequence[str]) -> None:
         """Tell what was left on the board, and end it, or the next campaign would count it."""
@@ -286,7 +292,7 @@ def totals(rows: Sequence[Row]) -> dict[str, object]:
             }
             row = replace(row, **sums)
         by_fault[row.fault] = row
-    keys = ("injected", "lost", "duplicated", "orphans", "files", "named", "unnamed", "runs")
+    keys = [key for key in asdict(rows[0]) if key not in ("fault", "wall_s")]
     found: dict[str, object] = {
         key: sum(getattr(row, key) for row in by_fault.values()) for key in keys
     }

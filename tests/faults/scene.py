@@ -84,6 +84,14 @@ class Host:
         failed: dict[str, str] = json.loads((self.folder / "host.out").read_text() or "{}")
         return failed
 
+    def noticed(self) -> dict[str, int]:
+        """How often the host had to reconnect, and how often it had a job run again."""
+        lines = (self.folder / "host.log").read_text().splitlines()
+        return {
+            kind: sum(f'"kind": "{kind}"' in line for line in lines)
+            for kind in ("reconnect", "retry")
+        }
+
     def log_tail(self) -> str:
         """The end of what the host said."""
         return (self.folder / "host.log").read_text()[-2000:]
