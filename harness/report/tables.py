@@ -408,7 +408,7 @@ def print_facts(facts: BoardFacts) -> None:
 def print_cache(state: CacheState) -> None:
     """Print what a clean-up of a board removed, and what is left there."""
     removed = ", ".join(f"{count} {kind}" for kind, count in state.removed.items() if count)
-    print(
+    show(
         f"removed {removed or 'nothing'}: {format_size(state.freed_bytes)}. "
         f"{format_size(state.cache_bytes)} are left in the cache, {state.jobs} jobs; "
         f"{format_size(state.free_bytes)} of the disk are free"

@@ -3,7 +3,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,26 @@ def test_results_that_nobody_has_fetched_are_not_cleaned_away(agent: RawAgent) -
     done = agent.result("clean", keep_s=0.0, unfetched=False)
     assert (done["removed"]["jobs"], done["jobs"]) == (1, 0)
     assert done["blob_bytes"] == 0
+
+
+def test_only_the_latest_jobs_are_kept_for_their_hosts_to_ask_again(
+    start_agent: StartAgent,
+) -> None:
+    agent = start_agent()
+    agent.submit_fake(JOB, {"latency_s": 0.001})
+    agent.outcome(JOB)
+    done = agent.cache / "jobs" / JOB
+    now_s = time.time()
+    for number in range(201):
+        copy = done.with_name(f"{number:032x}")
+        shutil.copytree(done, copy)
+        os.utime(copy, (now_s - 60.0 - number, now_s - 60.0 - number))
+    agent.kill()
+    start_agent()
+    # 202 jobs were there, 200 stay: the two that are oldest go.
+    gone = {f"{number:032x}" for number in (199, 200)}
+    assert len(list(done.parent.iterdir())) == 200
+    assert not gone & {path.name for path in done.parent.iterdir()}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"sha256": "%s", "content": {"state": "done"}}'])
