@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from harness.errors import (
     BoardUnreachable,
     ConfigError,
     HostKeyUnknown,
+    ProtocolError,
     StableBoardError,
 )
 from harness.records import BoardSpec
@@ -92,12 +94,28 @@ def test_board_without_python_says_which_key_to_set(remote: BoardSpec) -> None:
         Session(replace(remote, python="no-such-python")).__enter__()
 
 
-def test_noise_of_a_login_script_is_skipped(sshd: Sshd, remote: BoardSpec) -> None:
+def test_noise_of_a_login_script_is_skipped(
+    sshd: Sshd, remote: BoardSpec, network: Path, tmp_path: Path
+) -> None:
     sshd.stop()
     sshd.start("ForceCommand printf 'Welcome\\n42 updates'; eval \"$SSH_ORIGINAL_COMMAND\"")
     ssh.trust(remote)
-    with Session(remote) as session:
+    inputs = np.zeros((2, 3, 8, 8), np.float32)
+    with Session(replace(remote, runtime="fake")) as session:
         assert session.facts.board == "nano"
+        sha256 = session.put(network)
+        outputs = session.infer(network, inputs)  # which the fake engine hands back
+    assert (tmp_path / "cache" / "blobs" / sha256).read_bytes() == network.read_bytes()
+    np.testing.assert_array_equal(outputs, inputs)
+
+
+def test_file_behind_endless_noise_is_not_waited_for(sshd: Sshd, remote: BoardSpec) -> None:
+    sshd.stop()
+    sshd.start("ForceCommand yes; true")
+    ssh.trust(remote)
+    transport = SSHTransport(remote)
+    with contextlib.closing(transport), pytest.raises(ProtocolError, match="login script"):
+        transport.get("anything", sshd.folder / "target")
 
 
 def test_dropped_connection_is_opened_again_and_the_job_attached_to(
