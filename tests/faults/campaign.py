@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -325,6 +326,7 @@ def main() -> int:
         if (not arguments.only or fault.name in arguments.only)
         and (os.getuid() == 0 or not fault.needs_root)
     ]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and clean up
     print(f"seed {arguments.seed}", file=sys.stderr)
     start_s = time.monotonic()
     rows = []

@@ -46,7 +46,7 @@ def shorten() -> None:
     session.SILENCE_S = 2.5
     session.CALL_TIMEOUT_S = 5.0
     session.BACK_OFF_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-    ssh.CONNECT_TIMEOUT_S = 3.0
+    ssh.CONNECT_TIMEOUT_S = ssh.SILENT_S = 3.0
     transport.SILENCE_S = 3.0
     deploy.START_TIMEOUT_S = 6.0
 
