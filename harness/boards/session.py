@@ -32,6 +32,7 @@ from harness.boards.transport import Transport, open_transport
 from harness.boards.wire import Frame, exception_of, schema, validate
 from harness.errors import (
     BoardfitError,
+    BoardUnreachable,
     ConfigError,
     ProtocolError,
     StableBoardError,
@@ -171,9 +172,14 @@ class Session:
         self._facts: BoardFacts | None = None
 
     def __enter__(self) -> Session:
-        self._open()
         try:
-            self._facts = self._probe()
+            self._open()
+        except BoardUnreachable:
+            raise  # a board that is off is told at once
+        except TransientBoardError:
+            pass  # it is there, and the connection broke: below that is tried again
+        try:
+            self._facts = self._lasting(self._probe)
         except BaseException:
             self.close()
             raise

@@ -134,6 +134,8 @@ def _explained(board: str, where: Route) -> Iterator[None]:
             "if not, someone may be listening"
         ) from error
     except paramiko.AuthenticationException as error:
+        if "timeout" in str(error).lower():  # the link went silent: nobody has refused anything
+            raise TransientBoardError(f"{place} stopped answering during the login") from error
         raise StableBoardError(
             f"{place} accepts none of your keys ({error}). Install one with ssh-copy-id "
             f"{where.alias}, name it with IdentityFile in ~/.ssh/config, or add it to ssh-agent"

@@ -14,9 +14,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from harness.boards import deploy
 from harness.boards import session as session_module
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
-from harness.errors import AgentException, ConfigError, StableBoardError
+from harness.boards.transport import Transport
+from harness.errors import AgentException, ConfigError, StableBoardError, TransientBoardError
 from harness.records import BoardSpec
 
 PLAN = MeasurePlan(warmup_s=0.01, rounds=3, block_s=0.01, block_min=5, drop=1)
@@ -56,6 +58,27 @@ def test_allocator_settings_for_training_do_not_reach_the_board(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Session(replace(local, runtime="fake")) as session:
         assert session.facts.runtime == "fake"
+
+
+@pytest.mark.parametrize("broken", ["opening", "probing"])
+def test_connection_that_breaks_while_the_session_opens_is_opened_again(
+    local: BoardSpec, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    launch, tries = deploy.launch, []
+
+    def break_first(transport: Transport, spec: BoardSpec) -> deploy.Deployed:
+        tries.append(spec)
+        if broken == "opening" and len(tries) == 1:
+            raise TransientBoardError("the connection broke")
+        deployed = launch(transport, spec)
+        if len(tries) == 1:
+            os.kill(deployed.pid, signal.SIGKILL)
+        return deployed
+
+    monkeypatch.setattr(deploy, "launch", break_first)
+    with Session(replace(local, runtime="fake")) as session:
+        assert session.facts.runtime == "fake"
+    assert len(tries) == 2
 
 
 def test_facts_name_board_runtime_and_agent(local: BoardSpec) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import paramiko
 import pytest
 
 from harness.boards import ssh
@@ -21,6 +22,7 @@ from harness.errors import (
     HostKeyUnknown,
     ProtocolError,
     StableBoardError,
+    TransientBoardError,
 )
 from harness.records import BoardSpec
 from tests.boards.sshd import Sshd, free_port, make_key
@@ -78,6 +80,14 @@ def test_refused_key_says_what_to_do(trusted: Sshd, remote: BoardSpec, tmp_path:
     trusted.write_client_config(identity=tmp_path / "no_key_at_all")
     with pytest.raises(StableBoardError, match="ssh-copy-id board"):
         SSHTransport(remote)
+
+
+def test_silence_during_the_login_is_no_refusal() -> None:
+    # paramiko's own exception and words for it.
+    silence = paramiko.AuthenticationException("Authentication timeout.")
+    where = ssh.route("someone@127.0.0.1:22")
+    with pytest.raises(TransientBoardError, match="stopped answering"), ssh._explained("b", where):
+        raise silence
 
 
 def test_port_where_nobody_listens_is_unreachable(remote: BoardSpec) -> None:
