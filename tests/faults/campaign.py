@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ PAD_BYTES = 100_000
 RATE_BYTES_S, DELAY_S = 10e6, 0.003
 # A campaign that the host gives up, because it cannot reach the board, is run again.
 MAX_RUNS = 4
+# So many of the candidates are real networks.
+REAL = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,19 +254,20 @@ class Campaigns:
 
 
 @contextlib.contextmanager
-def board(folder: Path) -> Iterator[tuple[Nano, Proxy]]:
-    """A virtual Nano behind a proxy, with settings of its own; as the fixture ``nano`` gives."""
-    with virtual.makers() as made:
-        nano = Nano(made)
-        try:
-            os.environ["BOARDFIT_SSH_CONFIG"] = str(nano.ssh_config)
-            os.environ["BOARDFIT_CONFIG_DIR"] = str(folder / "settings")
-            os.environ.pop("SSH_AUTH_SOCK", None)
-            with Proxy(nano.sshd.port, rate_bytes_s=RATE_BYTES_S, delay_s=DELAY_S) as proxy:
-                nano.behind(proxy.port)
-                yield nano, proxy
-        finally:
-            nano.close()
+def board(
+    makers: virtual.Makers, folder: Path, patch: pytest.MonkeyPatch
+) -> Iterator[tuple[Nano, Proxy]]:
+    """A virtual Nano behind a proxy, in this process's settings for as long as ``patch`` holds."""
+    nano = Nano(makers)
+    try:
+        patch.setenv("BOARDFIT_SSH_CONFIG", str(nano.ssh_config))
+        patch.setenv("BOARDFIT_CONFIG_DIR", str(folder / "settings"))
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        with Proxy(nano.sshd.port, rate_bytes_s=RATE_BYTES_S, delay_s=DELAY_S) as proxy:
+            nano.behind(proxy.port)
+            yield nano, proxy
+    finally:
+        nano.close()
 
 
 def run_all(
@@ -310,6 +314,20 @@ def table(summary: dict[str, object]) -> str:
     return "\n".join(lines)
 
 
+def _rows(arguments: argparse.Namespace, faults: Sequence[Fault]) -> Iterator[Row]:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="boardfit-faults-")))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        makers = stack.enter_context(virtual.makers())
+        nano, proxy = stack.enter_context(board(makers, folder, patch))
+        real = REAL if makers.python.runtime else 0
+        files = make_files(folder / "files", arguments.candidates, real)
+        campaigns = Campaigns(nano, proxy, folder, files=files, seed=arguments.seed)
+        yield from run_all(
+            campaigns, faults, total=arguments.faults, per_campaign=arguments.per_campaign
+        )
+
+
 def main() -> int:
     """Exit code: 0 where nothing was lost, duplicated or left over."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -331,21 +349,12 @@ def main() -> int:
     start_s = time.monotonic()
     rows = []
     try:
-        folder = Path(virtual.tempfile.mkdtemp(prefix="boardfit-faults-"))
-        with board(folder) as (nano, proxy):
-            real = 4 if nano.python.runtime else 0
-            files = make_files(folder / "files", arguments.candidates, real)
-            campaigns = Campaigns(nano, proxy, folder, files=files, seed=arguments.seed)
-            for row in run_all(
-                campaigns, faults, total=arguments.faults, per_campaign=arguments.per_campaign
-            ):
-                print(json.dumps(asdict(row)), file=sys.stderr)
-                rows.append(row)
+        for row in _rows(arguments, faults):
+            print(json.dumps(asdict(row)), file=sys.stderr)
+            rows.append(row)
     except pytest.skip.Exception as skipped:
         print(skipped.msg, file=sys.stderr)
         return 1
-    finally:
-        shutil.rmtree(folder)
     summary = {
         "seed": arguments.seed,
         "wall_s": round(time.monotonic() - start_s, 1),
