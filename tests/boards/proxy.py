@@ -90,10 +90,15 @@ class Proxy:
         """Deliver what was held up."""
         self._do(self._moving.set)
 
-    def abandon(self) -> None:
-        """Never deliver anything on the connections there are; new ones work, as after a NAT's
-        time-out or a changed address: neither end learns that the other has gone."""
-        self._do(lambda: [moving.clear() for moving in self._links.values()])
+    def abandon(self) -> int:
+        """Never deliver anything on the connections there are; how many that concerns.
+
+        New ones work, as after a NAT's time-out or a changed address: neither end learns that the
+        other has gone.
+        """
+        links = [moving for moving in self._links.values() if moving.is_set()]
+        self._do(lambda: [moving.clear() for moving in links])
+        return len(links)
 
     def cut(self) -> int:
         """Reset every connection (RST at both ends); how many there were. New ones work."""

@@ -33,7 +33,7 @@ from tests.boards.proxy import Proxy
 from tests.boards.support import float_network
 from tests.faults.host import Candidate, Task
 from tests.faults.inject import FAULTS, Fault
-from tests.faults.scene import CAMPAIGN_TIMEOUT_S, Host, Scene
+from tests.faults.scene import Host, Scene
 
 # Two calls to warm up and six that are timed, 20 ms each: 0.2 s a candidate.
 PLAN = MeasurePlan(warmup_s=0.0, rounds=3, block_s=0.0, block_min=2, drop=0)
@@ -199,7 +199,7 @@ class Campaigns:
         """How often the fault has hit, at random moments of the campaign."""
         assert fault.strike is not None
         hits = 0
-        moments = sorted(self._random.choices(range(candidates), k=strikes))
+        moments = sorted(self._random.sample(range(candidates), min(strikes, candidates)))
         for moment in moments:
             if not self._scene.wait_for(moment):
                 break
@@ -214,7 +214,7 @@ class Campaigns:
         """Failures, and how many runs it took until there was nothing left to measure."""
         failed: dict[str, str] = {}
         for run in range(1, MAX_RUNS + 1):
-            code = self._scene.host.wait(CAMPAIGN_TIMEOUT_S)
+            code = self._scene.finish()
             if code == 0:
                 failed = self._scene.host.failures()
                 break

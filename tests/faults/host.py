@@ -7,7 +7,9 @@ names the candidates that failed.
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,6 +82,7 @@ def _entry(one: Candidate) -> Entry:
 def main() -> int:
     """Exit code: 0 where the campaign came to its end, whatever failed in it."""
     shorten()
+    faulthandler.register(signal.SIGUSR1)  # says where it hangs, should it
     try:
         failed = run(Path(sys.argv[1]))
     except BoardfitError as error:

@@ -32,7 +32,8 @@ ALLOWED = re.compile(
     r"(/(request\.json|worker\.json|events\.jsonl|stderr\.txt|outcome\.json(\.damaged)?"
     r"|alive|running|fetched))?)?)$"
 )
-CAMPAIGN_TIMEOUT_S = 300.0
+# Longer than any wait of the host, see ``host.shorten``.
+HANG_S = 60.0
 
 
 class Host:
@@ -70,14 +71,16 @@ class Host:
             self._process.wait()
         return was_running
 
-    def wait(self, timeout_s: float) -> int | None:
-        """Exit code, or None if it had to be killed because it went on for longer."""
-        assert self._process is not None
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+    def exit_code(self) -> int | None:
+        """Exit code, None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def hangs(self) -> None:
+        """End it, after it has said in its log where it was."""
+        if self._process is not None and self.running():
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(1.0)
             self.kill()
-            return None
 
     def failures(self) -> dict[str, str]:
         """What failed in the run that came to its end, by label."""
@@ -94,7 +97,7 @@ class Host:
 
     def log_tail(self) -> str:
         """The end of what the host said."""
-        return (self.folder / "host.log").read_text()[-2000:]
+        return (self.folder / "host.log").read_text()[-3000:]
 
 
 @dataclass(slots=True)
@@ -129,7 +132,7 @@ class Scene:
 
     def wait_for(self, count: int) -> bool:
         """Until that many measurements are kept; False where the host ends before."""
-        deadline_s = time.monotonic() + CAMPAIGN_TIMEOUT_S
+        deadline_s = time.monotonic() + HANG_S
         while time.monotonic() < deadline_s:
             if self.stored() >= count:
                 return True
@@ -137,6 +140,20 @@ class Scene:
                 return False
             time.sleep(0.02)
         return False
+
+    def finish(self) -> int | None:
+        """The host's exit code; None where it had to be ended, having kept nothing for a minute."""
+        count, since_s = -1, time.monotonic()
+        while (code := self.host.exit_code()) is None:
+            now = self.stored()
+            if now != count:
+                count, since_s = now, time.monotonic()
+            if time.monotonic() - since_s > HANG_S:
+                print(f"  hangs: {self.nano.processes()}", file=sys.stderr)
+                self.host.hangs()
+                return None
+            time.sleep(0.05)
+        return code
 
     def pause(self, low_s: float, high_s: float) -> None:
         """Sleep for a random time."""
