@@ -19,6 +19,7 @@ NVPMODEL_CONF = "etc/nvpmodel.conf"
 # JetPack 4's fan, and JetPack 5's by the name of its driver.
 PWM_FAN = "sys/devices/pwm-fan"
 FAN_NAME = "pwmfan"
+FAN_SETTINGS = ("/target_pwm", "/temp_control", "/pwm1")
 # Memory clock: minimum, maximum, current, whether it is held. Debug files, for root alone.
 EMC_FILES = (
     (
@@ -59,7 +60,7 @@ def run_program(argv, text=""):
     except OSError as error:
         return None, "%s cannot be run: %s" % (argv[0], error)
     except subprocess.TimeoutExpired:
-        return None, "%s did not end within %d s" % (argv[0], RUN_TIMEOUT_S)
+        return None, "%s did not end within %g s" % (argv[0], RUN_TIMEOUT_S)
     return done.returncode, done.stdout.decode(errors="replace").strip()
 
 
@@ -221,13 +222,13 @@ def emc(board):
 
 
 def fan_files(board):
-    """Files of the fan: its speed, its highest speed, whether the board controls it; or None."""
+    """Files of the fan: speed, highest speed, on JetPack 4 also who controls it; or None."""
     if board.number(PWM_FAN + "/target_pwm") is not None:
         return PWM_FAN + "/target_pwm", PWM_FAN + "/pwm_cap", PWM_FAN + "/temp_control"
     for name in board.paths("sys/class/hwmon/hwmon*/name"):
         folder = os.path.dirname(name)
         if board.text(name) == FAN_NAME and board.number(folder + "/pwm1") is not None:
-            return folder + "/pwm1", folder + "/pwm1_max", folder + "/pwm1_enable"
+            return folder + "/pwm1", folder + "/pwm1_max"
     return None
 
 

@@ -60,7 +60,7 @@ EMC MAX_FREQ 1600000000
 < PM_CONFIG DEFAULT=0 >
 """
 # Mode 2 is no Nano's: it stands for the modes of an Orin that only a boot brings.
-REBOOT_MODE = "\n< POWER_MODEL ID=2 NAME=30W >\nGPU MAX_FREQ -1\n"
+REBOOT_MODE = "< POWER_MODEL ID=2 NAME=30W >\nGPU MAX_FREQ -1\n\n< PM_CONFIG"
 
 COMMON = """\
 #!/bin/sh
@@ -145,7 +145,8 @@ BY_SUDO=1 "$@"
 """
 SUDOERS = (
     "    (ALL : ALL) ALL\n"
-    "    (root) NOPASSWD: /usr/sbin/nvpmodel -m 0, /usr/sbin/nvpmodel -m 1, /usr/sbin/nvpmodel -m 2,"
+    "    (root) NOPASSWD: /usr/sbin/nvpmodel -m 0, /usr/sbin/nvpmodel -m 1,"
+    " /usr/sbin/nvpmodel -m 2,"
     ' /usr/bin/jetson_clocks "", /usr/bin/jetson_clocks --store {clocks},'
     " /usr/bin/jetson_clocks --restore {clocks}, /usr/bin/jetson_clocks --show,"
     " /usr/bin/tee {fan}\n"
@@ -159,7 +160,7 @@ class Nano:
         self.root, self.cache = folder / "root", folder / "cache"
         self.cache.mkdir(parents=True)
         files: dict[str, object] = {
-            "etc/nvpmodel.conf": CONF + REBOOT_MODE,
+            "etc/nvpmodel.conf": CONF.replace("< PM_CONFIG", REBOOT_MODE),
             "mode": 0,
             "mode_name": "MAXN",
             "proc/sys/kernel/random/boot_id": "boot-one",
