@@ -210,6 +210,8 @@ def apply(wanted, cache_dir, board, users, change=True, timeout_s=0.0):
             )
         try:
             record = undo.keep(cache_dir, board)
+            # Keeping may have put something back that was left from before a boot.
+            wrong = unmet(wanted, in_force(board), models)
             reasons = _set(wanted, wrong, board, models, record)
         finally:
             users.share()
