@@ -1,24 +1,23 @@
 """Putting a board's controls back: what they were, on the disk before the first change.
 
 ``conditions.json`` in the cache folder says what everything was; it goes when all of it is back.
-``conditions.lock`` says who relies on the settings: an agent that set them, and every job that
-runs, hold it shared for as long as they live. Whoever gets it alone knows that nobody does.
+A lock for the whole machine, beside the lease, says who relies on the settings: an agent that set
+them and every job that runs hold it shared for as long as they live. Whoever gets it alone knows
+that nobody does.
 """
 
 import errno
 import fcntl
-import json
 import os
 import time
 
 from . import board as knobs
-from . import tegra
+from . import files, lease, tegra
 
 RECORD = "conditions.json"
-LOCK = "conditions.lock"
+LOCK = "boardfit.conditions"
 # Setting or restoring takes seconds on a Nano; whoever waits for it waits longer.
 SHARE_TIMEOUT_S = 60.0
-POLL_S = 0.1
 # In /run only root writes, so that the file is safe to let root restore from; and it is gone after
 # a boot, as the settings in it are.
 CLOCKS_FILE = "run/boardfit.clocks"
@@ -29,26 +28,25 @@ class ConditionsHeld(Exception):
 
 
 class Users:
-    """One user of the settings in a cache folder; the kernel lets go of the lock if it dies."""
+    """One user of the board's settings; the kernel lets go of the lock if it dies."""
 
-    def __init__(self, cache_dir):
-        self._path = os.path.join(cache_dir, LOCK)
-        self._stream = None
+    def __init__(self):
+        self._descriptor = None
 
     def _lock(self, kind, timeout_s):
-        if self._stream is None:
-            self._stream = open(self._path, "a+")  # noqa: SIM115 (closed by release)
+        if self._descriptor is None:
+            self._descriptor = lease.open_shared(lease.path(LOCK))
         deadline_s = time.monotonic() + timeout_s
         while True:
             try:
-                fcntl.flock(self._stream, kind | fcntl.LOCK_NB)
+                fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
                 return True
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
             if time.monotonic() >= deadline_s:
                 return False
-            time.sleep(POLL_S)
+            time.sleep(files.POLL_S)
 
     def share(self, timeout_s=SHARE_TIMEOUT_S):
         """Rely on the settings as they are, from now until ``release``."""
@@ -65,9 +63,9 @@ class Users:
 
     def release(self):
         """Rely on nothing any more."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 # --- the record ---------------------------------------------------------------------------------
@@ -81,30 +79,10 @@ def boot_id(board):
 def read_record(cache_dir):
     """The record, or None; one that is damaged counts as none and is kept aside."""
     path = os.path.join(cache_dir, RECORD)
-    try:
-        with open(path) as stream:
-            found = json.load(stream)
-    except OSError:
-        return None
-    except ValueError:
+    found = files.read_json(path)
+    if found is None and os.path.exists(path):
         os.replace(path, path + ".damaged")
-        return None
     return found
-
-
-def _write_record(cache_dir, record):
-    path = os.path.join(cache_dir, RECORD)
-    with open(path + ".new", "w") as stream:
-        json.dump(record, stream, indent=1, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(path + ".new", path)
-    # The name too must be on the disk before anything is changed.
-    folder = os.open(cache_dir, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def keep(cache_dir, board):
@@ -129,14 +107,14 @@ def keep(cache_dir, board):
     }
     if record is not None:
         fresh["power_mode"] = record["power_mode"]
-    _write_record(cache_dir, fresh)
+    files.write_json(os.path.join(cache_dir, RECORD), fresh)
     if knobs.program("jetson_clocks") is not None:
         # It knows of more than we do: idle states, the GPU's power gate.
         place = board.path(CLOCKS_FILE)
         code, _ = board.sudo("jetson_clocks", "--store", place, text="y\n")
         if code == 0 and os.path.exists(place):
             fresh["clocks_file"] = CLOCKS_FILE
-            _write_record(cache_dir, fresh)
+            files.write_json(os.path.join(cache_dir, RECORD), fresh)
     return fresh
 
 
@@ -149,7 +127,7 @@ def _files(board):
     gpu = knobs.gpu_folder(board)
     if gpu is not None:
         names += [gpu + "/min_freq", gpu + "/max_freq"]
-    names += [files[3] for files in knobs.EMC_FILES]
+    names += [group[3] for group in knobs.EMC_FILES]
     names += [name for name in knobs.fan_files(board) or () if name.endswith(knobs.FAN_SETTINGS)]
     found = [(name, board.text(name)) for name in names]
     return {name: text for name, text in found if text is not None}
@@ -199,20 +177,19 @@ def set_mode(board, number):
     return lines[-1] if lines else "nvpmodel ended with code %s and changed nothing" % code
 
 
-def _restore_files(board, files):
-    for name in sorted(files, key=_turn):
-        if board.text(name) != files[name] and name.endswith("/min_freq"):
-            folder = os.path.dirname(name)
-            set_range(board, name, folder + "/max_freq", files[name], files[folder + "/max_freq"])
-        elif board.text(name) != files[name] and name.endswith("scaling_min_freq"):
-            high = name.replace("_min_", "_max_")
-            set_range(board, name, high, files[name], files[high])
-        elif board.text(name) != files[name]:
-            board.write(name, files[name])
+def _restore_files(board, texts):
+    for name in sorted(texts, key=_turn):
+        if board.text(name) == texts[name]:
+            continue
+        if name.endswith("min_freq"):
+            high = name.replace("min_freq", "max_freq")
+            set_range(board, name, high, texts[name], texts[high])
+        else:
+            board.write(name, texts[name])
     return [
         "%s is %s, not %s: %s" % (name, board.text(name), value, _why(board, name))
-        for name, value in sorted(files.items())
-        if board.text(name) not in (value, None) and not _moves_by_itself(name, files)
+        for name, value in sorted(texts.items())
+        if board.text(name) not in (value, None) and not _moves_by_itself(name, texts)
     ]
 
 
@@ -221,8 +198,8 @@ def _turn(name):
     return (not name.endswith("/online"), name.endswith("temp_control"), name)
 
 
-def _moves_by_itself(name, files):
-    return name.endswith("/target_pwm") and files.get(knobs.PWM_FAN + "/temp_control") == "1"
+def _moves_by_itself(name, texts):
+    return name.endswith("/target_pwm") and texts.get(knobs.PWM_FAN + "/temp_control") == "1"
 
 
 def _why(board, name):
@@ -243,7 +220,7 @@ def restore_unused(cache_dir, board):
     """``restore`` if nobody relies on the settings; None: nothing to do, or not now."""
     if not os.path.exists(os.path.join(cache_dir, RECORD)):
         return None
-    users = Users(cache_dir)
+    users = Users()
     try:
         return restore(cache_dir, board) if users.alone() else None
     finally:

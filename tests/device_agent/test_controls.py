@@ -22,7 +22,7 @@ CPU0 = "sys/devices/system/cpu/cpu0/cpufreq/"
 
 
 def _apply(nano: Nano, board: knobs.Board, **wanted: Any) -> list[dict[str, str]]:
-    users = undo.Users(str(nano.cache))
+    users = undo.Users()
     try:
         found: list[dict[str, str]] = controls.apply(
             {**NOTHING, **wanted}, str(nano.cache), board, users
@@ -91,7 +91,7 @@ def test_the_clock_just_below_a_limit_holds(nano: Nano, board: knobs.Board) -> N
 
 
 def _apply_only_looking(nano: Nano, board: knobs.Board, **wanted: Any) -> list[dict[str, str]]:
-    users = undo.Users(str(nano.cache))
+    users = undo.Users()
     found: list[dict[str, str]] = controls.apply(
         {**NOTHING, **wanted}, str(nano.cache), board, users, change=False
     )
@@ -279,7 +279,7 @@ def test_a_damaged_record_is_kept_aside_and_stops_nobody(nano: Nano) -> None:
 
 def test_others_who_rely_on_the_settings_are_not_disturbed(nano: Nano) -> None:
     board, cache = nano.as_root(), str(nano.cache)
-    first, second = undo.Users(cache), undo.Users(cache)
+    first, second = undo.Users(), undo.Users()
     five = {**NOTHING, "power_mode": "5W"}
     assert controls.apply(five, cache, board, first) == []
     # The same wish is shared; another is refused; and nobody restores while one of them lives.
@@ -299,7 +299,7 @@ import os, sys
 from device_agent import board, controls, undo
 root, cache = sys.argv[1:]
 wanted = {"power_mode": "5W", "lock_clocks": True, "governor": "performance", "fan": 1.0}
-users = undo.Users(cache)
+users = undo.Users()
 controls.apply(wanted, cache, board.Board(root, uid=0), users)
 os.kill(os.getpid(), 9)
 """
@@ -340,7 +340,7 @@ def test_a_pcs_clocks_are_told_to_be_unlockable_and_its_governor_is_set(
     }.items():
         (folder / f"scaling_{name}").write_text(f"{value}\n")
     (tmp_path / "cache").mkdir()
-    users = undo.Users(str(tmp_path / "cache"))
+    users = undo.Users()
     pc = knobs.Board(str(tmp_path), uid=0)
     wanted = {**NOTHING, "governor": "performance", "lock_clocks": True}
     (found,) = controls.apply(wanted, str(tmp_path / "cache"), pc, users)
