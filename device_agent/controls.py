@@ -216,13 +216,14 @@ def apply(wanted, cache_dir, board, users, change=True, timeout_s=0.0):
         finally:
             users.share()
         wrong = _settled(wanted, board, models, set(reasons))
+    otherwise = LOST if change else ("", "")
     return [
         {
             "control": name,
             "wanted": pair[0],
             "found": pair[1],
-            "reason": reasons.get(name, LOST)[0],
-            "remedy": reasons.get(name, LOST)[1],
+            "reason": reasons.get(name, otherwise)[0],
+            "remedy": reasons.get(name, otherwise)[1],
         }
         for name, pair in sorted(wrong.items())
     ]

@@ -76,15 +76,16 @@ def watch(ended, timeout_s, sampler):
     deadline_s = time.monotonic() + timeout_s
     if sampler is not None:
         os.nice(NICE)
-    while True:
-        left_s = max(0.0, deadline_s - time.monotonic())
-        wait_s = left_s if sampler is None else min(left_s, sampler.due_s())
-        if select.select([ended], [], [], wait_s)[0]:
-            return True
-        if time.monotonic() >= deadline_s:
-            return False
-        if sampler is not None:
-            sampler.take()
+    with telemetry.remembered_paths():
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            wait_s = left_s if sampler is None else min(left_s, sampler.due_s())
+            if select.select([ended], [], [], wait_s)[0]:
+                return True
+            if time.monotonic() >= deadline_s:
+                return False
+            if sampler is not None:
+                sampler.take()
 
 
 def collect(folder):

@@ -1,5 +1,6 @@
 """What a board tells of itself in /proc and /sys; whatever cannot be read is None."""
 
+import contextlib
 import glob
 import os
 import platform
@@ -44,8 +45,27 @@ def read_number(path, scale=1.0):
         return None
 
 
+_remembered = None
+
+
+@contextlib.contextmanager
+def remembered_paths():
+    """Inside, files are looked for only once, which is most of a look's cost; none come or go."""
+    global _remembered
+    _remembered = {}
+    try:
+        yield
+    finally:
+        _remembered = None
+
+
 def _paths(root, pattern):
-    return sorted(glob.glob(os.path.join(root, pattern)))
+    path = os.path.join(root, pattern)
+    if _remembered is None:
+        return sorted(glob.glob(path))
+    if path not in _remembered:
+        _remembered[path] = sorted(glob.glob(path))
+    return _remembered[path]
 
 
 def _field_values(text, name):
