@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -15,7 +16,7 @@ import pytest
 
 from harness.boards import session as session_module
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
-from harness.errors import AgentException, ConfigError, StableBoardError, TransientBoardError
+from harness.errors import AgentException, ConfigError, StableBoardError
 from harness.records import BoardSpec
 
 PLAN = MeasurePlan(warmup_s=0.01, rounds=3, block_s=0.01, block_min=5, drop=1)
@@ -115,11 +116,12 @@ def test_a_file_is_sent_once(
     sent: list[Path] = []
     with Session(local) as session:
         put = session._transport.put  # type: ignore[union-attr]
-        monkeypatch.setattr(
-            session._transport,
-            "put",
-            lambda path, to, **options: (sent.append(path), put(path, to, **options)),
-        )
+
+        def noting(path: Path, remote: str, **options: Any) -> Any:
+            sent.append(path)
+            return put(path, remote, **options)
+
+        monkeypatch.setattr(session._transport, "put", noting)
         assert session.put(network) == session.put(network)
     with Session(local) as session:
         monkeypatch.setattr(session._transport, "put", lambda path, *_, **__: sent.append(path))
@@ -188,7 +190,9 @@ def test_job_that_dies_is_told_with_signal_and_last_words(local: BoardSpec, tmp_
     engine = _fake(tmp_path / "oom", print="cannot allocate", signal=9)
     with (
         Session(replace(local, runtime="fake")) as session,
-        pytest.raises(TransientBoardError, match=r"signal 9 .*out of memory\?.*cannot allocate"),
+        pytest.raises(
+            StableBoardError, match=r"signal 9 .*memory\?.*cannot allocate.*tried 3 times"
+        ),
     ):
         session.measure([engine], plan=SLOW_PLAN, campaign="c")
 
