@@ -21,16 +21,16 @@ from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.errors import ConditionError, ConfigError
 from harness.records import BoardSpec, Measurement, dump, load
 from tests.boards.support import ROOT, python36
-from tests.device_agent.nano import FAN, GPU, Nano
+from tests.device_agent.jetson import FAN, GPU, Jetson
 
 PLAN = MeasurePlan(warmup_s=0.0, rounds=2, block_s=0.0, block_min=2, drop=0)
 FIVE = {"power_mode": "5W", "conditions": "require"}
 
 
 @pytest.fixture
-def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nano:
+def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jetson:
     """This computer, which is a Nano to every agent that is started in the test."""
-    board = Nano(tmp_path / "nano", monkeypatch)
+    board = Jetson(tmp_path / "nano", monkeypatch)
     monkeypatch.setenv("BOARDFIT_BOARD_ROOT", str(board.root))
     if os.getuid() != 0:
         board.as_user(may_sudo=True)  # the fake sudo lets this user run the tools
@@ -38,8 +38,10 @@ def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nano:
 
 
 @pytest.fixture
-def spec(nano: Nano) -> BoardSpec:
-    return BoardSpec(name="local", python=sys.executable, runtime="fake", cache_dir=str(nano.cache))
+def spec(jetson: Jetson) -> BoardSpec:
+    return BoardSpec(
+        name="local", python=sys.executable, runtime="fake", cache_dir=str(jetson.cache)
+    )
 
 
 def _engine(folder: Path, **settings: object) -> EngineRequest:
@@ -54,14 +56,14 @@ def _measure(session: Session, engine: EngineRequest) -> Measurement:
 
 
 def test_settings_are_in_force_during_the_run_and_put_back_at_the_end(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
-    before = nano.files()
+    before = jetson.files()
     asked = replace(spec, power_mode="MAXN", lock_clocks=True, conditions="require")
     with Session(asked) as session:
         found = _measure(session, _engine(tmp_path))
-        assert nano.get(GPU + "min_freq") == "921600000"
-    assert nano.files() == before
+        assert jetson.get(GPU + "min_freq") == "921600000"
+    assert jetson.files() == before
     assert found.warnings == ()
     assert found.power_mode == "MAXN"
     assert found.settings is not None
@@ -71,7 +73,7 @@ def test_settings_are_in_force_during_the_run_and_put_back_at_the_end(
 
 
 def test_the_mode_in_force_is_recorded_not_the_one_at_the_sessions_start(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
     with Session(replace(spec, power_mode="5W")) as session:
         assert session.facts.power_mode in ("MAXN", None)
@@ -79,24 +81,24 @@ def test_the_mode_in_force_is_recorded_not_the_one_at_the_sessions_start(
     assert found.power_mode == "5W"
     assert found.settings is not None
     assert (found.settings.cpus_online, found.settings.gpu_max_hz) == (2, 614_400_000)
-    assert nano.get("mode_name") == "MAXN"
+    assert jetson.get("mode_name") == "MAXN"
 
 
 def test_nothing_is_set_where_the_entry_asks_for_nothing(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
     assert wanted(spec) is None
     assert wanted(replace(spec, power_mode="5W", conditions="off")) is None
     with Session(replace(spec, power_mode="5W", conditions="off")) as session:
         found = _measure(session, _engine(tmp_path))
-    assert nano.calls() == []
+    assert jetson.calls() == []
     assert (found.power_mode, found.warnings) == ("MAXN", ())
 
 
 def test_a_requirement_that_does_not_hold_is_an_error_with_reason_and_remedy(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
-    before = nano.files()
+    before = jetson.files()
     asked = replace(spec, power_mode="30W", conditions="require")
     with Session(asked) as session, pytest.raises(ConditionError) as caught:
         _measure(session, _engine(tmp_path))
@@ -104,11 +106,11 @@ def test_a_requirement_that_does_not_hold_is_an_error_with_reason_and_remedy(
     assert "power mode 30W was asked for, MAXN found" in text
     assert "needs a reboot" in text
     assert 'conditions = "set"' in text
-    assert nano.files() == before
+    assert jetson.files() == before
 
 
 def test_without_require_the_run_goes_on_and_says_so(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
     events: list[dict[str, object]] = []
     with Session(replace(spec, power_mode="30W"), on_event=events.append) as session:
@@ -120,36 +122,36 @@ def test_without_require_the_run_goes_on_and_says_so(
     assert len(second.warnings) == 1
     # Told once, and tried once.
     assert [event["kind"] for event in events].count("conditions") == 1
-    assert len([call for call in nano.calls() if call.startswith("nvpmodel -m 2")]) == 1
+    assert len([call for call in jetson.calls() if call.startswith("nvpmodel -m 2")]) == 1
 
 
 def test_what_somebody_changes_between_two_runs_is_set_again(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
     with Session(replace(spec, power_mode="MAXN", lock_clocks=True, fan=1.0)) as session:
         assert _measure(session, _engine(tmp_path)).warnings == ()
-        nano.set(GPU + "min_freq", 76800000)
+        jetson.set(GPU + "min_freq", 76800000)
         found = _measure(session, _engine(tmp_path))
     assert found.warnings == ()
     assert found.settings is not None
     assert found.settings.clocks_locked is True
     assert found.settings.fan_pwm == 255
-    assert nano.get(FAN + "target_pwm") == "80"
+    assert jetson.get(FAN + "target_pwm") == "80"
 
 
 def test_profiles_are_taken_under_the_settings_too(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
     with Session(replace(spec, power_mode="5W")) as session:
         session.profile(_engine(tmp_path).path)
-        assert nano.get("mode_name") == "5W"
-    assert nano.get("mode_name") == "MAXN"
+        assert jetson.get("mode_name") == "5W"
+    assert jetson.get("mode_name") == "MAXN"
 
 
 def test_an_interrupted_session_puts_the_settings_back(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
-    before = nano.files()
+    before = jetson.files()
 
     def interrupt(event: dict[str, object]) -> None:
         if event["kind"] == "progress":
@@ -161,7 +163,7 @@ def test_an_interrupted_session_puts_the_settings_back(
         Session(asked, on_event=interrupt) as session,
     ):
         _measure(session, _engine(tmp_path, sleep_s=5.0))
-    assert nano.files() == before
+    assert jetson.files() == before
 
 
 HOST = """\
@@ -188,13 +190,13 @@ def _until(condition: Callable[[], bool], what: str) -> None:
 
 @pytest.mark.parametrize("version", ["host", "3.6"])
 def test_the_board_puts_them_back_when_the_host_is_killed_but_only_after_the_job(
-    nano: Nano, tmp_path: Path, version: str
+    jetson: Jetson, tmp_path: Path, version: str
 ) -> None:
-    before = nano.files()
+    before = jetson.files()
     engine = _engine(tmp_path, sleep_s=0.6).path
     python = sys.executable if version == "host" else python36()
     host = subprocess.Popen(
-        [sys.executable, "-c", HOST, python, str(nano.cache), str(engine)],
+        [sys.executable, "-c", HOST, python, str(jetson.cache), str(engine)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
     )
@@ -203,16 +205,16 @@ def test_the_board_puts_them_back_when_the_host_is_killed_but_only_after_the_job
         assert host.poll() is None
     host.send_signal(signal.SIGKILL)
     host.communicate()
-    (job,) = (nano.cache / "jobs").glob("[0-9a-f]*")
+    (job,) = (jetson.cache / "jobs").glob("[0-9a-f]*")
     # The agent has seen the end of its input long before the job's two seconds are over.
     _until((job / "outcome.json").exists, "the job does not end")
     outcome = json.loads((job / "outcome.json").read_text())["content"]
     assert outcome["result"]["in_force"]["power_mode"] == "5W"
-    _until(lambda: not (nano.cache / undo.RECORD).exists(), "nothing is put back")
-    assert nano.files() == before
+    _until(lambda: not (jetson.cache / undo.RECORD).exists(), "nothing is put back")
+    assert jetson.files() == before
 
 
-def test_telemetry_is_recorded_and_kept(nano: Nano, spec: BoardSpec, tmp_path: Path) -> None:
+def test_telemetry_is_recorded_and_kept(jetson: Jetson, spec: BoardSpec, tmp_path: Path) -> None:
     with Session(replace(spec, telemetry_s=0.1)) as session:
         found = _measure(session, _engine(tmp_path, sleep_s=0.3))
     assert found.telemetry is not None
@@ -223,13 +225,13 @@ def test_telemetry_is_recorded_and_kept(nano: Nano, spec: BoardSpec, tmp_path: P
     assert load(Measurement, dump(found)) == found
     with Session(replace(spec, telemetry_s=0.0)) as session:
         assert _measure(session, _engine(tmp_path)).telemetry is None
-    assert nano.calls() == []
+    assert jetson.calls() == []
 
 
 def test_a_measurement_of_the_first_version_is_read(
-    nano: Nano, spec: BoardSpec, tmp_path: Path
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
-    del nano
+    del jetson
     with Session(spec) as session:
         found = _measure(session, _engine(tmp_path))
     old = json.loads(dump(found))

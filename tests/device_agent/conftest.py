@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.device_agent.nano import Nano
+from tests.device_agent.jetson import Jetson
 
 
 @pytest.fixture
-def nano(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nano:
-    return Nano(tmp_path, monkeypatch)
+def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jetson:
+    return Jetson(tmp_path, monkeypatch)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from device_agent import board, controls, telemetry
-from tests.device_agent.nano import EMC, GPU, GPU_TABLE_HZ, Nano
+from tests.device_agent.jetson import EMC, GPU, GPU_TABLE_HZ, Jetson
 
 KEYS = {
     *(
@@ -29,8 +29,8 @@ def _nobody(argv: list[str], text: str = "") -> tuple[None, str]:
     return None, f"there is no {argv[0]}"
 
 
-def test_a_nanos_controls_are_told_in_si_units(nano: Nano) -> None:
-    found = controls.state(str(nano.root))
+def test_a_nanos_controls_are_told_in_si_units(jetson: Jetson) -> None:
+    found = controls.state(str(jetson.root))
     assert set(found) == KEYS
     assert found["power_mode"] == {"id": 0, "name": "MAXN"}
     assert found["power_modes"][1] == {"id": 1, "name": "5W"}
@@ -64,7 +64,7 @@ def test_a_nanos_controls_are_told_in_si_units(nano: Nano) -> None:
     }
     assert found["fan"] == {"pwm": 80, "max_pwm": 255}
     assert found["clocks_locked"] is False
-    assert nano.calls() == []
+    assert jetson.calls() == []
 
 
 def test_what_a_board_cannot_tell_is_none_and_nothing_is_run_that_is_not_there(
@@ -78,55 +78,57 @@ def test_what_a_board_cannot_tell_is_none_and_nothing_is_run_that_is_not_there(
     assert set(found["throttle"].values()) == {None}
 
 
-def test_clocks_are_locked_only_if_minimum_maximum_and_current_agree_everywhere(nano: Nano) -> None:
+def test_clocks_are_locked_only_if_minimum_maximum_and_current_agree_everywhere(
+    jetson: Jetson,
+) -> None:
     def locked() -> object:
-        return controls.state(str(nano.root))["clocks_locked"]
+        return controls.state(str(jetson.root))["clocks_locked"]
 
     board.run_program(["jetson_clocks"])
     assert locked() is True
     # cpufreq computes the current clock: 1478.4 of 1479 MHz is within 1 %.
-    nano.set("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", 1478400)
+    jetson.set("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", 1478400)
     assert locked() is True
-    nano.set(GPU + "cur_freq", 844800000)
+    jetson.set(GPU + "cur_freq", 844800000)
     assert locked() is False
-    nano.set(GPU + "cur_freq", 921600000)
-    nano.set("sys/devices/system/cpu/cpu3/cpufreq/scaling_min_freq", 102000)
+    jetson.set(GPU + "cur_freq", 921600000)
+    jetson.set("sys/devices/system/cpu/cpu3/cpufreq/scaling_min_freq", 102000)
     assert locked() is False
-    nano.set("sys/devices/system/cpu/cpu3/online", 0)
+    jetson.set("sys/devices/system/cpu/cpu3/online", 0)
     assert locked() is True
 
 
-def test_the_mode_is_read_where_nvpmodel_left_it_if_the_tool_is_not_there(nano: Nano) -> None:
-    nano.set("var/lib/nvpmodel/status", "pmode:0001 fmode:quiet")
-    found = controls.state(str(nano.root), _nobody)
+def test_the_mode_is_read_where_nvpmodel_left_it_if_the_tool_is_not_there(jetson: Jetson) -> None:
+    jetson.set("var/lib/nvpmodel/status", "pmode:0001 fmode:quiet")
+    found = controls.state(str(jetson.root), _nobody)
     assert found["power_mode"] == {"id": 1, "name": "5W"}
 
 
-def test_the_id_of_a_mode_that_nvpmodel_only_names_is_found_in_its_file(nano: Nano) -> None:
+def test_the_id_of_a_mode_that_nvpmodel_only_names_is_found_in_its_file(jetson: Jetson) -> None:
     def named(argv: list[str], text: str = "") -> tuple[int, str]:
         del argv, text
         return 0, "NV Power Mode: 5W"
 
-    assert controls.state(str(nano.root), named)["power_mode"] == {"id": 1, "name": "5W"}
+    assert controls.state(str(jetson.root), named)["power_mode"] == {"id": 1, "name": "5W"}
 
 
-def test_sudo_is_told_by_what_it_lists_and_never_asked_for_a_password(nano: Nano) -> None:
-    granted = controls.state_of(nano.as_user(may_sudo=True))["sudo"]
+def test_sudo_is_told_by_what_it_lists_and_never_asked_for_a_password(jetson: Jetson) -> None:
+    granted = controls.state_of(jetson.as_user(may_sudo=True))["sudo"]
     assert granted == {"nvpmodel": True, "jetson_clocks": True, "fan": True}
-    refused = controls.state_of(nano.as_user(may_sudo=False))["sudo"]
+    refused = controls.state_of(jetson.as_user(may_sudo=False))["sudo"]
     assert refused == {"nvpmodel": False, "jetson_clocks": False, "fan": False}
 
 
 def test_a_user_asks_jetson_clocks_for_the_memory_clock_only_where_sudo_lists_it(
-    nano: Nano,
+    jetson: Jetson,
 ) -> None:
     for name in ("clk_rate", "clk_state"):
-        (nano.root / EMC / name).unlink()
-    assert controls.state_of(nano.as_user(may_sudo=False))["emc"] is None
-    assert nano.calls() == []
-    emc = controls.state_of(nano.as_user(may_sudo=True))["emc"]
+        (jetson.root / EMC / name).unlink()
+    assert controls.state_of(jetson.as_user(may_sudo=False))["emc"] is None
+    assert jetson.calls() == []
+    emc = controls.state_of(jetson.as_user(may_sudo=True))["emc"]
     assert (emc["cur_hz"], emc["locked"]) == (1_331_200_000, False)
-    assert nano.calls() == ["jetson_clocks --show"]
+    assert jetson.calls() == ["jetson_clocks --show"]
 
 
 @pytest.mark.parametrize(

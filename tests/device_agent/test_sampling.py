@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from device_agent import board, sampling
-from tests.device_agent.nano import GPU, Nano
+from tests.device_agent.jetson import GPU, Jetson
 
 RAIL = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0/"
 
@@ -34,18 +34,18 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "NICE", 0)
 
 
-def test_a_nano_is_looked_at_in_si_units(nano: Nano, tmp_path: Path) -> None:
-    nano.set(RAIL + "rail_name_0", "POM_5V_IN")
-    nano.set(RAIL + "in_power0_input", 4125)
-    nano.set("sys/class/thermal/thermal_zone1/temp", 45000)
-    nano.set("sys/class/thermal/cooling_device0/type", "gpu-balanced")
-    nano.set("sys/class/thermal/cooling_device0/cur_state", 0)
-    nano.set("proc/meminfo", "MemAvailable: 2000000 kB")
-    nano.set("sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq", 1203200)
-    sampler = sampling.Sampler(str(tmp_path), root=str(nano.root))
+def test_a_nano_is_looked_at_in_si_units(jetson: Jetson, tmp_path: Path) -> None:
+    jetson.set(RAIL + "rail_name_0", "POM_5V_IN")
+    jetson.set(RAIL + "in_power0_input", 4125)
+    jetson.set("sys/class/thermal/thermal_zone1/temp", 45000)
+    jetson.set("sys/class/thermal/cooling_device0/type", "gpu-balanced")
+    jetson.set("sys/class/thermal/cooling_device0/cur_state", 0)
+    jetson.set("proc/meminfo", "MemAvailable: 2000000 kB")
+    jetson.set("sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq", 1203200)
+    sampler = sampling.Sampler(str(tmp_path), root=str(jetson.root))
     sampler.take()
-    nano.set("sys/class/thermal/cooling_device0/cur_state", 1)
-    nano.set(GPU + "cur_freq", 921600000)
+    jetson.set("sys/class/thermal/cooling_device0/cur_state", 1)
+    jetson.set(GPU + "cur_freq", 921600000)
     sampler.take()
     found = sampling.collect(str(tmp_path))
     first, second = found["telemetry"]["samples"]
@@ -72,21 +72,21 @@ def test_a_nano_is_looked_at_in_si_units(nano: Nano, tmp_path: Path) -> None:
 
 
 def test_an_event_counts_as_throttling_in_the_look_that_follows_it(
-    nano: Nano, tmp_path: Path
+    jetson: Jetson, tmp_path: Path
 ) -> None:
     events = "sys/class/hwmon/hwmon3/oc3_event_cnt"
-    nano.set(events, 37)
-    sampler = sampling.Sampler(str(tmp_path), root=str(nano.root))
+    jetson.set(events, 37)
+    sampler = sampling.Sampler(str(tmp_path), root=str(jetson.root))
     for count in (37, 39, 39):
-        nano.set(events, count)
+        jetson.set(events, count)
         sampler.take()
     samples = sampling.collect(str(tmp_path))["telemetry"]["samples"]
     assert [sample["throttled"] for sample in samples] == [False, True, False]
 
 
 @pytest.mark.usefixtures("lazy")
-def test_looks_are_a_period_apart_after_an_early_first(nano: Nano, tmp_path: Path) -> None:
-    sampler = sampling.Sampler(str(tmp_path), period_s=0.1, root=str(nano.root))
+def test_looks_are_a_period_apart_after_an_early_first(jetson: Jetson, tmp_path: Path) -> None:
+    sampler = sampling.Sampler(str(tmp_path), period_s=0.1, root=str(jetson.root))
     assert _watch(sampler, ends_after_s=0.75, timeout_s=30.0)
     telemetry = sampling.collect(str(tmp_path))["telemetry"]
     times_s = [sample["at_s"] for sample in telemetry["samples"]]
@@ -100,44 +100,44 @@ def test_looks_are_a_period_apart_after_an_early_first(nano: Nano, tmp_path: Pat
 
 @pytest.mark.usefixtures("lazy")
 def test_watching_ends_at_the_deadline_and_without_a_sampler_too(
-    nano: Nano, tmp_path: Path
+    jetson: Jetson, tmp_path: Path
 ) -> None:
-    sampler = sampling.Sampler(str(tmp_path), period_s=0.05, root=str(nano.root))
+    sampler = sampling.Sampler(str(tmp_path), period_s=0.05, root=str(jetson.root))
     assert not _watch(sampler, ends_after_s=0.4, timeout_s=0.2)
     assert not _watch(None, ends_after_s=0.2, timeout_s=0.1)
     assert _watch(None, ends_after_s=0.1, timeout_s=30.0)
 
 
 @pytest.mark.usefixtures("lazy")
-def test_period_zero_looks_at_nothing_but_the_settings(nano: Nano, tmp_path: Path) -> None:
-    sampler = sampling.Sampler(str(tmp_path), period_s=0, root=str(nano.root))
+def test_period_zero_looks_at_nothing_but_the_settings(jetson: Jetson, tmp_path: Path) -> None:
+    sampler = sampling.Sampler(str(tmp_path), period_s=0, root=str(jetson.root))
     assert _watch(sampler, ends_after_s=0.1, timeout_s=30.0)
     found = sampling.collect(str(tmp_path))
     assert found["telemetry"] is None
     assert found["in_force"]["power_mode"] == "MAXN"
 
 
-def test_a_run_that_ends_before_the_first_look_cost_nothing(nano: Nano, tmp_path: Path) -> None:
-    sampling.Sampler(str(tmp_path), root=str(nano.root))
+def test_a_run_that_ends_before_the_first_look_cost_nothing(jetson: Jetson, tmp_path: Path) -> None:
+    sampling.Sampler(str(tmp_path), root=str(jetson.root))
     telemetry = sampling.collect(str(tmp_path))["telemetry"]
     assert telemetry == {"period_s": 1.0, "cost_share": 0.0, "samples": []}
 
 
 def test_a_half_written_look_is_left_out_and_no_looks_are_no_telemetry(
-    nano: Nano, tmp_path: Path
+    jetson: Jetson, tmp_path: Path
 ) -> None:
     assert sampling.collect(str(tmp_path)) == {"in_force": None, "telemetry": None}
-    sampling.Sampler(str(tmp_path), root=str(nano.root)).take()
+    sampling.Sampler(str(tmp_path), root=str(jetson.root)).take()
     path = tmp_path / sampling.FILE
     path.write_text(path.read_text() + '{"cpu_s": 0.1, "wa')
     assert len(sampling.collect(str(tmp_path))["telemetry"]["samples"]) == 1
 
 
 def test_very_long_runs_are_looked_at_less_often(
-    nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jetson: Jetson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "MAX_SAMPLES", 3)
-    sampler = sampling.Sampler(str(tmp_path), root=str(nano.root))
+    sampler = sampling.Sampler(str(tmp_path), root=str(jetson.root))
     for _ in range(2):
         sampler.take()
     assert sampler.due_s() <= 1.0
@@ -156,8 +156,8 @@ def test_cost_is_processor_time_by_wall_time(tmp_path: Path) -> None:
     assert sampling.collect(str(tmp_path))["telemetry"]["cost_share"] == pytest.approx(0.015)
 
 
-def test_a_board_that_cannot_be_written_to_still_measures(nano: Nano, tmp_path: Path) -> None:
-    sampler = sampling.Sampler(str(tmp_path / "gone"), root=str(nano.root))
+def test_a_board_that_cannot_be_written_to_still_measures(jetson: Jetson, tmp_path: Path) -> None:
+    sampler = sampling.Sampler(str(tmp_path / "gone"), root=str(jetson.root))
     sampler.take()
     assert sampling.collect(str(tmp_path / "gone")) == {"in_force": None, "telemetry": None}
-    assert board.Board(str(nano.root)).text("mode") == "0"
+    assert board.Board(str(jetson.root)).text("mode") == "0"

@@ -9,7 +9,7 @@ import pytest
 
 from device_agent import tegra
 from tests.boards.support import ROOT
-from tests.device_agent.nano import CONF
+from tests.device_agent.jetson import CONF
 
 MEASURED = ROOT.parent / "shared" / "measured"
 

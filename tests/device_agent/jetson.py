@@ -153,7 +153,7 @@ SUDOERS = (
 )
 
 
-class Nano:
+class Jetson:
     """A board in mode MAXN that scales its clocks, with a fan that turns by itself."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
