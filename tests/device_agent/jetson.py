@@ -154,11 +154,17 @@ SUDOERS = (
 
 
 class Jetson:
-    """A board in mode MAXN that scales its clocks, with a fan that turns by itself."""
+    """A board in mode MAXN that scales its clocks, with a fan that turns by itself.
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.root, self.cache = folder / "root", folder / "cache"
-        self.cache.mkdir(parents=True)
+    Its tools come first on this process's ``PATH``. ``cache`` is where agents keep the record.
+    """
+
+    def __init__(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, cache: Path | None = None
+    ) -> None:
+        self.root, self.cache = folder / "root", cache or folder / "cache"
+        if cache is None:
+            self.cache.mkdir(parents=True)
         files: dict[str, object] = {
             "etc/nvpmodel.conf": CONF.replace("< PM_CONFIG", REBOOT_MODE),
             "mode": 0,
@@ -189,10 +195,11 @@ class Jetson:
         for name, value in files.items():
             self.set(name, value)
         (self.root / "run").mkdir()
-        self._tools(folder / "bin")
-        monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+        self.tools = folder / "bin"
+        self._write_tools(self.tools)
+        monkeypatch.setenv("PATH", f"{self.tools}{os.pathsep}{os.environ['PATH']}")
 
-    def _tools(self, folder: Path) -> None:
+    def _write_tools(self, folder: Path) -> None:
         folder.mkdir()
         texts = {"nvpmodel": NVPMODEL, "jetson_clocks": JETSON_CLOCKS, "sudo": SUDO}
         for name, text in texts.items():
@@ -207,6 +214,17 @@ class Jetson:
 
     def get(self, name: str) -> str:
         return (self.root / name).read_text().strip()
+
+    def boot(self) -> None:
+        """What a boot does: nvpmodel brings its mode back, everything else is as delivered."""
+        self.set("proc/sys/kernel/random/boot_id", "boot-two")
+        self.set(FAN + "target_pwm", 80)
+        self.set(FAN + "temp_control", 1)
+        self.set(EMC + "clk_state", 0)
+        self.set(GPU + "min_freq", 76800000)
+        for number in range(4):
+            self.set(CPU % number + "cpufreq/scaling_min_freq", 102000)
+        (self.root / "run/boardfit.clocks").unlink(missing_ok=True)
 
     def calls(self) -> list[str]:
         path = self.root / "calls.txt"
