@@ -87,7 +87,14 @@ def test_the_clock_just_below_a_limit_holds(jetson: Jetson, board: knobs.Board) 
     jetson.set(GPU + "max_freq", 537600000)
     (found,) = _apply_only_looking(jetson, board, power_mode="5W")
     assert (found["control"], found["found"]) == ("power_mode", "537.6 MHz")
-    assert "at most at 640 MHz as of mode 5W" in found["wanted"]
+    assert "the GPU at most at 640 MHz as of mode 5W" in found["wanted"]
+    nano_max = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_max_freq"
+    jetson.set(GPU + "max_freq", 614400000)
+    for number in range(2):
+        jetson.set(nano_max.format(number), 1479000)
+    (found,) = _apply_only_looking(jetson, board, power_mode="5W")
+    assert found["found"] == "1479 MHz"
+    assert "the CPU at most at 918 MHz as of mode 5W" in found["wanted"]
 
 
 def _apply_only_looking(jetson: Jetson, board: knobs.Board, **wanted: Any) -> list[dict[str, str]]:
@@ -117,6 +124,12 @@ def test_a_limit_is_held_by_the_tables_neighbours(
     asked: int | None, got: int | None, holds: bool
 ) -> None:
     assert controls.limit_holds(asked, got, [538, 614, 691, 922]) is holds
+
+
+def test_without_a_table_a_limit_holds_within_half_a_step() -> None:
+    assert controls.limit_holds(1000, 1040, [])
+    assert not controls.limit_holds(1000, 1041, [])
+    assert not controls.limit_holds(1000, 1040, [500, 1000])
 
 
 def test_cpus_that_jetson_clocks_brought_back_are_taken_away_again_by_root(jetson: Jetson) -> None:
