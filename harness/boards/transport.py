@@ -6,9 +6,9 @@ One interface, ``Transport``, and two of them. The only place where a command li
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import os
-import re
 import select
 import shlex
 import shutil
@@ -16,24 +16,22 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
 import paramiko
 
 from harness.boards import ssh
-from harness.boards.wire import MAX_NOISE_BYTES, Channel
+from harness.boards.wire import Channel
 from harness.errors import ProtocolError, StableBoardError, TransientBoardError
 from harness.records import BoardSpec
 
 __all__ = ["LocalTransport", "SSHTransport", "Transport", "open_transport", "quote"]
 
-# What stands before an answer, which a login script may have preceded with words of its own.
-ARRIVED, FOLLOWS = "boardfit-arrived", "boardfit-follows"
 # The board's side of an upload. It neither cuts what is there nor appends: another host may be
 # writing the same bytes to the same places.
-RECEIVE = f"""\
+RECEIVE = """\
 import hashlib, os, sys
 path, offset = sys.argv[1], int(sys.argv[2])
 digest = hashlib.sha256()
@@ -47,19 +45,13 @@ with open(path, "r+b", 0) as out:
         digest.update(data)
         while data:
             data = data[out.write(data):]
-print("\\n{ARRIVED} " + digest.hexdigest())
+print("\\n" + digest.hexdigest())
 """
-# The board's side of a download: not cat, because a login script may have spoken before.
-SEND = f"""\
-import os, sys
-with open(sys.argv[1], "rb", 0) as source:
-    data = b"\\n{FOLLOWS}\\n"
-    while data:
-        while data:
-            data = data[os.write(1, data):]
-        data = source.read(1 << 18)
-"""
-OnSent = Callable[[int], None]
+# Before it there may be what a login script has printed.
+FILE_MARK = b"\nboardfit-file\n"
+MAX_NOISE_BYTES = 1 << 16
+SEND = f'printf "\\n%s\\n" {FILE_MARK.decode().strip()}; exec cat -- "$1"'
+OnSent = collections.abc.Callable[[int], None]
 # What tunes this process's allocator for training has no place in a measured one.
 NOT_INHERITED = ("MALLOC_", "GLIBC_TUNABLES")
 # One sendall of a large buffer crawls (1 MB/s for 100 MB); so much fits into one packet.
@@ -208,7 +200,9 @@ class LocalTransport:
 
 
 @contextlib.contextmanager
-def _broken_is_transient(what: str, *, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def _broken_is_transient(
+    what: str, *, but: tuple[type[Exception], ...] = ()
+) -> collections.abc.Iterator[None]:
     try:
         yield
     except but:
@@ -274,30 +268,6 @@ class SSHChannel:
         self._channel.close()
 
 
-def _all(channel: SSHChannel) -> Iterator[bytes]:
-    """What the program says until its end."""
-    try:
-        while chunk := channel.read(SILENCE_S):
-            yield chunk
-    except TimeoutError as error:
-        raise TransientBoardError(f"the board sent nothing for {SILENCE_S:.0f} s") from error
-
-
-def _behind(mark: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """What comes behind ``mark``."""
-    before = b""
-    for chunk in chunks:
-        before += chunk
-        if mark in before:
-            yield before.partition(mark)[2]
-            yield from chunks
-        elif len(before) > MAX_NOISE_BYTES:
-            raise ProtocolError(
-                f"more than {MAX_NOISE_BYTES} bytes came before a file from the board; does a "
-                "login script there print without end?"
-            )
-
-
 class SSHTransport:
     """A board over SSH."""
 
@@ -338,20 +308,36 @@ class SSHTransport:
                     if on_sent is not None:
                         on_sent(offset)
             channel.end()
-            said = b"".join(_all(channel))
             self._expect_end(channel, f"sending {local}")
+            said = channel.read(SILENCE_S).decode(errors="replace")
+            return said.strip().rpartition("\n")[2]
+        except TimeoutError as error:
+            raise TransientBoardError(f"sending {local} stood still") from error
         finally:
             channel.close()
-        found = re.search(rb"^%s ([0-9a-f]{64})$" % ARRIVED.encode(), said, re.MULTILINE)
-        return found[1].decode() if found else None
 
     def get(self, remote: str, local: Path) -> None:
-        """Download a file, through a channel of its own."""
-        channel = self.start([self._python, "-S", "-c", SEND, remote], env={})
+        """Download a file."""
+        channel = self.start(["sh", "-c", SEND, "sh", remote], env={})
         try:
             with local.open("wb") as target:
-                target.writelines(_behind(f"\n{FOLLOWS}\n".encode(), _all(channel)))
+                head = b""
+                while FILE_MARK not in head and len(head) < MAX_NOISE_BYTES:
+                    if not (chunk := channel.read(SILENCE_S)):
+                        break
+                    head += chunk
+                noise, mark, start = head.partition(FILE_MARK)
+                if not mark and len(noise) >= MAX_NOISE_BYTES:
+                    raise ProtocolError(
+                        f"{len(noise)} bytes came before {remote}; does a login script on the "
+                        "board print without end?"
+                    )
+                target.write(start)
+                while chunk := channel.read(SILENCE_S):
+                    target.write(chunk)
             self._expect_end(channel, f"fetching {remote}")
+        except TimeoutError as error:
+            raise TransientBoardError(f"fetching {remote} stood still") from error
         finally:
             channel.close()
 

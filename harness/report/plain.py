@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from harness import stats
 from harness.records import Interval, Measurement, Profile
+from harness.report.running import running_json
 
 __all__ = [
     "PredictionRow",
@@ -82,6 +83,7 @@ def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str
         "spread": stats.coefficient_of_variation(samples),
         "n_samples": len(samples),
         "samples_s": list(samples),
+        **running_json(measurement),
     }
 
 

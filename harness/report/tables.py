@@ -32,6 +32,7 @@ from harness.report.plain import (
     profile_json,
     validation_json,
 )
+from harness.report.running import running_lines
 from harness.units import format_count, format_size, format_time
 
 if TYPE_CHECKING:
@@ -373,7 +374,9 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
 
 def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
     """Print one network's measurement and its kernels."""
-    show(Group(measurement_table([measurement], percentile=percentile), profile_table(profile)))
+    lines = (Text(line) for line in running_lines(measurement))
+    table = measurement_table([measurement], percentile=percentile)
+    show(Group(table, *lines, profile_table(profile)))
 
 
 def print_prediction(prediction: PredictionRow) -> None:

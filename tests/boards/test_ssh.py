@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -104,28 +104,43 @@ def test_board_without_python_says_which_key_to_set(remote: BoardSpec) -> None:
         Session(replace(remote, python="no-such-python")).__enter__()
 
 
-def test_noise_of_a_login_script_is_skipped(
-    sshd: Sshd, remote: BoardSpec, network: Path, tmp_path: Path
+def test_noise_of_a_login_script_is_skipped(sshd: Sshd, remote: BoardSpec) -> None:
+    sshd.stop()
+    sshd.start("ForceCommand printf 'Welcome\\n42 updates'; eval \"$SSH_ORIGINAL_COMMAND\"")
+    ssh.trust(remote)
+    with Session(remote) as session:
+        assert session.facts.board == "nano"
+
+
+def test_noise_of_a_login_script_gets_into_no_file(
+    sshd: Sshd, remote: BoardSpec, tmp_path: Path
 ) -> None:
     sshd.stop()
     sshd.start("ForceCommand printf 'Welcome\\n42 updates'; eval \"$SSH_ORIGINAL_COMMAND\"")
     ssh.trust(remote)
-    inputs = np.zeros((2, 3, 8, 8), np.float32)
-    with Session(replace(remote, runtime="fake")) as session:
-        assert session.facts.board == "nano"
-        sha256 = session.put(network)
-        outputs = session.infer(network, inputs)  # which the fake engine hands back
-    assert (tmp_path / "cache" / "blobs" / sha256).read_bytes() == network.read_bytes()
-    np.testing.assert_array_equal(outputs, inputs)
+    sent, there, back = tmp_path / "sent", tmp_path / "there", tmp_path / "back"
+    content = b"\nboardfit-file\n" + np.random.default_rng(0).bytes(300_000)
+    sent.write_bytes(content)
+    there.write_bytes(b"")
+    transport = SSHTransport(remote)
+    try:
+        assert transport.put(sent, str(there)) == hashlib.sha256(content).hexdigest()
+        transport.get(str(there), back)
+    finally:
+        transport.close()
+    assert there.read_bytes() == back.read_bytes() == content
 
 
-def test_file_behind_endless_noise_is_not_waited_for(sshd: Sshd, remote: BoardSpec) -> None:
+def test_noise_without_end_is_no_file(sshd: Sshd, remote: BoardSpec, tmp_path: Path) -> None:
     sshd.stop()
-    sshd.start("ForceCommand yes; true")
+    sshd.start("ForceCommand exec yes")
     ssh.trust(remote)
     transport = SSHTransport(remote)
-    with contextlib.closing(transport), pytest.raises(ProtocolError, match="login script"):
-        transport.get("anything", sshd.folder / "target")
+    try:
+        with pytest.raises(ProtocolError, match="login script"):
+            transport.get("/etc/hostname", tmp_path / "back")
+    finally:
+        transport.close()
 
 
 def test_dropped_connection_is_opened_again_and_the_job_attached_to(
