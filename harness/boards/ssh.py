@@ -134,8 +134,9 @@ def _explained(board: str, where: Route) -> Iterator[None]:
             "if not, someone may be listening"
         ) from error
     except paramiko.AuthenticationException as error:
-        if "timeout" in str(error).lower():  # the link went silent: nobody has refused anything
-            raise TransientBoardError(f"{place} stopped answering during the login") from error
+        # paramiko tells by words alone that nobody has refused anything: the link was lost.
+        if any(word in str(error) for word in ("timeout", "saw EOF")):
+            raise TransientBoardError(f"{place} was lost during the login: {error}") from error
         raise StableBoardError(
             f"{place} accepts none of your keys ({error}). Install one with ssh-copy-id "
             f"{where.alias}, name it with IdentityFile in ~/.ssh/config, or add it to ssh-agent"

@@ -82,12 +82,14 @@ def test_refused_key_says_what_to_do(trusted: Sshd, remote: BoardSpec, tmp_path:
         SSHTransport(remote)
 
 
-def test_silence_during_the_login_is_no_refusal() -> None:
-    # paramiko's own exception and words for it.
-    silence = paramiko.AuthenticationException("Authentication timeout.")
-    where = ssh.route("someone@127.0.0.1:22")
-    with pytest.raises(TransientBoardError, match="stopped answering"), ssh._explained("b", where):
-        raise silence
+@pytest.mark.parametrize(
+    "words",  # paramiko's own
+    ["Authentication timeout.", "Authentication failed: transport shut down or saw EOF"],
+)
+def test_link_that_is_lost_during_the_login_is_no_refusal(words: str) -> None:
+    lost, where = paramiko.AuthenticationException(words), ssh.route("someone@127.0.0.1:22")
+    with pytest.raises(TransientBoardError, match="was lost"), ssh._explained("b", where):
+        raise lost
 
 
 def test_port_where_nobody_listens_is_unreachable(remote: BoardSpec) -> None:
