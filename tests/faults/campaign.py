@@ -199,7 +199,9 @@ class Campaigns:
         """How often the fault has hit, at random moments of the campaign."""
         assert fault.strike is not None
         hits = 0
-        moments = sorted(self._random.sample(range(candidates), min(strikes, candidates)))
+        # Behind the first measurement: a board that cannot be used at all is told at once.
+        possible = range(1, candidates)
+        moments = sorted(self._random.sample(possible, min(strikes, len(possible))))
         for moment in moments:
             if not self._scene.wait_for(moment):
                 break
