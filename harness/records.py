@@ -35,6 +35,8 @@ __all__ = [
     "Strategy",
     "StrategyEntry",
     "SweepTimes",
+    "Trace",
+    "TracedKernel",
     "dump",
     "load",
 ]
@@ -195,23 +197,53 @@ class Measurement:
 class KernelTime:
     """One kernel as the runtime's own profiler saw it: median time of one call.
 
-    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from.
+    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from, "" if
+    the runtime put the kernel in itself; one that changes a layout ``serves`` a node then.
+    ``samples_s`` holds its time in every profiled run, as coarse as the profiler's clock
+    (onnxruntime: whole microseconds); old profiles have none.
     """
 
     name: str
     op: str
     node: str
     latency_s: float
+    serves: str = ""
+    samples_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedKernel:
+    """Kernel number ``kernel`` of a profile in one run: start, from the run's, and duration."""
+
+    kernel: int
+    start_s: float
+    latency_s: float
+    thread: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The profiled run of median duration, kernel by kernel in the order of execution."""
+
+    run_s: float
+    kernels: tuple[TracedKernel, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Per-kernel times of one engine, in the order of execution."""
+    """Per-kernel times of one engine, in the order of execution.
+
+    ``runs_s`` are the whole runs under the profiler, which slows them down: their difference from
+    a measurement is what profiling costs. Both it and ``trace`` are empty where the runtime cannot
+    tell, and in profiles that older versions stored.
+    """
 
     network_sha256: str
     runtime: str
     runtime_version: str
     kernels: tuple[KernelTime, ...]
+    runs_s: tuple[float, ...] = ()
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True, slots=True)

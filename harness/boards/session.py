@@ -40,6 +40,8 @@ from harness.records import (
     KernelTime,
     Measurement,
     Profile,
+    Trace,
+    TracedKernel,
 )
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
@@ -108,6 +110,22 @@ def _sha256(path: Path) -> str:
 def _conditions(content: Frame) -> Conditions:
     clocks = content["cpu_clock_hz"]
     return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
+
+
+def _kernel(content: Frame) -> KernelTime:
+    return KernelTime(
+        name=content["name"],
+        op=content["op"],
+        node=content["node"],
+        latency_s=content["latency_s"],
+        serves=content.get("serves", ""),
+        samples_s=tuple(content.get("samples_s", ())),
+    )
+
+
+def _trace(content: Frame) -> Trace:
+    kernels = tuple(TracedKernel(**kernel) for kernel in content["kernels"])
+    return Trace(run_s=content["run_s"], kernels=kernels)
 
 
 class Session:
@@ -375,15 +393,14 @@ class Session:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sha256 = self.put(path)
         found = self._run("profile", {"seed": SEED, "network": sha256, "runs": runs})
-        kernels = tuple(
-            KernelTime(name=one["name"], op=one["op"], node=one["node"], latency_s=one["latency_s"])
-            for one in found["kernels"]
-        )
+        trace = found.get("trace")
         return Profile(
             network_sha256=sha256,
             runtime=self._spec.runtime,
             runtime_version=found["runtime_version"],
-            kernels=kernels,
+            kernels=tuple(_kernel(one) for one in found["kernels"]),
+            runs_s=tuple(found.get("runs_s", ())),
+            trace=None if trace is None else _trace(trace),
         )
 
     def infer(
