@@ -24,6 +24,7 @@ __all__ = [
     "FitResult",
     "Group",
     "GroupAllocation",
+    "ImportedSummary",
     "Interval",
     "KernelPoint",
     "KernelTime",
@@ -35,8 +36,10 @@ __all__ = [
     "Strategy",
     "StrategyEntry",
     "SweepTimes",
+    "TimeSummary",
     "Trace",
     "TracedKernel",
+    "WindowAverage",
     "dump",
     "load",
 ]
@@ -166,7 +169,10 @@ class Measurement:
 
     ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
-    all engines that were measured interleaved with each other.
+    all engines that were measured interleaved with each other. ``timed`` says what a sample is:
+    ``host``, a call as the board's host sees it, or ``trtexec``, copies in, GPU and copies out by
+    the GPU's events (imported). ``machine`` is the processor that it ran on and ``agent_hash`` the
+    agent that measured; older measurements have neither.
     """
 
     label: str
@@ -185,6 +191,9 @@ class Measurement:
     campaign: str
     taken_at: str
     power_mode: str | None = None
+    timed: Literal["host", "trtexec"] = "host"
+    machine: str | None = None
+    agent_hash: str | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:
@@ -244,6 +253,77 @@ class Profile:
     kernels: tuple[KernelTime, ...]
     runs_s: tuple[float, ...] = ()
     trace: Trace | None = None
+
+
+# --- imported from trtexec ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSummary:
+    """What a log says of one time over all calls; ``percentiles`` are (percent, seconds)."""
+
+    min_s: float
+    max_s: float
+    mean_s: float
+    median_s: float
+    percentiles: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowAverage:
+    """Mean times of ``calls`` calls in a row: never samples of single calls.
+
+    ``latency_s`` is copies in, GPU and copies out; ``enqueue_s`` the host's time to enqueue.
+    """
+
+    calls: int
+    gpu_s: float
+    latency_s: float
+    end_to_end_s: float | None = None
+    enqueue_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedSummary:
+    """One run of trtexec as its log sums it up; the single calls are not in a log.
+
+    ``network`` is the file that trtexec ran, ``network_sha256`` "" where it is not at hand.
+    ``times`` maps trtexec's names ("Latency", "GPU Compute Time", "Enqueue Time", ...) to what it
+    printed. ``taken_at`` is the board's local time: a log names no zone. ``threads`` are streams,
+    ``gpu_clock_hz`` the device's rated clock and not the one in force. ``warnings`` name what in
+    the log contradicts itself.
+    """
+
+    label: str
+    network: str
+    network_sha256: str
+    source: str
+    source_sha256: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int | None
+    threads: int
+    board: str
+    device: str
+    taken_at: str
+    calls: int
+    duration_s: float
+    warmup_calls: int | None
+    times: Mapping[str, TimeSummary]
+    windows: tuple[WindowAverage, ...]
+    throughput_per_s: float | None = None
+    layers: int | None = None
+    engine_bytes: int | None = None
+    gpu_clock_hz: float | None = None
+    power_mode: str | None = None
+    command: str = ""
+    timed: Literal["trtexec"] = "trtexec"
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "Latency" not in self.times or self.calls < 1:
+            raise ValueError(f"summary of {self.label}: a latency of at least one call is wanted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from harness import stats
 from harness.errors import ConfigError
-from harness.records import Measurement, Prediction, Profile, dump, load
+from harness.records import ImportedSummary, Measurement, Prediction, Profile, dump, load
 
 __all__ = ["MUST_MATCH", "Store", "pool"]
 
@@ -43,8 +43,9 @@ MUST_MATCH = (
     "batch",
     "threads",
     "power_mode",
+    "timed",
 )
-Record = TypeVar("Record", Measurement, Profile, Prediction)
+Record = TypeVar("Record", Measurement, Profile, Prediction, ImportedSummary)
 
 
 class Store:
@@ -91,11 +92,11 @@ class Store:
         """Close the file; what was added is there already."""
         self._connection.close()
 
-    def add(self, record: Measurement | Profile | Prediction) -> None:
+    def add(self, record: Measurement | Profile | Prediction | ImportedSummary) -> None:
         """Append one record, durably."""
         label = record.network_sha256 if isinstance(record, Profile) else record.label
         at = ""
-        if isinstance(record, Measurement):
+        if isinstance(record, Measurement | ImportedSummary):
             at = record.taken_at
         elif isinstance(record, Prediction):
             at = record.made_at
@@ -110,6 +111,30 @@ class Store:
             "SELECT json FROM record WHERE kind = ? ORDER BY id", (kind.__name__,)
         )
         return tuple(load(kind, text) for (text,) in rows)
+
+    def runs(self) -> tuple[tuple[Measurement | ImportedSummary, Profile | None], ...]:
+        """Every run in the order added, with the profile that was taken after it, if one was.
+
+        A profile belongs to the last measurement of the same network by the same runtime.
+        """
+        kinds: dict[str, type[Measurement | ImportedSummary | Profile]] = {
+            kind.__name__: kind for kind in (Measurement, ImportedSummary, Profile)
+        }
+        rows = self._connection.execute("SELECT kind, json FROM record ORDER BY id")
+        found: list[tuple[Measurement | ImportedSummary, Profile | None]] = []
+        latest: dict[tuple[str, str, str], int] = {}
+        for kind, text in rows:
+            if kind not in kinds:
+                continue
+            record = load(kinds[kind], text)
+            engine = (record.network_sha256, record.runtime, record.runtime_version)
+            if not isinstance(record, Profile):
+                latest[engine] = len(found)
+                found.append((record, None))
+            elif engine in latest:
+                index = latest[engine]
+                found[index] = (found[index][0], record)
+        return tuple(found)
 
     def first_prediction(self, network_sha256: str) -> Prediction | None:
         """The frozen prediction of a network: the first that was ever written for it."""

@@ -24,7 +24,12 @@ ALLOWED = {
     "harness.sensitivity": FOUNDATION | {"harness.networks", "harness.compression"},
     "harness.strategies": FOUNDATION
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
-    "harness.report": FOUNDATION | {"latency_models", "harness.results"},
+    "harness.trtexec": FOUNDATION,
+    "harness.attribution": FOUNDATION,
+    "harness.compare": FOUNDATION | {"harness.store"},
+    "harness.runs": FOUNDATION | {"harness.compare", "harness.store", "harness.trtexec"},
+    "harness.report": FOUNDATION
+    | {"latency_models", "harness.results", "harness.attribution", "harness.compare"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
     | {"harness.boards", "harness.pacing", "harness.store", "harness.folder", "latency_models"},
@@ -39,6 +44,8 @@ ALLOWED = {
         "latency_models",
     },
     "harness.loop": {"harness", "latency_models"},
+    "harness.run_commands": FOUNDATION
+    | {"harness.compare", "harness.runs", "harness.store", "harness.trtexec"},
     "harness.commands": {"harness", "latency_models"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},

@@ -385,6 +385,8 @@ class Session:
                 campaign=campaign,
                 taken_at=taken_at,
                 power_mode=self.facts.power_mode,
+                machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
+                agent_hash=self.facts.agent_hash,
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
         )

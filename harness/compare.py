@@ -1,0 +1,466 @@
+"""Two runs held against each other: how much slower or faster, kernel by kernel, and what changed.
+
+Runs that were interleaved are compared round by round, so that drift cancels. Others are compared
+by their own intervals; what drifted between the two runs is in neither interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from harness import stats
+from harness.errors import ConfigError
+from harness.records import (
+    ImportedSummary,
+    Interval,
+    KernelTime,
+    Measurement,
+    Profile,
+)
+from harness.store import MUST_MATCH
+
+__all__ = ["Change", "Comparison", "Difference", "KernelChange", "Run", "Side", "compare", "judge"]
+
+COVERAGE = 0.95
+# Engines of one campaign were interleaved in order to be compared: they are meant to differ.
+CAMPAIGN_MAY_DIFFER = ("network_sha256", "precision")
+# The runs of a profile follow each other closely; so many stretches of them count as independent.
+STRETCHES = 10
+# Differences of conditions that are worth a word: shares of a clock, degrees, load.
+CLOCK_SHARE, TEMP_C, LOAD = 0.01, 5.0, 0.5
+Basis = Literal["rounds", "independent", "none"]
+Outcome = Literal["slower", "not slower", "cannot tell"]
+Value = str | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run to compare: where it was found, what was measured, and its kernels if profiled."""
+
+    source: str
+    record: Measurement | ImportedSummary
+    profile: Profile | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """What a comparison says of one of its runs; ``calls`` were timed."""
+
+    source: str
+    label: str
+    taken_at: str
+    median_s: float
+    interval_s: Interval | None
+    calls: int
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """B against A: ``ratio`` is B over A, ``difference_s`` B less A; intervals where there are any.
+
+    ``basis`` says where the intervals come from: ratios of interleaved ``rounds``, each run's own
+    interval, or nothing.
+    """
+
+    a_s: float
+    b_s: float
+    ratio: float
+    ratio_interval: Interval | None
+    difference_s: float
+    difference_interval_s: Interval | None
+    basis: Basis
+    rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelChange:
+    """One kernel that both runs have. ``key`` is its ONNX node, or its name if it has none."""
+
+    key: str
+    op_a: str
+    op_b: str
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A version or condition of both runs; ``must_match`` if unlike runs are refused for it."""
+
+    name: str
+    a: Value
+    b: Value
+    changed: bool
+    must_match: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Everything that ``boardfit compare`` shows. ``unlike`` names what was allowed to differ.
+
+    ``sum_of_kernels`` has no interval: the kernels of one run are not independent of each other.
+    """
+
+    a: Side
+    b: Side
+    total: Difference
+    sum_of_kernels: Difference | None
+    kernels: tuple[KernelChange, ...]
+    only_a: tuple[KernelTime, ...]
+    only_b: tuple[KernelTime, ...]
+    conditions: tuple[Change, ...]
+    unlike: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def compare(
+    a: Run, b: Run, *, may_differ: Collection[str] = (), allow_unlike: bool = False
+) -> Comparison:
+    """B held against A. ConfigError naming the fields if they are unlike and that is not allowed.
+
+    ``may_differ`` names fields that need not match, ``allow_unlike`` allows all.
+    """
+    if a.record == b.record:
+        raise ConfigError(
+            f"{a.source} and {b.source} are the same run of {a.record.label}; name two, such as "
+            "boardfit.db~1 (the last but one) and boardfit.db"
+        )
+    unknown = set(may_differ) - {*MUST_MATCH, "machine"}
+    if unknown:
+        raise ConfigError(
+            f"--may-differ {', '.join(sorted(unknown))}: no such field; it is one of "
+            f"{', '.join((*MUST_MATCH, 'machine'))}"
+        )
+    together = _interleaved(a.record, b.record)
+    excused = {*may_differ, *(CAMPAIGN_MAY_DIFFER if together else ())}
+    versions = _versions(a.record, b.record)
+    unlike = tuple(change for change in versions if change.must_match and change.changed)
+    refused = [change for change in unlike if change.name not in excused]
+    if refused and not allow_unlike:
+        raise ConfigError(_refusal(a, b, refused))
+    matched, only_a, only_b = _matched(a.profile, b.profile)
+    return Comparison(
+        a=_side(a),
+        b=_side(b),
+        total=_by_rounds(a.record, b.record) if together else _by_intervals(a.record, b.record),
+        sum_of_kernels=_sums(a.profile, b.profile),
+        kernels=tuple(_kernel_change(key, one, other) for key, one, other in matched),
+        only_a=only_a,
+        only_b=only_b,
+        conditions=(*versions, *_conditions(a.record, b.record)),
+        unlike=tuple(change.name for change in unlike),
+        notes=tuple(_notes(a, b, together=together)),
+    )
+
+
+def judge(difference: Difference, *, limit: float) -> Outcome:
+    """Whether B is slower than A by more than ``limit`` (0.03: 3 %), by the interval's bounds."""
+    interval = difference.ratio_interval
+    if interval is None:
+        return "cannot tell"
+    if interval.low > 1 + limit:
+        return "slower"
+    return "not slower" if interval.high <= 1 + limit else "cannot tell"
+
+
+# --- may they be compared? ------------------------------------------------------------------------
+
+
+def _interleaved(a: Measurement | ImportedSummary, b: Measurement | ImportedSummary) -> bool:
+    """Whether both were measured in the same rounds; the campaign's name alone does not tell.
+
+    Everything that a campaign's engines share must be equal: repeated runs of one command carry
+    the same name.
+    """
+    if not (isinstance(a, Measurement) and isinstance(b, Measurement)):
+        return False
+    shared = ("campaign", "taken_at", "before", "after", "board", "runtime_version")
+    same = all(getattr(a, name) == getattr(b, name) for name in shared)
+    return same and set(a.rounds) == set(b.rounds) and len(set(a.rounds)) > 1
+
+
+def _versions(
+    a: Measurement | ImportedSummary, b: Measurement | ImportedSummary
+) -> tuple[Change, ...]:
+    found = []
+    for name in MUST_MATCH:
+        ours, theirs = getattr(a, name), getattr(b, name)
+        changed = ours != theirs
+        if name == "network_sha256" and not (ours or theirs):
+            # Neither log's network is at hand: the files' names are all there is.
+            ours, theirs = f"file {a.label}", f"file {b.label}"
+            changed = ours != theirs
+        found.append(Change(name=name, a=ours, b=theirs, changed=changed, must_match=True))
+    for name, required in (("machine", True), ("agent_hash", False)):
+        ours, theirs = getattr(a, name, None), getattr(b, name, None)
+        if ours is not None or theirs is not None:
+            # A run of an older boardfit does not know: that is shown, and refuses nothing.
+            changed = ours != theirs and None not in (ours, theirs)
+            found.append(Change(name=name, a=ours, b=theirs, changed=changed, must_match=required))
+    return tuple(found)
+
+
+def _refusal(a: Run, b: Run, refused: Sequence[Change]) -> str:
+    fields = "; ".join(
+        f"{change.name} is {_short(change.a)} in A and {_short(change.b)} in B"
+        for change in refused
+    )
+    options = " ".join(f"--may-differ {change.name}" for change in refused)
+    return (
+        f"{a.source} and {b.source} are unlike: {fields}. Measure both alike, or allow it with "
+        f"{options} (--allow-unlike allows everything)"
+    )
+
+
+def _short(value: Value) -> str:
+    if value is None or value == "":
+        return "unknown"
+    text = str(value)
+    return text[:12] + "..." if len(text) == 64 else text
+
+
+def _conditions(
+    a: Measurement | ImportedSummary, b: Measurement | ImportedSummary
+) -> tuple[Change, ...]:
+    if not (isinstance(a, Measurement) and isinstance(b, Measurement)):
+        return ()
+    found = []
+    for when, ours, theirs in (("before", a.before, b.before), ("after", a.after, b.after)):
+        for name, x, y in (
+            ("cpu_clock_hz", _mean(ours.cpu_clock_hz), _mean(theirs.cpu_clock_hz)),
+            ("gpu_clock_hz", ours.gpu_clock_hz, theirs.gpu_clock_hz),
+            ("temp_c", ours.temp_c, theirs.temp_c),
+            ("load_1min", ours.load_1min, theirs.load_1min),
+        ):
+            if x is None and y is None:
+                continue
+            limit = {"temp_c": TEMP_C, "load_1min": LOAD}.get(name, CLOCK_SHARE * (x or 0.0))
+            changed = x is not None and y is not None and abs(x - y) > limit
+            found.append(Change(name=f"{name} {when}", a=x, b=y, changed=changed))
+    throttled = a.after.throttled, b.after.throttled
+    if throttled != (None, None):
+        changed = None not in throttled and throttled[0] != throttled[1]
+        found.append(Change(name="throttled", a=throttled[0], b=throttled[1], changed=changed))
+    return tuple(found)
+
+
+def _mean(values: Sequence[float] | None) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+# --- in total -------------------------------------------------------------------------------------
+
+
+def _median(record: Measurement | ImportedSummary) -> float:
+    if isinstance(record, Measurement):
+        return stats.median(record.samples_s)
+    return record.times["Latency"].median_s
+
+
+def _interval(record: Measurement | ImportedSummary) -> Interval | None:
+    """The interval of a run's median; of a log, from the spread of its windows' means.
+
+    The median of ``k`` windows lies between the smallest and the largest with probability
+    ``1 - 2 ** (1 - k)``: six are needed for 95 %, and with fewer there is no interval.
+    """
+    if isinstance(record, Measurement):
+        if len(set(record.rounds)) < 2:
+            return None
+        return stats.interval_of_median(record, coverage=COVERAGE)
+    means = sorted(window.latency_s for window in record.windows)
+    rank = _rank(len(means))
+    if rank is None:
+        return None
+    centre, median_s = stats.median(means), _median(record)
+    low, high = means[rank] / centre * median_s, means[-1 - rank] / centre * median_s
+    return Interval(min(low, median_s), max(high, median_s), COVERAGE)
+
+
+def _rank(count: int) -> int | None:
+    """How many of ``count`` values may be left out at each end of an interval of their median."""
+    outside, found = 0.0, None
+    for left_out in range(count // 2):
+        outside += 2 * math.comb(count, left_out) / 2.0**count
+        if 1 - outside < COVERAGE:
+            break
+        found = left_out
+    return found
+
+
+def _by_rounds(a: Measurement | ImportedSummary, b: Measurement | ImportedSummary) -> Difference:
+    assert isinstance(a, Measurement) and isinstance(b, Measurement)
+    ratios = stats.ratio_by_round(b, a)
+    ratio, interval = stats.median(ratios), stats.ratio_interval(ratios, coverage=COVERAGE)
+    a_s = _median(a)
+    seconds = Interval((interval.low - 1) * a_s, (interval.high - 1) * a_s, COVERAGE)
+    return Difference(
+        a_s=a_s,
+        b_s=_median(b),
+        ratio=ratio,
+        ratio_interval=interval,
+        difference_s=(ratio - 1) * a_s,
+        difference_interval_s=seconds,
+        basis="rounds",
+        rounds=len(ratios),
+    )
+
+
+def _by_intervals(a: Measurement | ImportedSummary, b: Measurement | ImportedSummary) -> Difference:
+    return _difference(_median(a), _interval(a), _median(b), _interval(b))
+
+
+def _difference(
+    a_s: float, a_interval: Interval | None, b_s: float, b_interval: Interval | None
+) -> Difference:
+    """B against A from two independent medians, each with its own interval.
+
+    The intervals are combined by recovering each one's variance from its distance to the median
+    (MOVER; Zou and Donner, Statistics in Medicine 27, 2008), for ratios on the log scale.
+    """
+    ratio_interval = seconds = None
+    if a_interval is not None and b_interval is not None and a_interval.low > 0 < b_interval.low:
+        seconds = _mover(a_s, a_interval, b_s, b_interval)
+        logs = _mover(math.log(a_s), _logs(a_interval), math.log(b_s), _logs(b_interval))
+        ratio_interval = Interval(math.exp(logs.low), math.exp(logs.high), COVERAGE)
+    return Difference(
+        a_s=a_s,
+        b_s=b_s,
+        ratio=b_s / a_s if a_s else math.inf if b_s else 1.0,
+        ratio_interval=ratio_interval,
+        difference_s=b_s - a_s,
+        difference_interval_s=seconds,
+        basis="independent" if ratio_interval else "none",
+    )
+
+
+def _logs(interval: Interval) -> Interval:
+    return Interval(math.log(interval.low), math.log(interval.high), interval.coverage)
+
+
+def _mover(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
+    low = (b - a) - math.hypot(b - of_b.low, of_a.high - a)
+    high = (b - a) + math.hypot(of_b.high - b, a - of_a.low)
+    return Interval(low, high, COVERAGE)
+
+
+# --- kernel by kernel -----------------------------------------------------------------------------
+
+
+def keys(profile: Profile) -> tuple[str, ...]:
+    """One key a kernel, the same in every profile of an engine and, by node, of its variants.
+
+    The node that it computes, the node that it changes a layout for, or its own name; kernels that
+    would share a key are numbered in the order of execution.
+    """
+    plain = [
+        kernel.node or (f"{kernel.op} for {kernel.serves}" if kernel.serves else kernel.name)
+        for kernel in profile.kernels
+    ]
+    seen: Counter[str] = Counter()
+    found = []
+    for key in plain:
+        seen[key] += 1
+        found.append(key if seen[key] == 1 else f"{key} ({seen[key]})")
+    return tuple(found)
+
+
+def _matched(
+    a: Profile | None, b: Profile | None
+) -> tuple[
+    tuple[tuple[str, KernelTime, KernelTime], ...], tuple[KernelTime, ...], tuple[KernelTime, ...]
+]:
+    """Kernels of both with their keys, and those of one alone; nothing if one was not profiled."""
+    if a is None or b is None:
+        return (), (), ()
+    of_a = dict(zip(keys(a), a.kernels, strict=True))
+    of_b = dict(zip(keys(b), b.kernels, strict=True))
+    both = tuple((key, kernel, of_b[key]) for key, kernel in of_a.items() if key in of_b)
+    only_a = tuple(kernel for key, kernel in of_a.items() if key not in of_b)
+    only_b = tuple(kernel for key, kernel in of_b.items() if key not in of_a)
+    return both, only_a, only_b
+
+
+def _kernel_change(key: str, a: KernelTime, b: KernelTime) -> KernelChange:
+    return KernelChange(
+        key=key,
+        op_a=a.op,
+        op_b=b.op,
+        difference=_difference(a.latency_s, _kernel_interval(a), b.latency_s, _kernel_interval(b)),
+    )
+
+
+def _kernel_interval(kernel: KernelTime) -> Interval | None:
+    """An interval of a kernel's median within its profile, or None without enough runs.
+
+    The runs are cut into stretches, each with the mean of its middle half: robust, and finer than
+    a clock of whole microseconds. Their median is bootstrapped and centred on the kernel's time.
+    What differs between two profiles of one engine (where its memory lies) is not in it.
+    """
+    if len(kernel.samples_s) < 2 * STRETCHES or kernel.latency_s <= 0:
+        return None
+    pieces = np.array_split(np.asarray(kernel.samples_s), STRETCHES)
+    middles = [float(np.mean(np.sort(p)[len(p) // 4 : len(p) - len(p) // 4])) for p in pieces]
+    around, centre = stats.ratio_interval(middles, coverage=COVERAGE), stats.median(middles)
+    low = kernel.latency_s + around.low - centre
+    return Interval(low, kernel.latency_s + around.high - centre, COVERAGE) if low > 0 else None
+
+
+def _sums(a: Profile | None, b: Profile | None) -> Difference | None:
+    if a is None or b is None:
+        return None
+    a_s, b_s = (sum(kernel.latency_s for kernel in profile.kernels) for profile in (a, b))
+    return _difference(a_s, None, b_s, None)
+
+
+# --- what is said about it ------------------------------------------------------------------------
+
+
+def _side(run: Run) -> Side:
+    record = run.record
+    calls = len(record.samples_s) if isinstance(record, Measurement) else record.calls
+    return Side(
+        source=run.source,
+        label=record.label,
+        taken_at=record.taken_at,
+        median_s=_median(record),
+        interval_s=_interval(record),
+        calls=calls,
+        note=run.note,
+    )
+
+
+def _notes(a: Run, b: Run, *, together: bool) -> list[str]:
+    notes = []
+    if together:
+        rounds = len(set(getattr(a.record, "rounds", ())))
+        notes.append(
+            f"interleaved in {rounds} rounds of one campaign: compared round by round, so that "
+            "drift cancels"
+        )
+    else:
+        notes.append(
+            "measured one after the other: compared by each run's own interval; drift between the "
+            "two runs is in neither"
+        )
+    for name, run in (("A", a), ("B", b)):
+        if isinstance(run.record, ImportedSummary):
+            windows = len(run.record.windows)
+            notes.append(
+                f"{name} is a log without single calls: its interval is from the averages of "
+                f"{windows} windows"
+                if _interval(run.record) is not None
+                else f"{name} is a log of {windows} windows, too few for an interval (6 are "
+                "needed); import it with --times, or measure for longer"
+            )
+        if run.profile is None and (a.profile is not None or b.profile is not None):
+            notes.append(f"{name} was not profiled: there is nothing to compare kernel by kernel")
+        if isinstance(run.record, Measurement) and run.record.runtime == "fake":
+            notes.append(f"{name} was measured with the fake engine: its numbers say nothing")
+    return notes
