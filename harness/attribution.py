@@ -74,4 +74,5 @@ def _of_profiled_run(profile: Profile) -> float | None:
     sums = [
         sum(kernel.samples_s[run] for kernel in profile.kernels) + regained_s for run in range(runs)
     ]
-    return stats.median([s / run for s, run in zip(sums, profile.runs_s, strict=True) if run > 0])
+    shares = [taken_s / run for taken_s, run in zip(sums, profile.runs_s, strict=True) if run > 0]
+    return stats.median(shares) if shares else None

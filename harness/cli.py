@@ -367,7 +367,7 @@ def compare(
         str,
         typer.Argument(
             help="A store, FILE#LABEL or FILE~1 (the one before), a result folder of fit, a "
-            "printed profile or a trtexec log."
+            "printed profile, a trtexec log; or two .onnx files, measured interleaved now."
         ),
     ],
     run_b: Annotated[str, typer.Argument(help="The run that is held against RUN_A.")],
@@ -386,6 +386,13 @@ def compare(
         bool, typer.Option("--allow-unlike", help="Compare runs that are unlike in any field.")
     ] = False,
     every: Annotated[bool, typer.Option("--all", help="Show every kernel.")] = False,
+    board: BoardOption = "local",
+    duration: Annotated[
+        float, typer.Option("--duration", min=0, help="Measure each of two networks so long, in s.")
+    ] = 3.0,
+    store: Annotated[
+        Path, typer.Option("--store", help="The store that keeps what is measured.")
+    ] = Path("boardfit.db"),
     as_json: JsonOption = False,
 ) -> None:
     """Hold RUN_B against RUN_A: in total, kernel by kernel, and what else changed."""
@@ -399,7 +406,13 @@ def compare(
         else run_commands.share(fail_if_slower, option="--fail-if-slower")
     )
     found = run_commands.compare(
-        run_a, run_b, may_differ=may_differ or (), allow_unlike=allow_unlike
+        run_a,
+        run_b,
+        board=board,
+        duration_s=duration,
+        store=store,
+        may_differ=may_differ or (),
+        allow_unlike=allow_unlike,
     )
     outcome = None if limit is None else comparing.judge(found.total, limit=limit)
     if as_json:

@@ -25,7 +25,18 @@ from harness.records import (
 )
 from harness.store import MUST_MATCH
 
-__all__ = ["Change", "Comparison", "Difference", "KernelChange", "Run", "Side", "compare", "judge"]
+__all__ = [
+    "Change",
+    "Comparison",
+    "Difference",
+    "KernelChange",
+    "Run",
+    "Side",
+    "compare",
+    "difference_of",
+    "judge",
+    "keys",
+]
 
 COVERAGE = 0.95
 # Engines of one campaign were interleaved in order to be compared: they are meant to differ.
@@ -66,13 +77,14 @@ class Side:
 class Difference:
     """B against A: ``ratio`` is B over A, ``difference_s`` B less A; intervals where there are any.
 
+    ``ratio`` is None where A took no time (layers that an engine has no work for).
     ``basis`` says where the intervals come from: ratios of interleaved ``rounds``, each run's own
     interval, or nothing.
     """
 
     a_s: float
     b_s: float
-    ratio: float
+    ratio: float | None
     ratio_interval: Interval | None
     difference_s: float
     difference_interval_s: Interval | None
@@ -106,12 +118,15 @@ class Comparison:
     """Everything that ``boardfit compare`` shows. ``unlike`` names what was allowed to differ.
 
     ``sum_of_kernels`` has no interval: the kernels of one run are not independent of each other.
+    ``usual_ratio`` is the median over kernels of B over A: what all kernels share is rather the
+    board's doing than theirs.
     """
 
     a: Side
     b: Side
     total: Difference
     sum_of_kernels: Difference | None
+    usual_ratio: float | None
     kernels: tuple[KernelChange, ...]
     only_a: tuple[KernelTime, ...]
     only_b: tuple[KernelTime, ...]
@@ -146,12 +161,15 @@ def compare(
     if refused and not allow_unlike:
         raise ConfigError(_refusal(a, b, refused))
     matched, only_a, only_b = _matched(a.profile, b.profile)
+    kernels = tuple(_kernel_change(key, one, other) for key, one, other in matched)
+    ratios = [one.difference.ratio for one in kernels if one.difference.ratio is not None]
     return Comparison(
         a=_side(a),
         b=_side(b),
         total=_by_rounds(a.record, b.record) if together else _by_intervals(a.record, b.record),
         sum_of_kernels=_sums(a.profile, b.profile),
-        kernels=tuple(_kernel_change(key, one, other) for key, one, other in matched),
+        usual_ratio=stats.median(ratios) if ratios else None,
+        kernels=kernels,
         only_a=only_a,
         only_b=only_b,
         conditions=(*versions, *_conditions(a.record, b.record)),
@@ -313,10 +331,10 @@ def _by_rounds(a: Measurement | ImportedSummary, b: Measurement | ImportedSummar
 
 
 def _by_intervals(a: Measurement | ImportedSummary, b: Measurement | ImportedSummary) -> Difference:
-    return _difference(_median(a), _interval(a), _median(b), _interval(b))
+    return difference_of(_median(a), _interval(a), _median(b), _interval(b))
 
 
-def _difference(
+def difference_of(
     a_s: float, a_interval: Interval | None, b_s: float, b_interval: Interval | None
 ) -> Difference:
     """B against A from two independent medians, each with its own interval.
@@ -332,7 +350,7 @@ def _difference(
     return Difference(
         a_s=a_s,
         b_s=b_s,
-        ratio=b_s / a_s if a_s else math.inf if b_s else 1.0,
+        ratio=b_s / a_s if a_s else None,
         ratio_interval=ratio_interval,
         difference_s=b_s - a_s,
         difference_interval_s=seconds,
@@ -392,7 +410,9 @@ def _kernel_change(key: str, a: KernelTime, b: KernelTime) -> KernelChange:
         key=key,
         op_a=a.op,
         op_b=b.op,
-        difference=_difference(a.latency_s, _kernel_interval(a), b.latency_s, _kernel_interval(b)),
+        difference=difference_of(
+            a.latency_s, _kernel_interval(a), b.latency_s, _kernel_interval(b)
+        ),
     )
 
 
@@ -416,7 +436,7 @@ def _sums(a: Profile | None, b: Profile | None) -> Difference | None:
     if a is None or b is None:
         return None
     a_s, b_s = (sum(kernel.latency_s for kernel in profile.kernels) for profile in (a, b))
-    return _difference(a_s, None, b_s, None)
+    return difference_of(a_s, None, b_s, None)
 
 
 # --- what is said about it ------------------------------------------------------------------------

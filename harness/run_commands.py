@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness import compare as comparing
 from harness import runs
+from harness.boards import inventory
+from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.errors import ConfigError
 from harness.records import ImportedSummary, Measurement, Profile
 from harness.store import Store
 from harness.trtexec import files, log
 
-__all__ = ["Imported", "compare", "export", "import_logs", "share"]
+__all__ = ["Imported", "compare", "export", "import_logs", "measure_and_compare", "share"]
 
+# Rounds in which two networks alternate: enough ratios for an interval of 95 %.
+ROUNDS = 20
 _SHARE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*")
 
 
@@ -41,12 +46,76 @@ def share(text: str, *, option: str) -> float:
 
 
 def compare(
-    a: str, b: str, *, may_differ: Collection[str], allow_unlike: bool
+    a: str,
+    b: str,
+    *,
+    board: str,
+    duration_s: float,
+    store: Path,
+    may_differ: Collection[str],
+    allow_unlike: bool,
 ) -> comparing.Comparison:
-    """``boardfit compare``: the two runs are found, checked and held against each other."""
+    """``boardfit compare``: the two runs are found, or measured, and held against each other."""
+    networks = [_is_network(name) for name in (a, b)]
+    if all(networks):
+        return measure_and_compare(
+            Path(a),
+            Path(b),
+            board=board,
+            duration_s=duration_s,
+            store=store,
+            may_differ=may_differ,
+            allow_unlike=allow_unlike,
+        )
+    if any(networks):
+        raise ConfigError(
+            f"{a} and {b}: one is a network and the other a run; name two networks, which are "
+            "then measured interleaved, or measure the network first (boardfit profile)"
+        )
     return comparing.compare(
         runs.find(a), runs.find(b), may_differ=may_differ, allow_unlike=allow_unlike
     )
+
+
+def _is_network(name: str) -> bool:
+    """Whether a run's name is an ONNX file's; ``store.db#net.onnx`` is a run of the store."""
+    return name.lower().endswith(".onnx") and ("#" not in name or Path(name).exists())
+
+
+def measure_and_compare(
+    a: Path,
+    b: Path,
+    *,
+    board: str,
+    duration_s: float,
+    store: Path,
+    may_differ: Collection[str],
+    allow_unlike: bool,
+) -> comparing.Comparison:
+    """``boardfit compare A.onnx B.onnx``: both are measured now, interleaved, and then compared.
+
+    Measurements and profiles are kept in ``store``.
+    """
+    for path in (a, b):
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist; name an .onnx file")
+    plan = MeasurePlan(
+        warmup_s=0.2, rounds=ROUNDS, block_s=duration_s / ROUNDS, block_min=4, drop=2
+    )
+    spec = inventory.find(board)
+    with Session(spec) as session, Store(store) as kept:
+        engines = [EngineRequest(label=path.name, path=path, precision="file") for path in (a, b)]
+        measured = session.measure(
+            engines, plan=plan, campaign=f"compare {a.name} {b.name} {secrets.token_hex(4)}"
+        )
+        for measurement in measured:
+            kept.add(measurement)
+        found = []
+        for path, measurement in zip((a, b), measured, strict=True):
+            profile = session.profile(path)
+            kept.add(profile)
+            found.append(comparing.Run(source=str(path), record=measurement, profile=profile))
+    return comparing.compare(*found, may_differ=may_differ, allow_unlike=allow_unlike)
 
 
 def import_logs(

@@ -98,7 +98,7 @@ def _of_folder(path: Path, what: str | None, back: int, reference: str) -> Run:
             "store in it"
         )
     with Store(stored) as store:
-        runs = store.runs()
+        runs: Sequence[tuple[Measurement | ImportedSummary, Profile | None]] = store.runs()
     if what is None:
         try:
             result = load(FitResult, source.read_bytes())
@@ -112,9 +112,11 @@ def _of_folder(path: Path, what: str | None, back: int, reference: str) -> Run:
         for run, profile in runs
         if isinstance(run, Measurement) and run.label == what and run.campaign.startswith(FINAL)
     ]
-    if not final or back:
-        return _choose(runs, what, back, reference, path)
+    # A fit profiles each network once, and measures it before and after.
     profiles = {run.network_sha256: profile for run, profile in runs if profile is not None}
+    if not final or back:
+        runs = [(run, profiles.get(run.network_sha256)) for run, _ in runs]
+        return _choose(runs, what, back, reference, path)
     joined = stats.join([run for run, _ in final if isinstance(run, Measurement)])
     note = f"{what}, {len(final)} final campaign{'s' if len(final) > 1 else ''}"
     return Run(

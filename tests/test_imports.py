@@ -45,7 +45,13 @@ ALLOWED = {
     },
     "harness.loop": {"harness", "latency_models"},
     "harness.run_commands": FOUNDATION
-    | {"harness.compare", "harness.runs", "harness.store", "harness.trtexec"},
+    | {
+        "harness.boards",
+        "harness.compare",
+        "harness.runs",
+        "harness.store",
+        "harness.trtexec",
+    },
     "harness.commands": {"harness", "latency_models"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},

@@ -133,7 +133,8 @@ def _basis(total: Difference) -> str:
 
 def _cells(difference: Difference) -> tuple[words.Cell, str]:
     """The difference in time and per cent, and its interval in per cent."""
-    value = words.Cell(_signed(difference.difference_s), _change(difference.ratio))
+    change = "" if difference.ratio is None else _change(difference.ratio)
+    value = words.Cell(_signed(difference.difference_s), change)
     interval = difference.ratio_interval
     return value, "" if interval is None else words.between(interval, _change)
 
@@ -162,11 +163,12 @@ def _kernels(comparison: Comparison, *, every: bool) -> Group:
             listed = ", ".join(kernel.node or kernel.name for kernel in alone[:SHOWN])
             more = f" and {len(alone) - SHOWN} more" if len(alone) > SHOWN else ""
             lines.append(Text(f"In {name} alone ({took}): {listed}{more}"))
-    if any(one.difference.ratio_interval for one in changes):
+    if comparison.usual_ratio is not None:
         lines.append(
             Text(
-                "A kernel's interval is its own and holds for one profile: of twenty kernels, one "
-                "looks changed by chance, and more where an engine's memory lies elsewhere."
+                f"The median kernel changed by {_change(comparison.usual_ratio)}; what all share "
+                "is rather the board's doing. Profiles are taken one after the other, and a "
+                "kernel's interval holds within its own."
             )
         )
     return Group(*lines)
