@@ -199,7 +199,7 @@ def _interleaved(a: Measurement | ImportedSummary, b: Measurement | ImportedSumm
     """
     if not (isinstance(a, Measurement) and isinstance(b, Measurement)):
         return False
-    shared = ("campaign", "taken_at", "before", "after", "board", "runtime_version")
+    shared = ("campaign", "taken_at", "before", "after", "busy_s", "board", "runtime_version")
     same = all(getattr(a, name) == getattr(b, name) for name in shared)
     return same and set(a.rounds) == set(b.rounds) and len(set(a.rounds)) > 1
 

@@ -19,8 +19,10 @@ __all__ = [
     "BoardSpec",
     "Budget",
     "BudgetVerdict",
+    "CacheState",
     "Candidate",
     "Conditions",
+    "Failure",
     "FitResult",
     "Group",
     "GroupAllocation",
@@ -28,6 +30,7 @@ __all__ = [
     "Interval",
     "KernelPoint",
     "KernelTime",
+    "LeaseHolder",
     "Measurement",
     "Option",
     "Prediction",
@@ -84,7 +87,8 @@ class BoardSpec:
     """One entry of ``boards.toml``: how a board is reached and what runs there.
 
     ``host`` is a name that ``~/.ssh/config`` knows, or None for this computer. ``threads`` is the
-    number of inference threads.
+    number of inference threads. Files that the board keeps for later stay under ``cache_bytes``. A
+    job is killed ``job_timeout_s`` after what it is planned to take.
     """
 
     name: str
@@ -94,11 +98,15 @@ class BoardSpec:
     runtime: str = "onnxruntime"
     threads: int = 1
     cache_dir: str | None = None
+    cache_bytes: int = 2_000_000_000
+    job_timeout_s: float = 900.0
     power_mode: str | None = None
     lock_clocks: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(threads=self.threads)
+        _require_positive(
+            threads=self.threads, cache_bytes=self.cache_bytes, job_timeout_s=self.job_timeout_s
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +148,29 @@ class Conditions:
     power_w: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHolder:
+    """Who holds a board's lease: since ``held_s``, and by its plan for ``left_s`` more at least."""
+
+    owner: str
+    kind: str
+    job_id: str
+    held_s: float
+    left_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheState:
+    """What a clean-up removed from a board (a count a kind), and what is left."""
+
+    removed: Mapping[str, int]
+    freed_bytes: int
+    cache_bytes: int
+    blob_bytes: int
+    jobs: int
+    free_bytes: int
+
+
 # --- measurements -------------------------------------------------------------------------------
 
 
@@ -169,10 +200,11 @@ class Measurement:
 
     ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
-    all engines that were measured interleaved with each other. ``timed`` says what a sample is:
-    ``host``, a call as the board's host sees it, or ``trtexec``, copies in, GPU and copies out by
-    the GPU's events (imported). ``machine`` is the processor that it ran on and ``agent_hash`` the
-    agent that measured; older measurements have neither.
+    all engines that were measured interleaved with each other; ``busy_s`` is what all of them
+    together took on the board, loading included. ``timed`` says what a sample is: ``host``, a call
+    as the board's host sees it, or ``trtexec``, copies in, GPU and copies out by the GPU's events
+    (imported). ``machine`` is the processor that it ran on and ``agent_hash`` the agent that
+    measured; older measurements have neither.
     """
 
     label: str
@@ -194,12 +226,24 @@ class Measurement:
     timed: Literal["host", "trtexec"] = "host"
     machine: str | None = None
     agent_hash: str | None = None
+    busy_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:
             raise ValueError(f"measurement of {self.label}: samples must be positive, and some")
         if len(self.rounds) != len(self.samples_s):
             raise ValueError(f"measurement of {self.label}: one round number a sample, please")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A candidate of a campaign that could not be measured: the error's class and what it said."""
+
+    label: str
+    campaign: str
+    kind: str
+    reason: str
+    at: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

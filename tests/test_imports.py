@@ -30,6 +30,7 @@ ALLOWED = {
     "harness.runs": FOUNDATION | {"harness.compare", "harness.store", "harness.trtexec"},
     "harness.report": FOUNDATION
     | {"latency_models", "harness.results", "harness.attribution", "harness.compare"},
+    "harness.campaign": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
     | {"harness.boards", "harness.pacing", "harness.store", "harness.folder", "latency_models"},

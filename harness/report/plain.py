@@ -91,6 +91,7 @@ def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str
         "campaign": measurement.campaign,
         "before": asdict(measurement.before),
         "after": asdict(measurement.after),
+        "busy_s": measurement.busy_s,
         "timed": measurement.timed,
         "machine": measurement.machine,
         "agent_hash": measurement.agent_hash,

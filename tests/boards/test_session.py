@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -115,12 +116,15 @@ def test_a_file_is_sent_once(
     sent: list[Path] = []
     with Session(local) as session:
         put = session._transport.put  # type: ignore[union-attr]
-        monkeypatch.setattr(
-            session._transport, "put", lambda path, to: (sent.append(path), put(path, to))
-        )
+
+        def noting(path: Path, remote: str, **options: Any) -> Any:
+            sent.append(path)
+            return put(path, remote, **options)
+
+        monkeypatch.setattr(session._transport, "put", noting)
         assert session.put(network) == session.put(network)
     with Session(local) as session:
-        monkeypatch.setattr(session._transport, "put", lambda path, _: sent.append(path))
+        monkeypatch.setattr(session._transport, "put", lambda path, *_, **__: sent.append(path))
         session.put(network)
     assert sent == [network]
 
@@ -179,14 +183,16 @@ def test_interrupt_cancels_the_job_and_goes_on_up(local: BoardSpec, tmp_path: Pa
         session.measure([engine], plan=SLOW_PLAN, campaign="c")
     assert spec.cache_dir is not None
     (outcome,) = Path(spec.cache_dir, "jobs").glob("*/outcome.json")
-    assert json.loads(outcome.read_text())["state"] == "cancelled"
+    assert json.loads(outcome.read_text())["content"]["state"] == "cancelled"
 
 
 def test_job_that_dies_is_told_with_signal_and_last_words(local: BoardSpec, tmp_path: Path) -> None:
     engine = _fake(tmp_path / "oom", print="cannot allocate", signal=9)
     with (
         Session(replace(local, runtime="fake")) as session,
-        pytest.raises(StableBoardError, match=r"signal 9 \(out of memory\?.*cannot allocate"),
+        pytest.raises(
+            StableBoardError, match=r"signal 9 .*memory\?.*cannot allocate.*tried 3 times"
+        ),
     ):
         session.measure([engine], plan=SLOW_PLAN, campaign="c")
 
