@@ -396,8 +396,7 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Hold RUN_B against RUN_A: in total, kernel by kernel, and what else changed."""
-    from harness import compare as comparing
-    from harness import run_commands
+    from harness import differences, run_commands
     from harness.report import compare as printing
 
     limit = (
@@ -414,7 +413,7 @@ def compare(
         may_differ=may_differ or (),
         allow_unlike=allow_unlike,
     )
-    outcome = None if limit is None else comparing.judge(found.total, limit=limit)
+    outcome = None if limit is None else differences.judge(found.total, limit=limit)
     if as_json:
         _print_json(printing.comparison_json(found, limit=limit, outcome=outcome))
     else:

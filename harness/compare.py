@@ -7,15 +7,13 @@ by their own intervals; what drifted between the two runs is in neither interval
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-import numpy as np
 
 from harness import stats
+from harness.differences import COVERAGE, Difference, by_ratios, difference_of
 from harness.errors import ConfigError
+from harness.kernel_changes import KernelChange, kernel_change, matched, shared_rounds
 from harness.records import (
     ImportedSummary,
     Interval,
@@ -28,25 +26,15 @@ from harness.store import MUST_MATCH
 __all__ = [
     "Change",
     "Comparison",
-    "Difference",
-    "KernelChange",
     "Run",
     "Side",
     "compare",
-    "difference_of",
-    "judge",
-    "keys",
 ]
 
-COVERAGE = 0.95
 # Engines of one campaign were interleaved in order to be compared: they are meant to differ.
 CAMPAIGN_MAY_DIFFER = ("network_sha256", "precision")
-# The runs of a profile follow each other closely; so many stretches of them count as independent.
-STRETCHES = 10
 # Differences of conditions that are worth a word: shares of a clock, degrees, load.
 CLOCK_SHARE, TEMP_C, LOAD = 0.01, 5.0, 0.5
-Basis = Literal["rounds", "independent", "none"]
-Outcome = Literal["slower", "not slower", "cannot tell"]
 Value = str | float | bool | None
 
 
@@ -71,35 +59,6 @@ class Side:
     interval_s: Interval | None
     calls: int
     note: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """B against A: ``ratio`` is B over A, ``difference_s`` B less A; intervals where there are any.
-
-    ``ratio`` is None where A took no time (layers that an engine has no work for).
-    ``basis`` says where the intervals come from: ratios of interleaved ``rounds``, each run's own
-    interval, or nothing.
-    """
-
-    a_s: float
-    b_s: float
-    ratio: float | None
-    ratio_interval: Interval | None
-    difference_s: float
-    difference_interval_s: Interval | None
-    basis: Basis
-    rounds: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KernelChange:
-    """One kernel that both runs have. ``key`` is its ONNX node, or its name if it has none."""
-
-    key: str
-    op_a: str
-    op_b: str
-    difference: Difference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,8 +119,9 @@ def compare(
     refused = [change for change in unlike if change.name not in excused]
     if refused and not allow_unlike:
         raise ConfigError(_refusal(a, b, refused))
-    matched, only_a, only_b = _matched(a.profile, b.profile)
-    kernels = tuple(_kernel_change(key, one, other) for key, one, other in matched)
+    both, only_a, only_b = matched(a.profile, b.profile)
+    rounds = shared_rounds(a.profile, b.profile)
+    kernels = tuple(kernel_change(key, one, other, rounds) for key, one, other in both)
     ratios = [one.difference.ratio for one in kernels if one.difference.ratio is not None]
     return Comparison(
         a=_side(a),
@@ -176,16 +136,6 @@ def compare(
         unlike=tuple(change.name for change in unlike),
         notes=tuple(_notes(a, b, together=together)),
     )
-
-
-def judge(difference: Difference, *, limit: float) -> Outcome:
-    """Whether B is slower than A by more than ``limit`` (0.03: 3 %), by the interval's bounds."""
-    interval = difference.ratio_interval
-    if interval is None:
-        return "cannot tell"
-    if interval.low > 1 + limit:
-        return "slower"
-    return "not slower" if interval.high <= 1 + limit else "cannot tell"
 
 
 # --- may they be compared? ------------------------------------------------------------------------
@@ -314,122 +264,11 @@ def _rank(count: int) -> int | None:
 
 def _by_rounds(a: Measurement | ImportedSummary, b: Measurement | ImportedSummary) -> Difference:
     assert isinstance(a, Measurement) and isinstance(b, Measurement)
-    ratios = stats.ratio_by_round(b, a)
-    ratio, interval = stats.median(ratios), stats.ratio_interval(ratios, coverage=COVERAGE)
-    a_s = _median(a)
-    seconds = Interval((interval.low - 1) * a_s, (interval.high - 1) * a_s, COVERAGE)
-    return Difference(
-        a_s=a_s,
-        b_s=_median(b),
-        ratio=ratio,
-        ratio_interval=interval,
-        difference_s=(ratio - 1) * a_s,
-        difference_interval_s=seconds,
-        basis="rounds",
-        rounds=len(ratios),
-    )
+    return by_ratios(_median(a), _median(b), stats.ratio_by_round(b, a))
 
 
 def _by_intervals(a: Measurement | ImportedSummary, b: Measurement | ImportedSummary) -> Difference:
     return difference_of(_median(a), _interval(a), _median(b), _interval(b))
-
-
-def difference_of(
-    a_s: float, a_interval: Interval | None, b_s: float, b_interval: Interval | None
-) -> Difference:
-    """B against A from two independent medians, each with its own interval.
-
-    The intervals are combined by recovering each one's variance from its distance to the median
-    (MOVER; Zou and Donner, Statistics in Medicine 27, 2008), for ratios on the log scale.
-    """
-    ratio_interval = seconds = None
-    if a_interval is not None and b_interval is not None and a_interval.low > 0 < b_interval.low:
-        seconds = _mover(a_s, a_interval, b_s, b_interval)
-        logs = _mover(math.log(a_s), _logs(a_interval), math.log(b_s), _logs(b_interval))
-        ratio_interval = Interval(math.exp(logs.low), math.exp(logs.high), COVERAGE)
-    return Difference(
-        a_s=a_s,
-        b_s=b_s,
-        ratio=b_s / a_s if a_s else None,
-        ratio_interval=ratio_interval,
-        difference_s=b_s - a_s,
-        difference_interval_s=seconds,
-        basis="independent" if ratio_interval else "none",
-    )
-
-
-def _logs(interval: Interval) -> Interval:
-    return Interval(math.log(interval.low), math.log(interval.high), interval.coverage)
-
-
-def _mover(a: float, of_a: Interval, b: float, of_b: Interval) -> Interval:
-    low = (b - a) - math.hypot(b - of_b.low, of_a.high - a)
-    high = (b - a) + math.hypot(of_b.high - b, a - of_a.low)
-    return Interval(low, high, COVERAGE)
-
-
-# --- kernel by kernel -----------------------------------------------------------------------------
-
-
-def keys(profile: Profile) -> tuple[str, ...]:
-    """One key a kernel, the same in every profile of an engine and, by node, of its variants.
-
-    The node that it computes, the node that it changes a layout for, or its own name; kernels that
-    would share a key are numbered in the order of execution.
-    """
-    plain = [
-        kernel.node or (f"{kernel.op} for {kernel.serves}" if kernel.serves else kernel.name)
-        for kernel in profile.kernels
-    ]
-    seen: Counter[str] = Counter()
-    found = []
-    for key in plain:
-        seen[key] += 1
-        found.append(key if seen[key] == 1 else f"{key} ({seen[key]})")
-    return tuple(found)
-
-
-def _matched(
-    a: Profile | None, b: Profile | None
-) -> tuple[
-    tuple[tuple[str, KernelTime, KernelTime], ...], tuple[KernelTime, ...], tuple[KernelTime, ...]
-]:
-    """Kernels of both with their keys, and those of one alone; nothing if one was not profiled."""
-    if a is None or b is None:
-        return (), (), ()
-    of_a = dict(zip(keys(a), a.kernels, strict=True))
-    of_b = dict(zip(keys(b), b.kernels, strict=True))
-    both = tuple((key, kernel, of_b[key]) for key, kernel in of_a.items() if key in of_b)
-    only_a = tuple(kernel for key, kernel in of_a.items() if key not in of_b)
-    only_b = tuple(kernel for key, kernel in of_b.items() if key not in of_a)
-    return both, only_a, only_b
-
-
-def _kernel_change(key: str, a: KernelTime, b: KernelTime) -> KernelChange:
-    return KernelChange(
-        key=key,
-        op_a=a.op,
-        op_b=b.op,
-        difference=difference_of(
-            a.latency_s, _kernel_interval(a), b.latency_s, _kernel_interval(b)
-        ),
-    )
-
-
-def _kernel_interval(kernel: KernelTime) -> Interval | None:
-    """An interval of a kernel's median within its profile, or None without enough runs.
-
-    The runs are cut into stretches, each with the mean of its middle half: robust, and finer than
-    a clock of whole microseconds. Their median is bootstrapped and centred on the kernel's time.
-    What differs between two profiles of one engine (where its memory lies) is not in it.
-    """
-    if len(kernel.samples_s) < 2 * STRETCHES or kernel.latency_s <= 0:
-        return None
-    pieces = np.array_split(np.asarray(kernel.samples_s), STRETCHES)
-    middles = [float(np.mean(np.sort(p)[len(p) // 4 : len(p) - len(p) // 4])) for p in pieces]
-    around, centre = stats.ratio_interval(middles, coverage=COVERAGE), stats.median(middles)
-    low = kernel.latency_s + around.low - centre
-    return Interval(low, kernel.latency_s + around.high - centre, COVERAGE) if low > 0 else None
 
 
 def _sums(a: Profile | None, b: Profile | None) -> Difference | None:

@@ -288,7 +288,9 @@ class Profile:
 
     ``runs_s`` are the whole runs under the profiler, which slows them down: their difference from
     a measurement is what profiling costs. Both it and ``trace`` are empty where the runtime cannot
-    tell, and in profiles that older versions stored.
+    tell, and in profiles that older versions stored. Run ``i`` belongs to pass ``rounds[i]``, each
+    in a session of its own, of the ``campaign`` in which several engines were profiled in turn;
+    a single pass has neither.
     """
 
     network_sha256: str
@@ -297,6 +299,8 @@ class Profile:
     kernels: tuple[KernelTime, ...]
     runs_s: tuple[float, ...] = ()
     trace: Trace | None = None
+    campaign: str = ""
+    rounds: tuple[int, ...] = ()
 
 
 # --- imported from trtexec ------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness import compare as comparing
-from harness import runs
+from harness import profiles, runs
 from harness.boards import inventory
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.errors import ConfigError
@@ -21,6 +21,8 @@ __all__ = ["Imported", "compare", "export", "import_logs", "measure_and_compare"
 
 # Rounds in which two networks alternate: enough ratios for an interval of 95 %.
 ROUNDS = 20
+# Passes of the profiler in turn, each a session of its own, and the runs of each.
+PASSES, PASS_RUNS = 8, 12
 _SHARE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*%\s*")
 
 
@@ -110,11 +112,13 @@ def measure_and_compare(
         )
         for measurement in measured:
             kept.add(measurement)
+        passes = [[session.profile(path, runs=PASS_RUNS) for path in (a, b)] for _ in range(PASSES)]
         found = []
-        for path, measurement in zip((a, b), measured, strict=True):
-            profile = session.profile(path)
-            kept.add(profile)
-            found.append(comparing.Run(source=str(path), record=measurement, profile=profile))
+        for index, measurement in enumerate(measured):
+            taken = profiles.join([turn[index] for turn in passes], campaign=measurement.campaign)
+            kept.add(taken)
+            source = str((a, b)[index])
+            found.append(comparing.Run(source=source, record=measurement, profile=taken))
     return comparing.compare(*found, may_differ=may_differ, allow_unlike=allow_unlike)
 
 

@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from harness.compare import Run, compare, difference_of, judge, keys
-from harness.errors import ConfigError
+from harness.compare import Run, compare
+from harness.differences import difference_of, judge
+from harness.errors import ConfigError, StableBoardError
+from harness.kernel_changes import keys
+from harness.profiles import join
 from harness.records import Conditions, Interval, KernelTime, Measurement, Profile
 from harness.store import MUST_MATCH
 from harness.trtexec.log import read_log
@@ -275,6 +278,46 @@ def test_a_kernels_interval_is_that_of_stretches_of_runs():
     (one,) = compare(a, b).kernels
     assert one.difference.ratio_interval.low == pytest.approx(2)
     assert one.difference.ratio_interval.high == pytest.approx(2)
+
+
+def in_turn(latencies_s, *, name="/a", campaign="c"):
+    """A kernel profiled in passes of four runs, each pass with its own time."""
+    passes = [profile(kernel(name, one, samples_s=[one] * 4)) for one in latencies_s]
+    return join(passes, campaign=campaign)
+
+
+def test_kernels_that_were_profiled_in_turn_are_compared_pass_by_pass():
+    # The board drifts to twice the time; B takes 10 % more in every pass.
+    a = replace(run([0.01, 0.01]), profile=in_turn([0.001, 0.002, 0.002]))
+    b = run([0.01, 0.01], **LATER)
+    b = replace(b, profile=in_turn([0.0011, 0.0022, 0.0022]))
+    (one,) = compare(a, b).kernels
+    assert (one.difference.basis, one.difference.rounds) == ("rounds", 3)
+    assert one.difference.ratio_interval.low == pytest.approx(1.1)
+    assert one.difference.ratio_interval.high == pytest.approx(1.1)
+    # The median pass of A, 2 ms, times a tenth.
+    assert one.difference.difference_s == pytest.approx(0.0002)
+
+
+def test_passes_of_another_campaign_are_not_taken_for_turns():
+    a = replace(run([0.01, 0.01]), profile=in_turn([0.001, 0.002] * 5))
+    b = replace(run([0.01, 0.01], **LATER), profile=in_turn([0.001, 0.002] * 5, campaign="d"))
+    assert compare(a, b).kernels[0].difference.basis == "independent"
+
+
+def test_a_kernel_below_the_profilers_clock_has_no_ratio_of_passes():
+    a = replace(run([0.01, 0.01]), profile=in_turn([0.0, 0.001]))
+    b = replace(run([0.01, 0.01], **LATER), profile=in_turn([0.001, 0.001]))
+    assert compare(a, b).kernels[0].difference.basis == "none"
+
+
+def test_passes_keep_their_runs_and_must_be_of_one_engine():
+    joined = in_turn([0.001, 0.003, 0.002])
+    assert joined.rounds == (0,) * 4 + (1,) * 4 + (2,) * 4
+    assert joined.kernels[0].latency_s == 0.002
+    assert joined.kernels[0].samples_s == (0.001,) * 4 + (0.003,) * 4 + (0.002,) * 4
+    with pytest.raises(StableBoardError, match="other kernels"):
+        join([profile(kernel("/a", 0.1)), profile(kernel("/b", 0.1))], campaign="c")
 
 
 def test_without_enough_runs_a_kernel_has_no_interval():

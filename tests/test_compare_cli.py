@@ -64,6 +64,7 @@ def test_two_networks_are_measured_interleaved(here, capsys):
     assert (found["total"]["basis"], found["total"]["rounds"]) == ("rounds", 20)
     assert found["unlike"] == ["network_sha256"]
     assert len(found["kernels"]) > 4
+    assert {kernel["difference"]["basis"] for kernel in found["kernels"]} == {"rounds"}
     # Both were kept, and are the same comparison from the store.
     code, out, err = run(capsys, "compare", "boardfit.db#old.onnx", "boardfit.db#new.onnx")
     assert code == 0, err

@@ -26,10 +26,20 @@ ALLOWED = {
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
     "harness.trtexec": FOUNDATION,
     "harness.attribution": FOUNDATION,
-    "harness.compare": FOUNDATION | {"harness.store"},
+    "harness.profiles": FOUNDATION,
+    "harness.differences": FOUNDATION,
+    "harness.kernel_changes": FOUNDATION | {"harness.differences"},
+    "harness.compare": FOUNDATION
+    | {"harness.store", "harness.differences", "harness.kernel_changes"},
     "harness.runs": FOUNDATION | {"harness.compare", "harness.store", "harness.trtexec"},
     "harness.report": FOUNDATION
-    | {"latency_models", "harness.results", "harness.attribution", "harness.compare"},
+    | {
+        "latency_models",
+        "harness.results",
+        "harness.attribution",
+        "harness.compare",
+        "harness.differences",
+    },
     "harness.campaign": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
@@ -49,6 +59,7 @@ ALLOWED = {
     | {
         "harness.boards",
         "harness.compare",
+        "harness.profiles",
         "harness.runs",
         "harness.store",
         "harness.trtexec",

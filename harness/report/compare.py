@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.compare import Change, Comparison, Difference, Outcome, Side, Value
+from harness.compare import Change, Comparison, Side, Value
+from harness.differences import Difference, Outcome
 from harness.records import KernelTime
 from harness.report import words
 from harness.report.tables import add_row, new_table, show
@@ -66,7 +67,7 @@ def outcome_text(total: Difference, *, limit: float, outcome: Outcome) -> str:
         "not slower": f"not slower by more than {words.percent(limit)}: B takes {span}",
         "cannot tell": (
             f"cannot tell: B takes {span}, on both sides of {words.percent(limit)}; measure both "
-            "for longer (--duration), or interleaved"
+            "for longer (--duration)" + ("" if total.basis == "rounds" else ", or interleaved")
         ),
     }[outcome]
 
@@ -164,13 +165,15 @@ def _kernels(comparison: Comparison, *, every: bool) -> Group:
             more = f" and {len(alone) - SHOWN} more" if len(alone) > SHOWN else ""
             lines.append(Text(f"In {name} alone ({took}): {listed}{more}"))
     if comparison.usual_ratio is not None:
-        lines.append(
-            Text(
-                f"The median kernel changed by {_change(comparison.usual_ratio)}; what all share "
-                "is rather the board's doing. Profiles are taken one after the other, and a "
-                "kernel's interval holds within its own."
-            )
+        together = all(one.difference.basis == "rounds" for one in changes)
+        how = (
+            f"Both were profiled in turn, in {changes[0].difference.rounds} sessions each: kernels "
+            "are compared pass by pass."
+            if together
+            else "What all share is rather the board's doing: profiles were taken one after the "
+            "other, and a kernel's interval holds within its own."
         )
+        lines.append(Text(f"The median kernel changed by {_change(comparison.usual_ratio)}. {how}"))
     return Group(*lines)
 
 
