@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _REFERENCE = re.compile(r"(?P<path>.+?)(?:#(?P<what>[^#]+?))?(?:~(?P<back>[0-9]{
 FINAL = "final campaign"
 SQLITE = b"SQLite format 3\0"
 SHOWN = 8
+Stored = Sequence[tuple[Measurement | ImportedSummary, Profile | None]]
 
 
 def find(reference: str) -> Run:
@@ -49,15 +51,23 @@ def find(reference: str) -> Run:
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
     if begins.startswith(SQLITE):
-        with Store(path) as store:
-            return _choose(store.runs(), what, back, reference, path)
+        return _choose(_stored(path), what, back, reference, path)
     if begins.lstrip().startswith(b"{"):
         return Run(source=reference, **_printed(path))
     return _choose([(run, None) for run in log.read_log(path)], what, back, reference, path)
 
 
+def _stored(path: Path) -> Stored:
+    try:
+        with Store(path) as store:
+            return store.runs()
+    except (sqlite3.DatabaseError, ValueError) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{path} is damaged ({what}); name another store") from error
+
+
 def _choose(
-    runs: Sequence[tuple[Measurement | ImportedSummary, Profile | None]],
+    runs: Stored,
     what: str | None,
     back: int,
     reference: str,
@@ -97,8 +107,7 @@ def _of_folder(path: Path, what: str | None, back: int, reference: str) -> Run:
             f"{source.name if not source.exists() else stored.name}; finish the fit, or name a "
             "store in it"
         )
-    with Store(stored) as store:
-        runs: Sequence[tuple[Measurement | ImportedSummary, Profile | None]] = store.runs()
+    runs = _stored(stored)
     if what is None:
         try:
             result = load(FitResult, source.read_bytes())

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from harness.errors import ConfigError
 from harness.records import ImportedSummary, KernelTime, Profile
@@ -166,3 +169,36 @@ def test_the_final_campaigns_of_a_fit_are_one_run(tmp_path):
     assert found.note == "joint 1, 2 final campaigns"
     with pytest.raises(ConfigError, match=r"result\.json is damaged"):
         find(str(tmp_path))
+
+
+def test_a_damaged_store_is_refused_by_name(store, tmp_path):
+    content = bytearray(store.read_bytes())
+    # Beyond the header's page everything is overwritten.
+    content[4096:] = b"\x5a" * (len(content) - 4096)
+    (tmp_path / "damaged.db").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"damaged\.db is (damaged|not a measurement store)"):
+        find(str(tmp_path / "damaged.db"))
+
+
+def test_a_store_with_a_record_that_is_none_is_refused_by_name(store):
+    connection = sqlite3.connect(store)
+    with connection:
+        connection.execute(
+            "INSERT INTO record (kind, label, network_sha256, at, json)"
+            " VALUES ('Measurement', 'x', '', '', '{}')"
+        )
+    connection.close()
+    with pytest.raises(ConfigError, match=r"boardfit\.db is damaged"):
+        find(str(store))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(
+    st.sampled_from([b"", b"{", b"SQLite format 3\0", b"&&&& RUNNING TensorRT.trtexec"]),
+    st.binary(max_size=200),
+)
+def test_any_file_is_a_run_or_refused_with_its_name(tmp_path, begins, rest):
+    path = tmp_path / "any.bin"
+    path.write_bytes(begins + rest)
+    with pytest.raises(ConfigError, match=r"any\.bin"):
+        find(str(path))
