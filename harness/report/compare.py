@@ -164,16 +164,22 @@ def _kernels(comparison: Comparison, *, every: bool) -> Group:
             listed = ", ".join(kernel.node or kernel.name for kernel in alone[:SHOWN])
             more = f" and {len(alone) - SHOWN} more" if len(alone) > SHOWN else ""
             lines.append(Text(f"In {name} alone ({took}): {listed}{more}"))
-    if comparison.usual_ratio is not None:
-        together = all(one.difference.basis == "rounds" for one in changes)
-        how = (
-            f"Both were profiled in turn, in {changes[0].difference.rounds} sessions each: kernels "
-            "are compared pass by pass."
-            if together
-            else "What all share is rather the board's doing: profiles were taken one after the "
-            "other, and a kernel's interval holds within its own."
+    bases = {one.difference.basis for one in changes}
+    if bases == {"rounds"}:
+        lines.append(
+            Text(
+                f"Both were profiled in turn, in {changes[0].difference.rounds} sessions each: "
+                "kernels are compared session by session."
+            )
         )
-        lines.append(Text(f"The median kernel changed by {_change(comparison.usual_ratio)}. {how}"))
+    elif comparison.usual_ratio is not None:
+        lines.append(
+            Text(
+                f"The median kernel changed by {_change(comparison.usual_ratio)}; what all share "
+                "is rather the board's doing. Profiles were taken one after the other, and a "
+                "kernel's interval holds within its own."
+            )
+        )
     return Group(*lines)
 
 
