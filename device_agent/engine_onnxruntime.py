@@ -163,14 +163,19 @@ def profile(path, threads, seed, runs, folder):
                 "serves": origin.serves(node),
                 "latency_s": kernel_latency_s([call["dur"] for call in calls]),
                 "provider": calls[0]["args"].get("provider", ""),
-                "samples_s": [_seconds(call["dur"]) for call in calls],
+                "samples_s": [_duration_s(call["dur"]) for call in calls],
             }
         )
     return {
         "kernels": kernels,
-        "runs_s": [_seconds(run["dur"]) for run in whole],
+        "runs_s": [_duration_s(run["dur"]) for run in whole],
         "trace": _trace(columns, whole),
     }
+
+
+def _duration_s(microseconds):
+    """A duration in seconds; + 0.5 because the profiler truncates, which sums would show."""
+    return round((microseconds + 0.5) * 1e-6, 7)
 
 
 def _seconds(microseconds):

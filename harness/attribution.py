@@ -62,17 +62,10 @@ def attribution(profile: Profile, *, end_to_end_s: float | None = None) -> Attri
 
 
 def _of_profiled_run(profile: Profile) -> float | None:
-    """The kernels' share of a run, run by run, so that a disturbed run counts on both sides.
-
-    A profiler that cuts its times to whole units takes half a unit from every kernel: what a
-    kernel's ``latency_s`` has regained over its samples is given back to each run.
-    """
+    """The kernels' share of a run, run by run, so that a disturbed run counts on both sides."""
     runs = len(profile.runs_s)
     if not runs or any(len(kernel.samples_s) != runs for kernel in profile.kernels):
         return None
-    regained_s = sum(k.latency_s - stats.median(k.samples_s) for k in profile.kernels)
-    sums = [
-        sum(kernel.samples_s[run] for kernel in profile.kernels) + regained_s for run in range(runs)
-    ]
+    sums = [sum(kernel.samples_s[run] for kernel in profile.kernels) for run in range(runs)]
     shares = [taken_s / run for taken_s, run in zip(sums, profile.runs_s, strict=True) if run > 0]
     return stats.median(shares) if shares else None

@@ -253,7 +253,7 @@ class KernelTime:
     ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from, "" if
     the runtime put the kernel in itself; one that changes a layout ``serves`` a node then.
     ``samples_s`` holds its time in every profiled run, as coarse as the profiler's clock
-    (onnxruntime: whole microseconds); old profiles have none.
+    (onnxruntime: the middle of a microsecond); old profiles have none.
     """
 
     name: str

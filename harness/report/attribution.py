@@ -10,10 +10,15 @@ __all__ = ["attribution_lines"]
 
 # So many unattributed kernels are named, the others counted.
 NAMED = 5
+# A call without the profiler that takes so much longer than one with it was disturbed.
+SLOWER = 1.1
 
 
 def attribution_lines(found: Attribution) -> tuple[str, ...]:
-    """One sentence on the nodes that the kernels belong to, one on the time between kernels."""
+    """One sentence on the nodes that the kernels belong to, one on the time between kernels.
+
+    And a third where the two cannot both be of an undisturbed board.
+    """
     lines = []
     if found.attributed is not None and found.computing is not None and found.layout is not None:
         text = (
@@ -41,4 +46,9 @@ def attribution_lines(found: Attribution) -> tuple[str, ...]:
                 "kernels there, in the runtime and its profiler"
             )
         lines.append(text + ".")
+        if found.profiled_run_s and found.end_to_end_s > SLOWER * found.profiled_run_s:
+            lines.append(
+                "The profiler only ever slows a call down, yet calls without it took longer: the "
+                "board was disturbed or slower while it was measured. Measure again."
+            )
     return tuple(lines)
