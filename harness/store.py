@@ -128,24 +128,26 @@ class Store:
     def runs(self) -> tuple[tuple[Measurement | ImportedSummary, Profile | None], ...]:
         """Every run in the order added, with the profile that was taken after it, if one was.
 
-        A profile belongs to the last measurement of the same network by the same runtime.
+        A profile belongs to the last measurement of the same network by the same runtime, or to
+        the first of its own campaign that has none yet.
         """
         kinds: dict[str, type[Measurement | ImportedSummary | Profile]] = {
             kind.__name__: kind for kind in (Measurement, ImportedSummary, Profile)
         }
         rows = self._connection.execute("SELECT kind, json FROM record ORDER BY id")
         found: list[tuple[Measurement | ImportedSummary, Profile | None]] = []
-        latest: dict[tuple[str, str, str], int] = {}
+        of_engine: dict[tuple[str, str, str], list[int]] = {}
         for kind, text in rows:
             if kind not in kinds:
                 continue
             record = load(kinds[kind], text)
             engine = (record.network_sha256, record.runtime, record.runtime_version)
+            indices = of_engine.setdefault(engine, [])
             if not isinstance(record, Profile):
-                latest[engine] = len(found)
+                indices.append(len(found))
                 found.append((record, None))
-            elif engine in latest:
-                index = latest[engine]
+            elif indices:
+                index = next((i for i in indices if _waits(found[i], record)), indices[-1])
                 found[index] = (found[index][0], record)
         return tuple(found)
 
@@ -220,6 +222,13 @@ class Store:
                 for p in self.all(Prediction)
             ),
         )
+
+
+def _waits(run: tuple[Measurement | ImportedSummary, Profile | None], profile: Profile) -> bool:
+    """Whether the profile was taken in the campaign of this run, which has none yet."""
+    measured, known = run
+    ours = measured.campaign if isinstance(measured, Measurement) else ""
+    return known is None and ours != "" and ours == profile.campaign
 
 
 def _row(record: AnyRecord) -> tuple[str, str, str, str, str]:

@@ -77,6 +77,17 @@ def test_the_profile_that_followed_a_measurement_is_its_own(store):
     assert find(f"{store}#b.onnx").profile is None
 
 
+def test_profiles_of_two_copies_of_a_network_are_each_of_its_own_run(tmp_path):
+    with Store(tmp_path / "twins.db") as kept:
+        kept.add(taken("a.onnx", 0.001, campaign="both"))
+        kept.add(taken("copy.onnx", 0.002, campaign="both"))
+        for latency_s in (0.001, 0.002):
+            kept.add(replace(profile(latency_s=latency_s), campaign="both"))
+    for label, latency_s in (("a.onnx", 0.001), ("copy.onnx", 0.002)):
+        kernels = find(f"{tmp_path}/twins.db#{label}").profile.kernels
+        assert kernels[0].latency_s == latency_s
+
+
 def test_which_of_several_runs_was_taken_is_said(store):
     assert find(str(store)).note == "the latest of 4 that match"
     assert find(f"{store}#a.onnx~2").note == "2 before the latest of 3 that match"

@@ -26,8 +26,10 @@ __all__ = ["contradictions", "read_log"]
 LINE_LIMIT = 1 << 16
 # A number of the log has six significant digits: two that should be equal differ by this at most.
 DIGITS = 2e-5
-# Beyond so many calls no percentile that anybody prints excludes none of them.
-MOST_RANKED = 10**6
+# Of more calls any percentile below 99.999 excludes some: there is no need to count.
+MOST_RANKED = 10**5
+# trtexec prints those of --percentile, three by default.
+MOST_PERCENTILES = 100
 
 RUNNING = "&&&& RUNNING TensorRT.trtexec"
 _PREFIX = re.compile(r"(?:\[[0-9/:\- ]{8,30}\] ?)+(?:\[[A-Z]\] )?")
@@ -197,6 +199,8 @@ def _time_summary(match: re.Match[str], where: str) -> TimeSummary:
     percentiles = tuple(
         (_positive(one[1], where), _seconds(one[2], where)) for one in _PERCENTILE.finditer(rest)
     )
+    if len(percentiles) > MOST_PERCENTILES:
+        raise ConfigError(f"{where}: {len(percentiles)} percentiles; the log is damaged")
     return TimeSummary(
         min_s=_seconds(match[2], where),
         max_s=_seconds(match[3], where),

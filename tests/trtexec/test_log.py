@@ -240,6 +240,13 @@ def test_a_huge_line_is_neither_kept_nor_searched(tmp_path):
     assert found.layers == 2
 
 
+def test_a_line_of_a_thousand_percentiles_is_refused_with_its_number(tmp_path):
+    path = tmp_path / "many.log"
+    path.write_text(log_text(TEN).replace(" ms\n", " ms" + ", percentile(9%) = 1 ms" * 1000 + "\n"))
+    with pytest.raises(ConfigError, match=r"many\.log, line 15: 100\d percentiles"):
+        read_log(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"hello\nworld\n", b"\xff\xfe" * 50])
 def test_a_file_that_is_no_log_is_called_so(tmp_path, content):
     (tmp_path / "x.log").write_bytes(content)
