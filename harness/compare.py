@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from harness import stats
 from harness.differences import COVERAGE, Difference, by_ratios, difference_of
 from harness.errors import ConfigError
 from harness.kernel_changes import KernelChange, kernel_change, matched, shared_rounds
 from harness.records import (
+    BoardSettings,
     ImportedSummary,
     Interval,
     KernelTime,
@@ -212,11 +213,35 @@ def _conditions(
             limit = {"temp_c": TEMP_C, "load_1min": LOAD}.get(name, CLOCK_SHARE * (x or 0.0))
             changed = x is not None and y is not None and abs(x - y) > limit
             found.append(Change(name=f"{name} {when}", a=x, b=y, changed=changed))
+    found += _during(a, b)
     throttled = a.after.throttled, b.after.throttled
     if throttled != (None, None):
         changed = None not in throttled and throttled[0] != throttled[1]
         found.append(Change(name="throttled", a=throttled[0], b=throttled[1], changed=changed))
     return tuple(found)
+
+
+def _during(a: Measurement, b: Measurement) -> list[Change]:
+    """Settings of both campaigns, and what telemetry saw: mean clocks, and the hottest moment."""
+    found = []
+    for name in (field.name for field in fields(BoardSettings) if field.name != "power_mode"):
+        ours, theirs = (getattr(run.settings, name, None) for run in (a, b))
+        if ours is not None or theirs is not None:
+            changed = ours != theirs and None not in (ours, theirs)
+            found.append(Change(name=name, a=ours, b=theirs, changed=changed))
+    looks = [() if run.telemetry is None else run.telemetry.samples for run in (a, b)]
+    for name in ("cpu_clock_hz", "gpu_clock_hz", "temp_c"):
+        known = [[x for s in samples if (x := getattr(s, name)) is not None] for samples in looks]
+        ours, theirs = (
+            None if not values else max(values) if name == "temp_c" else _mean(values)
+            for values in known
+        )
+        if ours is None or theirs is None:
+            continue
+        limit = TEMP_C if name == "temp_c" else CLOCK_SHARE * ours
+        changed = abs(ours - theirs) > limit
+        found.append(Change(name=f"{name} during", a=ours, b=theirs, changed=changed))
+    return found
 
 
 def _mean(values: Sequence[float] | None) -> float | None:

@@ -87,6 +87,8 @@ class ConsoleObserver:
             self.warn(f"the connection to the board broke; trying again ({event.get('reason')})")
         elif kind == "retry":
             self.warn(f"{event.get('reason')}; running it again")
+        elif kind == "conditions":
+            self.warn(str(event.get("reason")))
         elif kind == "waiting" and event.get("job") != self._waiting:
             self._waiting = event.get("job")
             self.warn(f"waiting for {event.get('what')}")

@@ -11,7 +11,16 @@ from harness.differences import difference_of, judge
 from harness.errors import ConfigError, StableBoardError
 from harness.kernel_changes import keys
 from harness.profiles import join
-from harness.records import Conditions, Interval, KernelTime, Measurement, Profile
+from harness.records import (
+    BoardSettings,
+    Conditions,
+    Interval,
+    KernelTime,
+    Measurement,
+    Profile,
+    Telemetry,
+    TelemetrySample,
+)
 from harness.store import MUST_MATCH
 from harness.trtexec.log import read_log
 from tests.test_stats import measurement
@@ -188,6 +197,35 @@ def test_conditions_that_changed_are_told_from_those_that_wavered():
     assert found["cpu_clock_hz after"].a == 1.5e9
     # A GPU's clock, which neither knows, is not listed.
     assert not any(name.startswith("gpu") for name in found)
+
+
+def test_settings_and_what_telemetry_saw_are_compared():
+    def look(at_s, clock_hz, temp_c):
+        return TelemetrySample(at_s=at_s, cpu_clock_hz=clock_hz, temp_c=temp_c)
+
+    def watched(*samples):
+        return Telemetry(period_s=1.0, cost_share=0.001, samples=samples)
+
+    a = run(
+        [0.01, 0.01],
+        settings=BoardSettings(governor="performance", cpus_online=4),
+        telemetry=watched(look(0.5, 1e9, 50.0), look(1.5, 2e9, 60.0)),
+    )
+    b = run(
+        [0.01, 0.01],
+        settings=BoardSettings(governor="schedutil", fan_pwm=80),
+        telemetry=watched(look(0.5, 1e9, 58.0)),
+        **LATER,
+    )
+    found = {change.name: change for change in compare(a, b).conditions}
+    assert {name for name, one in found.items() if one.changed} == {
+        "governor",
+        "cpu_clock_hz during",
+    }
+    # The mean of 1 and 2 GHz, and the hottest looks: 2 degrees are less than 5.
+    assert (found["cpu_clock_hz during"].a, found["cpu_clock_hz during"].b) == (1.5e9, 1e9)
+    assert (found["temp_c during"].a, found["temp_c during"].b) == (60.0, 58.0)
+    assert (found["fan_pwm"].a, found["fan_pwm"].b) == (None, 80)
 
 
 # --- logs -----------------------------------------------------------------------------------------

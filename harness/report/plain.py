@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from harness import stats
 from harness.attribution import attribution
 from harness.records import Interval, Measurement, Profile
+from harness.report.running import running_json
 
 __all__ = [
     "PredictionRow",
@@ -95,6 +96,7 @@ def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str
         "timed": measurement.timed,
         "machine": measurement.machine,
         "agent_hash": measurement.agent_hash,
+        **running_json(measurement),
     }
 
 

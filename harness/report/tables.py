@@ -35,6 +35,7 @@ from harness.report.plain import (
     profile_json,
     validation_json,
 )
+from harness.report.running import running_lines
 from harness.units import format_count, format_size, format_time
 
 if TYPE_CHECKING:
@@ -389,8 +390,10 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
 
 def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
     """Print one network's measurement and its kernels."""
+    lines = (Text(line) for line in running_lines(measurement))
+    table = measurement_table([measurement], percentile=percentile)
     kernels = profile_table(profile, end_to_end_s=stats.median(measurement.samples_s))
-    show(Group(measurement_table([measurement], percentile=percentile), kernels))
+    show(Group(table, *lines, kernels))
 
 
 def print_prediction(prediction: PredictionRow) -> None:
