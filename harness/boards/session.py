@@ -267,10 +267,11 @@ class Session:
         self.close()
 
     def _call(
-        self, method: str, params: Frame, timeout_s: float = CALL_TIMEOUT_S, **options: Any
+        self, method: str, params: Frame, timeout_s: float | None = None, **options: Any
     ) -> Frame:
         if self._agent is None:
             raise TransientBoardError(f"there is no connection to board {self._spec.name}")
+        timeout_s = CALL_TIMEOUT_S if timeout_s is None else timeout_s
         return self._agent.connection.call(method, params, timeout_s=timeout_s, **options)
 
     def _tell(self, event: Frame) -> None:
