@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import records
@@ -34,6 +34,12 @@ ALLOWED = re.compile(
 )
 # Longer than any wait of the host, see ``host.shorten``.
 HANG_S = 60.0
+
+
+def _owner(entry: os.DirEntry[str]) -> int | None:
+    with contextlib.suppress(OSError):  # somebody else's, and gone by now
+        return entry.stat(follow_symlinks=False).st_uid
+    return None
 
 
 class Host:
@@ -108,6 +114,7 @@ class Scene:
     proxy: Proxy
     host: Host
     random: random.Random
+    _before: set[str] = field(default_factory=set)
 
     def prepare(self, task: Task) -> None:
         """Everything of an earlier campaign is gone, the next one's task is written."""
@@ -116,6 +123,8 @@ class Scene:
                 shutil.rmtree(path)
         self.host.folder.mkdir(parents=True)
         (self.host.folder / "task.json").write_text(records.dump(task))
+        # Numbers of users are used again: these may be of one who is gone.
+        self._before = self._shared_files()
 
     def stored(self) -> int:
         """How many measurements the host has kept so far."""
@@ -170,11 +179,15 @@ class Scene:
         found = [str(path.relative_to(cache)) for path in cache.rglob("*")]
         strays = [name for name in found if not ALLOWED.match(name)]
         home = [path.name for path in self.nano.user.home.iterdir() if path.name != ".cache"]
-        shared = [
+        shared = sorted(self._shared_files() - self._before)
+        return strays + home + shared
+
+    def _shared_files(self) -> set[str]:
+        """What the board's user has in folders that are everybody's, where it is a user apart."""
+        return {
             entry.path
             for parent in ("/tmp", "/var/tmp", "/dev/shm")
-            if Path(parent).is_dir()
+            if os.getuid() == 0 and Path(parent).is_dir()
             for entry in os.scandir(parent)
-            if entry.stat(follow_symlinks=False).st_uid == self.nano.user.uid
-        ]
-        return strays + home + (shared if os.getuid() == 0 else [])
+            if _owner(entry) == self.nano.user.uid
+        }
