@@ -152,7 +152,7 @@ SUDOERS = (
     " /usr/sbin/nvpmodel -m 2,"
     ' /usr/bin/jetson_clocks "", /usr/bin/jetson_clocks --store {clocks},'
     " /usr/bin/jetson_clocks --restore {clocks}, /usr/bin/jetson_clocks --show,"
-    " /usr/bin/tee {fan}\n"
+    " /usr/bin/tee {fan}/target_pwm, /usr/bin/tee {fan}/temp_control\n"
 )
 
 
@@ -249,7 +249,7 @@ class Jetson:
 
     def as_user(self, *, may_sudo: bool) -> board.Board:
         """Somebody who may write no file, and may or may not run the tools without a password."""
-        clocks, fan = self.root / "run/boardfit.clocks", self.root / FAN / "target_pwm"
+        clocks, fan = self.root / "run/boardfit.clocks", self.root / FAN
         rules = SUDOERS.format(clocks=clocks, fan=fan) if may_sudo else ""
         (self.root / "sudoers").write_text(rules)
         return board.Board(str(self.root), uid=1000, access=lambda _, mode: mode != os.W_OK)

@@ -63,7 +63,7 @@ def test_a_nanos_controls_are_told_in_si_units(jetson: Jetson) -> None:
         "cur_hz": 1_600_000_000,
         "locked": False,
     }
-    assert found["fan"] == {"pwm": 80, "max_pwm": 255}
+    assert found["fan"] == {"pwm": 80, "max_pwm": 255, "automatic": True}
     assert found["clocks_locked"] is False
     assert jetson.calls() == []
 
@@ -160,4 +160,8 @@ def test_the_fan_of_jetpack_5_is_found_by_its_drivers_name(tmp_path: Path) -> No
         folder.mkdir(parents=True)
         (folder / "name").write_text(name + "\n")
     (folder / "pwm1").write_text("69\n")
-    assert controls.state(str(tmp_path), _nobody)["fan"] == {"pwm": 69, "max_pwm": 255}
+    assert controls.state(str(tmp_path), _nobody)["fan"] == {
+        "pwm": 69,
+        "max_pwm": 255,
+        "automatic": None,
+    }
