@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent import board, controls, telemetry
+from device_agent import controls, telemetry
 from tests.device_agent.jetson import CPU_TABLE_KHZ, EMC, GPU, GPU_TABLE_HZ, Jetson
 
 KEYS = {
@@ -85,7 +85,7 @@ def test_clocks_are_locked_only_if_minimum_maximum_and_current_agree_everywhere(
     def locked() -> object:
         return controls.state(str(jetson.root))["clocks_locked"]
 
-    board.run_program(["jetson_clocks"])
+    jetson.lock_clocks()
     assert locked() is True
     # cpufreq computes the current clock: 1478.4 of 1479 MHz is within 1 %.
     jetson.set("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", 1478400)
