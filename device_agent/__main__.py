@@ -140,6 +140,12 @@ class Agent:
         found = dict(telemetry.facts(), **probe_runtime(runtime))
         return dict(found, power_mode=None if mode is None else mode["name"])
 
+    def _do_inspect(self, section):
+        # Only the doctor asks: the agent starts without it.
+        from . import inspection
+
+        return {"section": section, "facts": inspection.inspect(section, self._cache_dir)}
+
     def _do_conditions(self):
         return telemetry.conditions()
 
