@@ -324,9 +324,19 @@ def _measure(engine, params, folder, cache_dir, reporter):
     paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
     reporter.progress("warming up", 0, plan.rounds)
     engines = [engine.load(path, params["threads"], params["seed"]) for path in paths]
-    conditions = []
+    conditions, soaked = [], []
 
     def look():
+        if plan.soak_s > 0:
+            soaked.extend(
+                timing.soak(
+                    [one.run for one in engines],
+                    plan.soak_s,
+                    engine.clock,
+                    lambda: telemetry.conditions(count_before=count_before),
+                    lambda at_s: reporter.progress("soaking, s", int(at_s), int(plan.soak_s)),
+                )
+            )
         # After warming up: an idle board's clocks say nothing of those it measures at.
         conditions.append(telemetry.conditions())
 
@@ -343,6 +353,8 @@ def _measure(engine, params, folder, cache_dir, reporter):
         dict(one._asdict(), sha256=params["engines"][index], batch=engines[index].batch)
         for index, one in enumerate(timed)
     ]
+    for into, one in zip(found, soaked):  # noqa: B905 (strict= is Python 3.10)
+        into["soak"] = one.wire()
     for one in engines:
         one.close()
     return {"engines": found, "before": conditions[0], "after": after}

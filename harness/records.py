@@ -21,6 +21,7 @@ __all__ = [
     "BudgetVerdict",
     "Candidate",
     "Conditions",
+    "Criterion",
     "FitResult",
     "Group",
     "GroupAllocation",
@@ -28,9 +29,13 @@ __all__ = [
     "KernelPoint",
     "KernelTime",
     "Measurement",
+    "MeasurementVerdict",
     "Option",
+    "PercentileFigure",
     "Prediction",
     "Profile",
+    "Soak",
+    "SoakWindow",
     "Stage",
     "Strategy",
     "StrategyEntry",
@@ -159,12 +164,46 @@ class SweepTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoakWindow:
+    """A second or more of an engine running without a pause, and the board's state at its end.
+
+    ``at_s`` counts from the start of the soak; ``n`` calls with these quantiles.
+    """
+
+    at_s: float
+    n: int
+    median_s: float
+    p10_s: float
+    p90_s: float
+    conditions: Conditions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Soak:
+    """How an engine's time changed while the board ran without a pause, before the measurement.
+
+    ``samples_s`` holds every ``every``-th call, so that a long soak stays within one frame.
+    """
+
+    every: int
+    samples_s: tuple[float, ...]
+    windows: tuple[SoakWindow, ...]
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            raise ValueError("a soak without a window")
+        _require_positive(every=self.every)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """Timed calls of one engine, with the conditions under which they were taken.
 
     ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
-    all engines that were measured interleaved with each other.
+    all engines that were measured interleaved with each other. ``soak`` is what came before the
+    samples where the board was to be warm. History: ``soak`` came with boardfit 0.2; it is None in
+    what earlier versions stored.
     """
 
     label: str
@@ -183,6 +222,7 @@ class Measurement:
     campaign: str
     taken_at: str
     power_mode: str | None = None
+    soak: Soak | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:
@@ -212,6 +252,54 @@ class Profile:
     runtime: str
     runtime_version: str
     kernels: tuple[KernelTime, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """One question that a measurement was asked, and the answer.
+
+    ``figure`` and ``limit`` are in SI units or shares, None where there is nothing to compare;
+    ``finding`` is the answer as a sentence, ``remedy`` what to do where it is not "ok".
+    """
+
+    name: str
+    outcome: Literal["ok", "violated", "unknown"]
+    figure: float | None
+    limit: float | None
+    finding: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PercentileFigure:
+    """A percentile of a measurement; ``value_s`` is None where ``needed`` calls were not made.
+
+    ``needed`` is None for a percentile that no number of calls supports (0 and 100).
+    """
+
+    percent: float
+    value_s: float | None
+    needed: int | None
+    n_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementVerdict:
+    """Whether a measurement can be trusted: VALID unless a criterion is violated."""
+
+    status: Literal["VALID", "UNSTABLE"]
+    criteria: tuple[Criterion, ...]
+    percentiles: tuple[PercentileFigure, ...]
+
+    @property
+    def violated(self) -> tuple[Criterion, ...]:
+        """What speaks against the measurement."""
+        return tuple(c for c in self.criteria if c.outcome == "violated")
+
+    @property
+    def unknown(self) -> tuple[Criterion, ...]:
+        """What nobody can tell of it."""
+        return tuple(c for c in self.criteria if c.outcome == "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +482,8 @@ class Candidate:
     int8_layers_real: int = 0
     allocation: tuple[GroupAllocation, ...] = ()
     notes: tuple[str, ...] = ()
+    verdict: MeasurementVerdict | None = None
+    soak: Soak | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,8 @@ from harness.records import (
     KernelTime,
     Measurement,
     Profile,
+    Soak,
+    SoakWindow,
 )
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
@@ -80,11 +82,12 @@ class MeasurePlan:
     block_s: float
     block_min: int
     drop: int
+    soak_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.block_min < 1 or self.drop < 0:
             raise ValueError(f"a plan needs rounds and calls, got {self}")
-        if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s)):
+        if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s, self.soak_s)):
             raise ValueError(f"a plan's times cannot be negative, got {self}")
 
 
@@ -108,6 +111,16 @@ def _sha256(path: Path) -> str:
 def _conditions(content: Frame) -> Conditions:
     clocks = content["cpu_clock_hz"]
     return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
+
+
+def _soak(content: Frame | None) -> Soak | None:
+    if content is None:
+        return None
+    windows = tuple(
+        SoakWindow(**{**window, "conditions": _conditions(window["conditions"])})
+        for window in content["windows"]
+    )
+    return Soak(every=content["every"], samples_s=tuple(content["samples_s"]), windows=windows)
 
 
 class Session:
@@ -367,6 +380,7 @@ class Session:
                 campaign=campaign,
                 taken_at=taken_at,
                 power_mode=self.facts.power_mode,
+                soak=_soak(timed.get("soak")),
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
         )
