@@ -40,6 +40,8 @@ __all__ = [
     "Strategy",
     "StrategyEntry",
     "SweepTimes",
+    "Telemetry",
+    "TelemetrySample",
     "dump",
     "load",
 ]
@@ -164,6 +166,28 @@ class SweepTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySample:
+    """One look at the board during a run, ``at_s`` seconds after its start."""
+
+    at_s: float
+    cpu_clock_hz: float | None = None
+    gpu_clock_hz: float | None = None
+    temp_c: float | None = None
+    power_w: float | None = None
+    throttled: bool | None = None
+    free_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """The board during a run: a look every ``period_s``, which took ``cost_share`` of a CPU."""
+
+    period_s: float
+    cost_share: float
+    samples: tuple[TelemetrySample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SoakWindow:
     """A second or more of an engine running without a pause, and the board's state at its end.
 
@@ -222,6 +246,7 @@ class Measurement:
     campaign: str
     taken_at: str
     power_mode: str | None = None
+    telemetry: Telemetry | None = None
     soak: Soak | None = None
 
     def __post_init__(self) -> None:

@@ -27,12 +27,15 @@ __all__ = [
     "ratio_interval",
     "round_medians",
     "samples_needed",
+    "student",
 ]
 
 # 1.4826 makes the MAD of normal samples an estimate of their standard deviation.
 MAD_TO_SIGMA = 1.4826
 # A measurement that was not interleaved is looked at in this many pieces.
 BLOCKS = 10
+# From so many blocks on their variance is known well enough to believe that it is small.
+MANY_BLOCKS = 30
 
 
 def median(samples: Sequence[float]) -> float:
@@ -67,11 +70,17 @@ def coefficient_of_variation(samples: Sequence[float]) -> float:
     return MAD_TO_SIGMA * mad(samples) / median(samples)
 
 
-def outliers(samples: Sequence[float], *, sigmas: float = 5.0) -> tuple[int, ...]:
-    """Indices of samples more than ``sigmas`` robust standard deviations from the median."""
+def outliers(
+    samples: Sequence[float], *, sigmas: float = 5.0, at_least: float = 0.0
+) -> tuple[int, ...]:
+    """Indices of samples more than ``sigmas`` robust standard deviations from the median.
+
+    And more than ``at_least`` of the median: a clock with coarse steps makes no outliers.
+    """
     values = np.asarray(samples)
-    limit = sigmas * MAD_TO_SIGMA * mad(samples)
-    return tuple(int(i) for i in np.flatnonzero(np.abs(values - np.median(values)) > limit))
+    middle = float(np.median(values))
+    limit = max(sigmas * MAD_TO_SIGMA * mad(samples), at_least * middle)
+    return tuple(int(i) for i in np.flatnonzero(np.abs(values - middle) > limit))
 
 
 def drift(samples: Sequence[float]) -> float:
@@ -104,8 +113,9 @@ def interval_of_median(measurement: Measurement, *, coverage: float = 0.95) -> I
     Woodruff's interval (JASA 47, 1952): with ``u_r`` the share of round ``r``'s samples up to the
     median, the quantiles at ``0.5 -+ t * se(mean u)``. The standard error is that of successive
     differences, ``sum (u_r+1 - u_r)^2 / (2 R (R - 1))``, for systematic samples (Wolter,
-    Introduction to Variance Estimation, 2007, eq. 8.2.2), but never less than that of as many
-    independent samples; ``t`` has the difference estimator's 2/3 (R - 1) degrees of freedom.
+    Introduction to Variance Estimation, 2007, eq. 8.2.2), and with fewer than ``MANY_BLOCKS``
+    rounds not less than that of as many independent samples; ``t`` has the difference estimator's
+    2/3 (R - 1) degrees of freedom.
     A measurement of a single round is cut into ``BLOCKS`` blocks. Where there are too
     few for ``coverage``, the interval is the whole range and says how much that covers.
     """
@@ -175,9 +185,9 @@ def _woodruff(
         raise ValueError(f"coverage {coverage} is not between 0 and 1")
     ordered = np.sort(np.asarray(measurement.samples_s))
     n = len(ordered)
-    if variance <= 0.25 / n:
+    if variance <= 0.25 / n and blocks < MANY_BLOCKS:
         variance, freedom, blocks = 0.25 / n, float(n), n
-    half = _student(coverage, max(1.0, freedom)) * math.sqrt(variance)
+    half = student(coverage, max(1.0, freedom)) * math.sqrt(variance)
     # Ranks are rounded outwards: an interval of few samples is rather too wide.
     first, last = math.floor((0.5 - half) * n) - 1, math.ceil((0.5 + half) * n)
     if first < 0 or last > n - 1:
@@ -252,7 +262,7 @@ def _most(n: int) -> float:
     return 1 - 2.0 ** (1 - n)
 
 
-def _student(coverage: float, freedom: float) -> float:
+def student(coverage: float, freedom: float) -> float:
     """The quantile of Student's t that ``coverage`` lies between, with its negative."""
     return float(scipy.special.stdtrit(freedom, (1 + coverage) / 2))
 
