@@ -4,112 +4,36 @@
 stdin closes; ``worker JOB_DIR`` runs one job; ``runtime NAME`` prints a runtime's version.
 """
 
-import hashlib
+import contextlib
 import importlib
 import json
 import os
 import platform
-import re
-import select
 import signal
 import subprocess
 import sys
 import time
 import traceback
 
-from . import blobs, jobs, telemetry
+from . import blobs, cleaning, files, jobs, lease, telemetry, wire, worker
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEARTBEAT_S = 1.0
 # Looking often finds the end of short jobs soon; long ones are left alone to measure.
 POLL_S = (0.05, 0.25)
 RUNTIME_TIMEOUT_S = 120
-JSON_TYPES = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
-}
-
-
-class Misuse(Exception):
-    """A request that the wire does not allow; ``code`` is one of the schema's."""
-
-    def __init__(self, code, message):
-        super().__init__(message)
-        self.code = code
-
-
-def agent_hash():
-    """SHA-256 over names, sizes and contents of the agent's files; the host computes the same."""
-    digest = hashlib.sha256()
-    for name in sorted(os.listdir(HERE)):
-        if name.endswith((".py", ".json")):
-            with open(os.path.join(HERE, name), "rb") as stream:
-                content = stream.read()
-            digest.update(b"%s\0%d\0" % (name.encode(), len(content)) + content)
-    return digest.hexdigest()
-
-
-def load_wire():
-    """The schema that host and agent share."""
-    with open(os.path.join(HERE, "wire_v1.json")) as stream:
-        return json.load(stream)
-
-
-def _refuse_constant(text):
-    raise ValueError("%s is no JSON" % text)
-
-
-class Lines:
-    """Frames from a file descriptor; reading and looking ahead share one buffer."""
-
-    def __init__(self, descriptor, limit_bytes):
-        self._descriptor = descriptor
-        self._limit_bytes = limit_bytes
-        self._buffer = bytearray()
-        self._ended = False
-
-    def pending(self, timeout_s):
-        """Whether there is something to read (or the end) within ``timeout_s``."""
-        if self._ended or b"\n" in self._buffer:
-            return True
-        return bool(select.select([self._descriptor], [], [], timeout_s)[0])
-
-    def next(self):
-        """The next line, or None at the end; an oversize one is skipped and is a ``Misuse``."""
-        skipped, searched = False, 0
-        while True:
-            end = self._buffer.find(b"\n", searched)
-            if end >= 0:
-                line = bytes(self._buffer[:end])
-                del self._buffer[: end + 1]
-                if skipped or len(line) > self._limit_bytes:
-                    raise Misuse("oversize", "a frame is at most %d bytes" % self._limit_bytes)
-                return line
-            if self._ended:
-                return None
-            if len(self._buffer) > self._limit_bytes:
-                self._buffer.clear()
-                skipped = True
-            searched = len(self._buffer)
-            data = os.read(self._descriptor, 1 << 16)
-            self._ended = not data
-            self._buffer += data
 
 
 class Agent:
     """Serves requests one after the other."""
 
     def __init__(self, cache_dir, stdin, stdout):
-        wire = load_wire()
-        self._definitions = wire["$defs"]
-        self._limit_bytes = wire["x-max-frame-bytes"]
-        self._protocol = wire["x-protocol"]
+        schema = wire.load_schema()
+        self._definitions = schema["$defs"]
+        self._limit_bytes = schema["x-max-frame-bytes"]
+        self._protocol = schema["x-protocol"]
         self._cache_dir = cache_dir
-        self._lines = Lines(stdin, self._limit_bytes)
+        self._lines = wire.Lines(stdin, self._limit_bytes)
         self._stdout = stdout
         self._id = None
 
@@ -117,76 +41,73 @@ class Agent:
         """Answer requests until stdin closes."""
         hello = {
             "protocol": self._protocol,
-            "agent_hash": agent_hash(),
+            "agent_hash": wire.agent_hash(),
             "cache_dir": self._cache_dir,
             "pid": os.getpid(),
         }
         # The newline before it ends whatever a login script has printed without one.
         self._write(b"\nboardfit-agent " + json.dumps(hello).encode() + b"\n")
-        while True:
-            self._id = None
-            try:
-                line = self._lines.next()
-                if line is None:
-                    return
-                if line.strip():
-                    self._reply("result", self._answer(line))
-            except Misuse as misuse:
-                self._reply("error", {"code": misuse.code, "message": str(misuse)})
-            except jobs.JobIdReused as error:
-                self._reply("error", {"code": "job_id_reused", "message": str(error)})
-            except BrokenPipeError:
-                return
-            except Exception as error:
-                text = {
-                    "type": type(error).__name__,
-                    "message": str(error),
-                    "traceback": traceback.format_exc(),
-                }
-                self._reply("exception", text)
+        with contextlib.suppress(BrokenPipeError):
+            while self._serve_one():
+                pass
+
+    def _serve_one(self):
+        """Whether there was a request, which has been answered."""
+        self._id = None
+        try:
+            line = self._lines.next()
+            if line is None:
+                return False
+            if line.strip():
+                self._reply("result", self._answer(line))
+        except wire.Misuse as misuse:
+            self._reply("error", {"code": misuse.code, "message": str(misuse)})
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            self._reply_exception(error)
+        return True
+
+    def _reply_exception(self, error):
+        """An error with a code where the host can do something about it, else an exception."""
+        code = None
+        if isinstance(error, jobs.JobIdReused):
+            code = "job_id_reused"
+        elif isinstance(error, (blobs.BlobMissing, blobs.BlobDamaged)):
+            code = "blob"
+        elif isinstance(error, OSError) and error.errno in files.STORAGE_ERRORS:
+            code = "storage"
+        if code is not None:
+            self._reply("error", {"code": code, "message": str(error)})
+            return
+        text = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
+        self._reply("exception", text)
 
     def _answer(self, line):
         try:
-            request = json.loads(line.decode(), parse_constant=_refuse_constant)
+            request = json.loads(line.decode(), parse_constant=wire.refuse_constant)
         except (ValueError, RecursionError) as error:
-            raise Misuse("not_json", "a request is one JSON object a line: %s" % error)
+            raise wire.Misuse("not_json", "a request is one JSON object a line: %s" % error)
         if not isinstance(request, dict) or set(request) != {"id", "method", "params"}:
-            raise Misuse("bad_request", "a request has id, method and params, and nothing else")
+            raise wire.Misuse("bad_request", "a request has id, method and params, no more")
         if type(request["id"]) is not int:
-            raise Misuse("bad_request", "a request's id is an integer")
+            raise wire.Misuse("bad_request", "a request's id is an integer")
         self._id = request["id"]
         method = request["method"]
-        if method not in self._definitions["request"]["properties"]["method"]["enum"]:
-            raise Misuse("unknown_method", "this agent has no method %r" % (method,))
-        self._check(request["params"], self._definitions[method + ".params"], method)
+        definitions = self._definitions
+        if method not in definitions["request"]["properties"]["method"]["enum"]:
+            raise wire.Misuse("unknown_method", "this agent has no method %r" % (method,))
+        wire.check(request["params"], definitions[method + ".params"], method, definitions)
         if method == "submit":
             kind = request["params"]["kind"]
-            self._check(request["params"]["params"], self._definitions[kind + ".params"], kind)
+            wire.check(
+                request["params"]["params"], definitions[kind + ".params"], kind, definitions
+            )
         return getattr(self, "_do_" + method)(**request["params"])
-
-    def _check(self, value, schema, where):
-        """Refuse what the schema does not allow; the host has checked it in full."""
-        while "$ref" in schema:
-            schema = self._definitions[schema["$ref"].rpartition("/")[2]]
-        kinds = schema.get("type", [])
-        kinds = [kinds] if isinstance(kinds, str) else kinds
-        allowed = [JSON_TYPES[kind] for kind in kinds if kind != "null"]
-        wrong = not isinstance(value, tuple(allowed)) if allowed else False
-        if wrong and not (value is None and "null" in kinds):
-            raise Misuse("bad_params", "%s: %s is wanted" % (where, " or ".join(kinds)))
-        if "enum" in schema and value not in schema["enum"]:
-            raise Misuse("bad_params", "%s: %r is none of %s" % (where, value, schema["enum"]))
-        if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
-            raise Misuse("bad_params", "%s: %r does not fit" % (where, value[:80]))
-        if isinstance(value, dict) and "properties" in schema:
-            missing = set(schema.get("required", ())) - set(value)
-            unknown = set(value) - set(schema["properties"])
-            if missing or (unknown and not schema.get("additionalProperties", True)):
-                names = ", ".join(sorted(missing or unknown))
-                word = "missing" if missing else "unknown"
-                raise Misuse("bad_params", "%s: %s: %s" % (where, word, names))
-            for name in value:
-                self._check(value[name], schema["properties"][name], "%s.%s" % (where, name))
 
     def _write(self, data):
         while data:
@@ -209,15 +130,27 @@ class Agent:
     def _do_blob_has(self, sha256):
         return {"present": blobs.has(self._cache_dir, sha256)}
 
-    def _do_blob_begin(self, sha256, size_bytes):
-        token, path = blobs.begin(self._cache_dir, sha256, size_bytes)
-        return {"token": token, "path": path}
+    def _do_blob_begin(self, sha256, size_bytes, limit_bytes):
+        needed = jobs.needed_blobs(self._cache_dir)
+        path, offset = blobs.begin(self._cache_dir, sha256, size_bytes, limit_bytes, needed)
+        return {"path": path, "offset": offset}
 
-    def _do_blob_commit(self, sha256, token):
-        return {"size_bytes": blobs.commit(self._cache_dir, sha256, token)}
+    def _do_blob_commit(self, sha256):
+        return {"size_bytes": blobs.commit(self._cache_dir, sha256)}
 
-    def _do_submit(self, job_id, kind, params):
-        return jobs.submit(self._cache_dir, job_id, kind, params)
+    def _do_clean(self, keep_s, unfetched):
+        removed = cleaning.sweep(self._cache_dir, wire.agent_hash(), keep_s, unfetched)
+        found = cleaning.usage(self._cache_dir)
+        return dict(found, removed=removed.counts, freed_bytes=removed.freed_bytes)
+
+    def _do_lease(self):
+        return {"holder": lease.holder()}
+
+    def _do_retire(self, pids):
+        return {"ended": [pid for pid in pids if retire(pid)]}
+
+    def _do_submit(self, job_id, kind, params, owner, timeout_s):
+        return jobs.submit(self._cache_dir, job_id, kind, params, owner, timeout_s)
 
     def _do_status(self, job_id):
         return jobs.status(self._cache_dir, job_id)
@@ -240,14 +173,28 @@ class Agent:
             if now_s - beat_s >= HEARTBEAT_S:
                 beat_s = now_s
                 self._reply("event", {"kind": "heartbeat", "state": state["state"]})
-            if self._lines.pending(POLL_S[now_s - start_s > 2.0]):
+            pause_s = POLL_S[now_s - start_s > 2.0]
+            if self._lines.pending(pause_s, jobs.ended_of(job_id)):
                 return state
 
     def _do_result(self, job_id):
         state = jobs.status(self._cache_dir, job_id)["state"]
         if state in ("waiting", "running"):
-            raise Misuse("bad_request", "job %s is %s: wait for its end" % (job_id, state))
-        return jobs.outcome_of(jobs.folder_of(self._cache_dir, job_id))
+            raise wire.Misuse("bad_request", "job %s is %s: wait for its end" % (job_id, state))
+        return jobs.fetch(self._cache_dir, job_id)
+
+
+def retire(pid):
+    """Whether ``pid`` was an agent that a broken link left behind, which is now told to end."""
+    try:
+        with open("/proc/%d/cmdline" % pid, "rb") as stream:
+            words = stream.read().split(b"\0")
+        if pid == os.getpid() or not any(b"boardfit-bootstrap" in word for word in words):
+            return False
+        os.kill(pid, signal.SIGTERM)
+    except OSError:
+        return False
+    return True
 
 
 def probe_runtime(runtime):
@@ -287,7 +234,7 @@ def main(argv):
         # numpy 1.19.5's OpenBLAS takes a Cortex-A57 for something newer and dies of SIGILL.
         os.environ.setdefault("OPENBLAS_CORETYPE", "ARMV8")
     if command == "worker":
-        return jobs.work(argument)
+        return worker.work(argument)
     # Native libraries print to file descriptor 1; only the agent may write to the stream.
     stdout = os.dup(1)
     os.dup2(2, 1)
@@ -297,12 +244,15 @@ def main(argv):
         return 0
     cache_dir = os.path.abspath(os.path.expanduser(argument))
     os.makedirs(cache_dir, exist_ok=True)
-    jobs.sweep(cache_dir, time.time())
+    with contextlib.suppress(OSError):
+        os.utime(os.path.dirname(HERE), None)  # it is in use: see cleaning
+    cleaning.sweep(cache_dir, wire.agent_hash())
     stdin = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     Agent(cache_dir, stdin, stdout).serve()
+    cleaning.sweep(cache_dir, wire.agent_hash())
     return 0
 
 

@@ -1,15 +1,13 @@
-"""Jobs that outlive the connection: one folder each, run by a worker in a session of its own.
+"""Jobs that outlive the connection, from the agent's side: started, watched, cancelled.
 
-A job's folder holds ``request.json``, ``worker.json`` (its process group), ``events.jsonl``,
-``stderr.txt`` and in the end ``outcome.json``, which is written once: the first one to write it
-wins. The worker holds a lock on ``alive`` for as long as it or its child lives; process numbers are
-reused, locks are not.
+One folder each, run by ``worker.py`` in a session of its own. A job's folder holds
+``request.json``, ``worker.json`` (its process group), ``events.jsonl``, ``stderr.txt`` and in the
+end ``outcome.json``, which is written once: the first one to write it wins. The worker holds a
+lock on ``alive`` for as long as it or its child lives; process numbers are reused, locks are not.
+Ages are told by the monotonic clock and the boot, because a board's clock jumps.
 """
 
 import contextlib
-import errno
-import fcntl
-import importlib
 import json
 import os
 import shutil
@@ -18,17 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 
-from . import blobs, telemetry, timing
+from . import files, telemetry
 
 # Import errors and full disks kill a worker before it takes its lock; it gets this long.
 START_TIMEOUT_S = 30.0
-LEASE_TIMEOUT_S = 600.0
 TERMINATE_TIMEOUT_S = 2.0
-POLL_S = 0.1
-KEEP_S = 14 * 86400.0
 STDERR_TAIL_BYTES = 4000
+FETCHED = "fetched"
+OVER = ("done", "failed", "died", "cancelled")
 
 _children = {}
 
@@ -37,12 +33,31 @@ class JobIdReused(Exception):
     """The job id belongs to a job with another request."""
 
 
-class LeaseHeld(Exception):
-    """Another job held the board's lease for too long."""
-
-
 class UnknownJob(Exception):
     """There is no job with this id."""
+
+
+class Child:
+    """A worker that this agent has started; ``ended`` becomes readable when it has ended."""
+
+    def __init__(self, folder):
+        self.ended, write = os.pipe()
+        try:
+            with open(os.path.join(folder, "stderr.txt"), "ab") as stderr:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "device_agent", "worker", folder],
+                    cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr,
+                    stderr=stderr,
+                    start_new_session=True,
+                    pass_fds=(write,),
+                )
+        except BaseException:
+            os.close(self.ended)
+            raise
+        finally:
+            os.close(write)
 
 
 def folder_of(cache_dir, job_id):
@@ -50,98 +65,81 @@ def folder_of(cache_dir, job_id):
     return os.path.join(cache_dir, "jobs", job_id)
 
 
-def read_json(path):
-    """Content of a JSON file, or None where there is none."""
+def outcome_of(folder):
+    """The job's outcome, or None while it runs or where its file is damaged."""
     try:
-        with open(path) as stream:
-            return json.load(stream)
-    except (OSError, ValueError):
+        return files.read_sealed(os.path.join(folder, "outcome.json"))
+    except files.Damaged:
         return None
-
-
-def write_json(path, content):
-    """Write a JSON file so that a reader sees all of it or none."""
-    temporary = "%s.%d" % (path, os.getpid())
-    with open(temporary, "w") as stream:
-        json.dump(content, stream, allow_nan=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def write_outcome(folder, outcome):
     """Write the outcome, unless there is one already."""
-    final = os.path.join(folder, "outcome.json")
-    temporary = "%s.%d.new" % (final, os.getpid())
-    write_json(temporary, outcome)
-    with contextlib.suppress(FileExistsError):
-        os.link(temporary, final)
-    os.remove(temporary)
-
-
-def outcome_of(folder):
-    """The job's outcome, or None while it runs."""
-    return read_json(os.path.join(folder, "outcome.json"))
-
-
-def _lock(path, timeout_s):
-    """A locked file, or None if someone else holds it for all of ``timeout_s``."""
-    stream = open(path, "a+")  # noqa: SIM115 (returned while it is locked)
-    deadline = time.perf_counter() + timeout_s
-    while True:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return stream
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-        if time.perf_counter() >= deadline:
-            stream.close()
-            return None
-        time.sleep(POLL_S)
+    files.write_sealed_once(os.path.join(folder, "outcome.json"), outcome)
 
 
 def alive(folder):
     """Whether the job's worker or its child lives."""
-    stream = _lock(os.path.join(folder, "alive"), 0.0)
-    if stream is None:
-        return True
-    stream.close()
-    return False
+    try:
+        descriptor = os.open(os.path.join(folder, "alive"), os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not files.lock(descriptor, 0.0)
+    finally:
+        os.close(descriptor)
 
 
-# --- the agent's side ---------------------------------------------------------------------------
+def is_done(folder):
+    """Whether the job has a result that a host may still want."""
+    outcome = outcome_of(folder)
+    return outcome is not None and outcome["state"] == "done"
 
 
-def submit(cache_dir, job_id, kind, params):
+def needed_blobs(cache_dir):
+    """Hashes of the blobs that jobs which are not over need."""
+    found = set()
+    parent = os.path.join(cache_dir, "jobs")
+    for name in os.listdir(parent) if os.path.isdir(parent) else ():
+        folder = os.path.join(parent, name)
+        if os.path.exists(os.path.join(folder, "outcome.json")):
+            continue
+        request = files.read_json(os.path.join(folder, "request.json"))
+        if request is not None:
+            params = request["params"]
+            found.update(params.get("engines", ()))
+            found.update(params[key] for key in ("network", "inputs") if key in params)
+    return found
+
+
+def submit(cache_dir, job_id, kind, params, owner, timeout_s):
     """Start a job, or attach to the one that has this id."""
     request = {"kind": kind, "params": params}
     folder = folder_of(cache_dir, job_id)
-    if not os.path.isdir(folder):
-        os.makedirs(os.path.dirname(folder), exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=".new-", dir=os.path.dirname(folder))
-        write_json(os.path.join(temporary, "request.json"), request)
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            shutil.rmtree(temporary)
-            if not os.path.isdir(folder):
-                raise
-    if read_json(os.path.join(folder, "request.json")) != request:
+    if not os.path.exists(os.path.join(folder, "request.json")):
+        _create(folder, dict(request, owner=owner, timeout_s=timeout_s))
+    found = files.read_json(os.path.join(folder, "request.json"))
+    if found is None or {key: found[key] for key in request} != request:
         raise JobIdReused("job %s exists with another request" % job_id)
     started = os.path.exists(os.path.join(folder, "worker.json"))
     if not started and outcome_of(folder) is None and job_id not in _children:
         # Two agents may both come here; the second worker finds the lock taken and leaves.
-        with open(os.path.join(folder, "stderr.txt"), "ab") as stderr:
-            _children[job_id] = subprocess.Popen(
-                [sys.executable, "-m", "device_agent", "worker", folder],
-                cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                start_new_session=True,
-            )
+        _children[job_id] = Child(folder)
     return status(cache_dir, job_id)
+
+
+def _create(folder, request):
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    suffix = ".%d" % os.getpid()
+    temporary = tempfile.mkdtemp(prefix=".new-", suffix=suffix, dir=os.path.dirname(folder))
+    born = {"boot_id": files.boot_id(), "at_s": time.monotonic()}
+    try:
+        files.write_json(os.path.join(temporary, "request.json"), dict(request, **born))
+        os.rename(temporary, folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not os.path.isdir(folder):
+            raise
 
 
 def status(cache_dir, job_id):
@@ -156,37 +154,77 @@ def status(cache_dir, job_id):
     }
 
 
+def ended_of(job_id):
+    """A descriptor that becomes readable at the job's end, or None if another agent started it."""
+    child = _children.get(job_id)
+    return None if child is None else child.ended
+
+
+def _forget(job_id):
+    child = _children.pop(job_id, None)
+    if child is not None:
+        os.close(child.ended)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(TERMINATE_TIMEOUT_S)
+
+
 def _state(folder, job_id):
     child = _children.get(job_id)
-    returned = None if child is None else child.poll()
+    returned = None if child is None else child.process.poll()
     outcome = outcome_of(folder)
     if outcome is not None:
+        _forget(job_id)
         return outcome["state"]
     started = os.path.exists(os.path.join(folder, "worker.json"))
     if alive(folder):
         running = os.path.exists(os.path.join(folder, "running"))
         return "running" if running else "waiting"
-    age_s = time.time() - os.path.getmtime(os.path.join(folder, "request.json"))
     starting = child is not None and returned is None
-    if not started and (starting or (child is None and age_s < START_TIMEOUT_S)):
+    if not started and (starting or (child is None and _is_young(folder))):
         return "waiting"
     # The worker may have finished between the two looks; write_outcome keeps what it wrote.
-    number = -returned if returned is not None and returned < 0 else None
-    write_outcome(folder, _died(folder, number, None))
-    return outcome_of(folder)["state"]
+    outcome = outcome_of(folder)
+    if outcome is None:
+        path = os.path.join(folder, "outcome.json")
+        if os.path.exists(path):
+            os.replace(path, path + ".damaged")
+        number = -returned if returned is not None and returned < 0 else None
+        write_outcome(folder, died(folder, number, None, _process_group(folder)))
+        outcome = outcome_of(folder)
+    _forget(job_id)
+    return outcome["state"]
 
 
-def _died(folder, number, exit_code):
+def _is_young(folder):
+    """Whether another agent may still be starting the worker; not after a boot."""
+    request = files.read_json(os.path.join(folder, "request.json")) or {}
+    if request.get("boot_id") != files.boot_id():
+        return False
+    return time.monotonic() - request["at_s"] < START_TIMEOUT_S
+
+
+def _process_group(folder):
+    """The number of the worker and of its process group, or None before it has started."""
+    worker = files.read_json(os.path.join(folder, "worker.json"))
+    return None if worker is None else worker["process_group"]
+
+
+def died(folder, number, exit_code, process):
+    """The outcome of a job whose ``process`` ended without one."""
+    tail = ""
     with contextlib.suppress(OSError), open(os.path.join(folder, "stderr.txt"), "rb") as stream:
         stream.seek(0, os.SEEK_END)
         stream.seek(max(0, stream.tell() - STDERR_TAIL_BYTES))
         tail = stream.read().decode(errors="replace")
+    request = files.read_json(os.path.join(folder, "request.json")) or {}
     return {
         "state": "died",
         "signal": number,
         "exit_code": exit_code,
         "stderr_tail": tail,
         "free_memory_bytes": telemetry.conditions()["free_memory_bytes"],
+        "rebooted": request.get("boot_id") != files.boot_id(),
+        "memory_kill": None if process is None else telemetry.memory_kill(process),
     }
 
 
@@ -204,181 +242,27 @@ def events(folder, after):
     return found
 
 
+def fetch(cache_dir, job_id):
+    """The outcome of a job that is over; from now on it may be swept."""
+    folder = folder_of(cache_dir, job_id)
+    outcome = outcome_of(folder)
+    with contextlib.suppress(OSError):
+        files.write_text(os.path.join(folder, FETCHED), "")
+    return outcome
+
+
 def cancel(cache_dir, job_id):
     """End the job's whole process group; a job that is over stays as it is."""
     folder = folder_of(cache_dir, job_id)
     if status(cache_dir, job_id)["state"] in ("waiting", "running"):
         write_outcome(folder, {"state": "cancelled"})
-        worker = read_json(os.path.join(folder, "worker.json"))
+        group = _process_group(folder)
         for number in (signal.SIGTERM, signal.SIGKILL):
-            if worker is None or not alive(folder):
+            if group is None or not alive(folder):
                 break
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(worker["process_group"], number)
-            deadline = time.perf_counter() + TERMINATE_TIMEOUT_S
-            while alive(folder) and time.perf_counter() < deadline:
-                time.sleep(POLL_S)
+                os.killpg(group, number)
+            deadline_s = time.monotonic() + TERMINATE_TIMEOUT_S
+            while alive(folder) and time.monotonic() < deadline_s:
+                time.sleep(files.POLL_S)
     return status(cache_dir, job_id)
-
-
-def sweep(cache_dir, now_s):
-    """Remove jobs that are over, and blobs, that nobody has touched for two weeks."""
-    for name in ("jobs", "blobs", os.path.join("blobs", "incoming")):
-        parent = os.path.join(cache_dir, name)
-        for entry in os.listdir(parent) if os.path.isdir(parent) else ():
-            path = os.path.join(parent, entry)
-            with contextlib.suppress(OSError):
-                if entry == "incoming" or now_s - os.path.getmtime(path) < KEEP_S:
-                    continue
-                if os.path.isfile(path):
-                    os.remove(path)
-                elif not alive(path):
-                    shutil.rmtree(path)
-
-
-# --- the worker's side --------------------------------------------------------------------------
-
-
-class Reporter:
-    """Appends the job's events, a few a second at most."""
-
-    def __init__(self, folder):
-        self._path = os.path.join(folder, "events.jsonl")
-        self._last_s = None
-
-    def waiting(self, what):
-        """Tell that the job waits for something."""
-        self._write({"kind": "waiting", "what": what})
-
-    def progress(self, what, done, total):
-        """Tell how far the job is."""
-        now_s = time.perf_counter()
-        if done == total or self._last_s is None or now_s - self._last_s > 0.25:
-            self._last_s = now_s
-            self._write({"kind": "progress", "what": what, "done": done, "total": total})
-
-    def _write(self, event):
-        with open(self._path, "a") as stream:
-            stream.write(json.dumps(event) + "\n")
-
-
-def work(folder):
-    """Exit code of a worker: runs the job in a child, whose death it lives to tell."""
-    mine = _lock(os.path.join(folder, "alive"), 5 * POLL_S)
-    if mine is None or outcome_of(folder) is not None:
-        return 0
-    cache_dir = os.path.dirname(os.path.dirname(folder))
-    write_json(os.path.join(folder, "worker.json"), {"process_group": os.getpgrp()})
-    reporter = Reporter(folder)
-    lease_path = os.path.join(cache_dir, "lease")
-    lease = _lock(lease_path, 0.0)
-    if lease is None:
-        reporter.waiting("the board's lease, held by job %s" % telemetry.read_text(lease_path))
-        lease = _lock(lease_path, LEASE_TIMEOUT_S)
-    if lease is None:
-        held = LeaseHeld("the board was busy for %.0f s" % LEASE_TIMEOUT_S)
-        write_outcome(folder, _failed(held, ""))
-        return 0
-    lease.truncate(0)
-    lease.write(os.path.basename(folder))
-    lease.flush()
-    write_json(os.path.join(folder, "running"), True)
-    child = os.fork()
-    if child == 0:
-        try:
-            write_outcome(folder, _attempt(folder, cache_dir, reporter))
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    _, code = os.waitpid(child, 0)
-    if outcome_of(folder) is None:
-        number = os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
-        exit_code = os.WEXITSTATUS(code) if os.WIFEXITED(code) else None
-        write_outcome(folder, _died(folder, number, exit_code))
-    return 0
-
-
-def _failed(error, trace):
-    text = {"type": type(error).__name__, "message": str(error), "traceback": trace}
-    return {"state": "failed", "exception": text}
-
-
-def _attempt(folder, cache_dir, reporter):
-    """The outcome of running the job here and now; an exception is an outcome too."""
-    request = read_json(os.path.join(folder, "request.json"))
-    kind, params = request["kind"], request["params"]
-    run = {"measure": _measure, "profile": _profile, "infer": _infer}[kind]
-    try:
-        engine = importlib.import_module("device_agent.engine_" + params["runtime"])
-        result = run(engine, params, folder, cache_dir, reporter)
-        result["runtime_version"] = engine.version()[0]
-    except Exception as error:
-        return _failed(error, traceback.format_exc())
-    return {"state": "done", "kind": kind, "result": result}
-
-
-def _measure(engine, params, folder, cache_dir, reporter):
-    del folder
-    plan = timing.Plan(**params["plan"])
-    paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
-    reporter.progress("warming up", 0, plan.rounds)
-    engines = [engine.load(path, params["threads"], params["seed"]) for path in paths]
-    conditions, soaked = [], []
-
-    def look():
-        if plan.soak_s > 0:
-            soaked.extend(
-                timing.soak(
-                    [one.run for one in engines],
-                    plan.soak_s,
-                    engine.clock,
-                    lambda: telemetry.conditions(count_before=count_before),
-                    lambda at_s: reporter.progress("soaking, s", int(at_s), int(plan.soak_s)),
-                )
-            )
-        # After warming up: an idle board's clocks say nothing of those it measures at.
-        conditions.append(telemetry.conditions())
-
-    count_before = telemetry.throttle_count()
-    timed = timing.interleave(
-        [one.run for one in engines],
-        plan,
-        engine.clock,
-        look,
-        lambda done: reporter.progress("measuring", done, plan.rounds),
-    )
-    after = telemetry.conditions(count_before=count_before)
-    found = [
-        dict(one._asdict(), sha256=params["engines"][index], batch=engines[index].batch)
-        for index, one in enumerate(timed)
-    ]
-    for into, one in zip(found, soaked):  # noqa: B905 (strict= is Python 3.10)
-        into["soak"] = one.wire()
-    for one in engines:
-        one.close()
-    return {"engines": found, "before": conditions[0], "after": after}
-
-
-def _profile(engine, params, folder, cache_dir, reporter):
-    path = blobs.require(cache_dir, params["network"])
-    reporter.progress("profiling", 0, 1)
-    kernels = engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
-    return {"kernels": kernels}
-
-
-def _infer(engine, params, folder, cache_dir, reporter):
-    path = blobs.require(cache_dir, params["network"])
-    inputs = blobs.require(cache_dir, params["inputs"])
-    outputs = os.path.join(folder, "outputs.npy")
-    engine.infer(
-        path,
-        params["threads"],
-        inputs,
-        params["input_name"],
-        outputs,
-        lambda done, total: reporter.progress("inferring", done, total),
-    )
-    size_bytes = os.path.getsize(outputs)
-    sha256, path = blobs.adopt(cache_dir, outputs)
-    return {"outputs": sha256, "path": path, "size_bytes": size_bytes}

@@ -123,6 +123,36 @@ def conditions(root="/", count_before=None):
     }
 
 
+def memory_kill(process, log=None):
+    """The kernel's line on having killed ``process`` for lack of memory, or None.
+
+    ``log`` is the kernel's log; by default what dmesg prints, which some boards keep to root.
+    """
+    if log is None:
+        log = _output(["dmesg"])
+    for line in (log or "").splitlines():
+        # "Killed process 123 (python3)", before Linux 4.19 "Kill process 123 (python3) score".
+        words = line.replace("Kill process", "Killed process").partition("Killed process ")[2]
+        if words.split(None, 1)[:1] == [str(process)]:
+            return line.strip()
+    return None
+
+
+def _output(argv):
+    """What a program prints on stdout, or None where it cannot be run."""
+    try:
+        found = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.decode(errors="replace")
+
+
 def _cpu_flags(cpuinfo):
     return set(
         " ".join(_field_values(cpuinfo, "flags") + _field_values(cpuinfo, "Features")).split()
@@ -165,17 +195,7 @@ def _os_name():
 
 def _power_mode():
     """The name of nvpmodel's mode (Jetson), or None."""
-    try:
-        found = subprocess.run(
-            ["nvpmodel", "-q"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    names = _field_values(found.stdout.decode(errors="replace"), "NV Power Mode")
+    names = _field_values(_output(["nvpmodel", "-q"]), "NV Power Mode")
     return names[0] if names else None
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "BoardSpec",
     "Budget",
     "BudgetVerdict",
+    "CacheState",
     "Candidate",
     "Conditions",
     "Criterion",
@@ -28,6 +29,7 @@ __all__ = [
     "Interval",
     "KernelPoint",
     "KernelTime",
+    "LeaseHolder",
     "Measurement",
     "MeasurementVerdict",
     "Option",
@@ -86,7 +88,8 @@ class BoardSpec:
     """One entry of ``boards.toml``: how a board is reached and what runs there.
 
     ``host`` is a name that ``~/.ssh/config`` knows, or None for this computer. ``threads`` is the
-    number of inference threads.
+    number of inference threads. Files that the board keeps for later stay under ``cache_bytes``. A
+    job is killed ``job_timeout_s`` after what it is planned to take.
     """
 
     name: str
@@ -96,11 +99,15 @@ class BoardSpec:
     runtime: str = "onnxruntime"
     threads: int = 1
     cache_dir: str | None = None
+    cache_bytes: int = 2_000_000_000
+    job_timeout_s: float = 900.0
     power_mode: str | None = None
     lock_clocks: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(threads=self.threads)
+        _require_positive(
+            threads=self.threads, cache_bytes=self.cache_bytes, job_timeout_s=self.job_timeout_s
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +147,29 @@ class Conditions:
     load_1min: float | None = None
     free_memory_bytes: int | None = None
     power_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHolder:
+    """Who holds a board's lease: since ``held_s``, and by its plan for ``left_s`` more at least."""
+
+    owner: str
+    kind: str
+    job_id: str
+    held_s: float
+    left_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheState:
+    """What a clean-up removed from a board (a count a kind), and what is left."""
+
+    removed: Mapping[str, int]
+    freed_bytes: int
+    cache_bytes: int
+    blob_bytes: int
+    jobs: int
+    free_bytes: int
 
 
 # --- measurements -------------------------------------------------------------------------------
@@ -225,9 +255,9 @@ class Measurement:
 
     ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
-    all engines that were measured interleaved with each other. ``soak`` is what came before the
-    samples where the board was to be warm. History: ``soak`` came with boardfit 0.2; it is None in
-    what earlier versions stored.
+    all engines that were measured interleaved with each other; ``busy_s`` is what all of them
+    together took on the board, loading included. ``soak`` is what came before the samples where
+    the board was to be warm; it is None in what versions before 0.2 stored.
     """
 
     label: str
@@ -246,6 +276,7 @@ class Measurement:
     campaign: str
     taken_at: str
     power_mode: str | None = None
+    busy_s: float | None = None
     telemetry: Telemetry | None = None
     soak: Soak | None = None
 

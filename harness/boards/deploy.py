@@ -9,6 +9,7 @@ import json
 import tarfile
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from harness.boards.transport import Transport
 from harness.boards.wire import AGENT_MARK, Channel, Connection, schema, validate
@@ -84,6 +85,7 @@ class Deployed:
     connection: Connection
     agent_hash: str
     cache_dir: str
+    pid: int
 
 
 @functools.cache
@@ -162,11 +164,14 @@ def launch(transport: Transport, spec: BoardSpec) -> Deployed:
         connection.close()
         raise
     return Deployed(
-        connection=connection, agent_hash=hello["agent_hash"], cache_dir=hello["cache_dir"]
+        connection=connection,
+        agent_hash=hello["agent_hash"],
+        cache_dir=hello["cache_dir"],
+        pid=hello["pid"],
     )
 
 
-def _hello(line: bytes) -> dict[str, str]:
+def _hello(line: bytes) -> dict[str, Any]:
     try:
         hello = json.loads(line[len(AGENT_MARK) :].decode())
     except ValueError as error:

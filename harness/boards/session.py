@@ -7,10 +7,14 @@ detached on the board: a connection that breaks is opened again and the job atta
 from __future__ import annotations
 
 import contextlib
+import getpass
 import hashlib
 import json
 import math
+import re
 import secrets
+import signal
+import socket
 import tempfile
 import time
 from collections import Counter
@@ -36,8 +40,10 @@ from harness.errors import (
 from harness.records import (
     BoardFacts,
     BoardSpec,
+    CacheState,
     Conditions,
     KernelTime,
+    LeaseHolder,
     Measurement,
     Profile,
     Soak,
@@ -55,9 +61,15 @@ WAIT_S = 3600.0
 # A connection that held this long was a good one: what ended it is a new trouble.
 LASTED_S = 60.0
 BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+# How often a job is run that died of the board's state: killed, restarted, its disk full.
+ATTEMPTS = 3
 SEED = 0
 
 Answer = TypeVar("Answer")
+
+
+class _AnotherTime(TransientBoardError):
+    """A job ended by the board's state, and may succeed when it is run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +102,11 @@ class MeasurePlan:
         if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s, self.soak_s)):
             raise ValueError(f"a plan's times cannot be negative, got {self}")
 
+    @property
+    def duration_s(self) -> float:
+        """What one engine is measured for where its calls are short; a long warm-up is four."""
+        return 4 * self.warmup_s + self.rounds * self.block_s
+
 
 # Calls an engine at least, for a percentile with 99 % confidence: p50 11, p90 64, p99 662. MLPerf's
 # single stream wants 1,024 queries and a minute or more.
@@ -106,6 +123,15 @@ def _sha256(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _owner() -> str:
+    """Who asks, as others read it that wait for the board."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return re.sub(r"[^ -~]", "?", f"{user}@{socket.gethostname()}")[:120]
 
 
 def _conditions(content: Frame) -> Conditions:
@@ -148,6 +174,7 @@ class Session:
         self._nonce = nonce or secrets.token_hex(8)
         self._asked: Counter[str] = Counter()
         self._present: set[str] = set()
+        self._lost_pids: list[int] = []
         self._transport: Transport | None = None
         self._agent: deploy.Deployed | None = None
         self._facts: BoardFacts | None = None
@@ -183,11 +210,12 @@ class Session:
 
     def close(self) -> None:
         """Let go of the board; jobs that still run there go on."""
-        if self._agent is not None:
-            self._agent.connection.close()
-        if self._transport is not None:
-            self._transport.close()
+        agent, transport = self._agent, self._transport
         self._agent = self._transport = None
+        if agent is not None:
+            agent.connection.close()
+        if transport is not None:
+            transport.close()
 
     # --- connection -----------------------------------------------------------------------------
 
@@ -195,9 +223,19 @@ class Session:
         self._transport = open_transport(self._spec)
         try:
             self._agent = deploy.launch(self._transport, self._spec)
+            if self._lost_pids:
+                # A link that went silent leaves its agent waiting for words that never come.
+                self._call("retire", {"pids": self._lost_pids})
+                self._lost_pids = []
         except BaseException:
             self.close()
             raise
+
+    def _lose(self) -> None:
+        """Give up a connection that broke."""
+        if self._agent is not None:
+            self._lost_pids.append(self._agent.pid)
+        self.close()
 
     def _call(
         self, method: str, params: Frame, timeout_s: float = CALL_TIMEOUT_S, **options: Any
@@ -222,7 +260,7 @@ class Session:
                     self._open()
                 return action()
             except TransientBoardError as error:
-                self.close()
+                self._lose()
                 if time.monotonic() - tried_s > LASTED_S:
                     attempt = 0
                 if attempt >= len(BACK_OFF_S):
@@ -256,6 +294,19 @@ class Session:
         """The state of the board now."""
         return _conditions(self._lasting(lambda: self._call("conditions", {})))
 
+    def lease(self) -> LeaseHolder | None:
+        """Who holds the board's lease now; None if nobody does."""
+        found = self._lasting(lambda: self._call("lease", {}))["holder"]
+        return None if found is None else LeaseHolder(**found)
+
+    def clean(self, *, keep_s: float = 0.0, unfetched: bool = False) -> CacheState:
+        """Remove from the board's cache what nobody has used for ``keep_s``.
+
+        What living jobs need stays, and results that no host has fetched unless ``unfetched``.
+        """
+        params = {"keep_s": keep_s, "unfetched": unfetched}
+        return CacheState(**self._lasting(lambda: self._call("clean", params)))
+
     # --- files ----------------------------------------------------------------------------------
 
     def put(self, path: Path) -> str:
@@ -269,11 +320,16 @@ class Session:
     def _upload(self, path: Path, sha256: str) -> None:
         if self._call("blob_has", {"sha256": sha256})["present"]:
             return
-        place = {"sha256": sha256, "size_bytes": path.stat().st_size}
+        size_bytes = path.stat().st_size
+        place = {"sha256": sha256, "size_bytes": size_bytes, "limit_bytes": self._spec.cache_bytes}
         begun = self._call("blob_begin", place)
         assert self._transport is not None
-        self._transport.put(path, begun["path"])
-        self._call("blob_commit", {"sha256": sha256, "token": begun["token"]})
+
+        def tell(sent: int) -> None:
+            self._tell({"kind": "progress", "what": "sending", "done": sent, "total": size_bytes})
+
+        self._transport.put(path, begun["path"], offset=begun["offset"], on_sent=tell)
+        self._call("blob_commit", {"sha256": sha256})
 
     def _fetch(self, remote: str, sha256: str, local: Path) -> None:
         assert self._transport is not None
@@ -286,15 +342,24 @@ class Session:
 
     # --- jobs -----------------------------------------------------------------------------------
 
-    def _job_id(self, kind: str, params: Frame) -> str:
-        """Same for the same request, nonce and how often it has been made; else different."""
-        text = json.dumps([kind, params], sort_keys=True, allow_nan=False)
-        self._asked[text] += 1
-        content = json.dumps([text, self._asked[text]])
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
+    def _job_id(self, *what: object) -> str:
+        text = json.dumps(what, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def _run(self, kind: str, params: Frame) -> Frame:
-        """Result of a job on the board, which is attached to again where the connection breaks."""
+    def _run(
+        self,
+        kind: str,
+        params: Frame,
+        *,
+        files: Sequence[Path],
+        campaign: str = "",
+        duration_s: float = 0.0,
+    ) -> Frame:
+        """Result of a job on the board, which is attached to again where the connection breaks.
+
+        The same request with the same nonce, campaign and number is the same job, also for a host
+        that starts anew. What died of the board's state is sent and tried again.
+        """
         params = {
             "runtime": self._spec.runtime,
             "threads": self._spec.threads,
@@ -302,7 +367,29 @@ class Session:
             **params,
         }
         validate(f"{kind}.params", params)
-        job_id = self._job_id(kind, params)
+        request = {
+            "kind": kind,
+            "params": params,
+            "owner": _owner(),
+            "timeout_s": self._spec.job_timeout_s + duration_s,
+        }
+        asked = json.dumps([kind, params, campaign], sort_keys=True, allow_nan=False)
+        self._asked[asked] += 1
+        for attempt in range(1, ATTEMPTS):
+            job_id = self._job_id(asked, self._asked[asked], attempt)
+            try:
+                return self._result(kind, self._attend(job_id, request))
+            except _AnotherTime as error:
+                self._tell({"kind": "retry", "attempt": attempt, "reason": str(error)})
+                self._present.clear()
+                for path in files:
+                    self.put(path)
+        return self._result(
+            kind, self._attend(self._job_id(asked, self._asked[asked], ATTEMPTS), request)
+        )
+
+    def _attend(self, job_id: str, request: Frame) -> Frame:
+        """The outcome of a job, submitted or attached to and waited for."""
         seen = 0
 
         def on_event(event: Frame) -> None:
@@ -311,44 +398,54 @@ class Session:
             self._tell({"job": job_id, **event})
 
         def attend() -> Frame:
-            state = self._call("submit", {"job_id": job_id, "kind": kind, "params": params})
+            state = self._call("submit", {"job_id": job_id, **request})
             while state["state"] in ("waiting", "running"):
                 wait = {"job_id": job_id, "after": seen, "timeout_s": WAIT_S}
                 state = self._call("wait", wait, SILENCE_S, on_event=on_event)
             return self._call("result", {"job_id": job_id})
 
         try:
-            outcome = self._lasting(attend)
+            return self._lasting(attend)
         except KeyboardInterrupt:
             with contextlib.suppress(BoardfitError):
                 self._call("cancel", {"job_id": job_id})
             raise
-        return self._result(kind, outcome)
 
     def _result(self, kind: str, outcome: Frame) -> Frame:
+        where = f"board {self._spec.name}"
         if outcome["state"] == "failed":
             error = exception_of(outcome["exception"])
-            if error.type_name == "LeaseHeld":
-                raise TransientBoardError(f"board {self._spec.name}: {error}")
-            raise error
+            raise _AnotherTime(f"{where}: {error}") if outcome.get("transient") else error
         if outcome["state"] == "cancelled":
-            raise StableBoardError(f"board {self._spec.name}: the {kind} job was cancelled")
+            raise StableBoardError(f"{where}: the {kind} job was cancelled")
         if outcome["state"] == "died":
-            raise StableBoardError(self._death(kind, outcome))
+            raise self._death(kind, outcome)
         if outcome["state"] != "done" or "result" not in outcome:
             raise ProtocolError(f"the agent ended a {kind} job without a result")
         result: Frame = outcome["result"]
         validate(f"{kind}.result", result)
         return result
 
-    def _death(self, kind: str, outcome: Frame) -> str:
+    def _death(self, kind: str, outcome: Frame) -> StableBoardError | TransientBoardError:
+        """The error for a job that died: of its own, by a signal; or of the board's state."""
         number, free = outcome.get("signal"), outcome.get("free_memory_bytes")
-        how = f"by signal {number}" if number else f"with exit code {outcome.get('exit_code')}"
+        how = "without a word"
+        if outcome.get("rebooted"):
+            how = "when the board restarted"
+        elif number:
+            how = f"by signal {number} ({signal.Signals(number).name})"
+        elif outcome.get("exit_code") is not None:
+            how = f"with exit code {outcome['exit_code']}"
         text = f"board {self._spec.name}: the {kind} job died {how}"
-        if number == 9 and free is not None:
+        if outcome.get("memory_kill"):
+            text += f"; the kernel says {outcome['memory_kill']!r}: add swap or stop programs"
+        elif number == signal.SIGKILL and free is not None:
             text += f" (out of memory? {free >> 20} MiB are free now; add swap or stop programs)"
         tail = outcome.get("stderr_tail", "").strip()
-        return f"{text}. Its last words: {tail}" if tail else text
+        text = f"{text}. Its last words: {tail}" if tail else text
+        if number is None or number == signal.SIGKILL:
+            return _AnotherTime(text)
+        return StableBoardError(text)
 
     def measure(
         self, engines: Sequence[EngineRequest], *, plan: MeasurePlan, campaign: str
@@ -357,7 +454,13 @@ class Session:
         if not engines:
             raise ValueError("there is no engine to measure")
         hashes = [self.put(engine.path) for engine in engines]
-        found = self._run("measure", {"seed": SEED, "engines": hashes, "plan": asdict(plan)})
+        found = self._run(
+            "measure",
+            {"seed": SEED, "engines": hashes, "plan": asdict(plan)},
+            files=[engine.path for engine in engines],
+            campaign=campaign,
+            duration_s=plan.duration_s * len(engines),
+        )
         before, after = _conditions(found["before"]), _conditions(found["after"])
         if [one["sha256"] for one in found["engines"]] != hashes:
             raise ProtocolError("the agent measured other engines than those it was asked for")
@@ -380,6 +483,7 @@ class Session:
                 campaign=campaign,
                 taken_at=taken_at,
                 power_mode=self.facts.power_mode,
+                busy_s=found["busy_s"],
                 soak=_soak(timed.get("soak")),
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
@@ -388,7 +492,8 @@ class Session:
     def profile(self, path: Path, *, runs: int = 60) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sha256 = self.put(path)
-        found = self._run("profile", {"seed": SEED, "network": sha256, "runs": runs})
+        params = {"seed": SEED, "network": sha256, "runs": runs}
+        found = self._run("profile", params, files=[path])
         kernels = tuple(
             KernelTime(name=one["name"], op=one["op"], node=one["node"], latency_s=one["latency_s"])
             for one in found["kernels"]
@@ -411,7 +516,7 @@ class Session:
             given, taken = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
             np.save(given, inputs, allow_pickle=False)
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
-            found = self._run("infer", params)
+            found = self._run("infer", params, files=[path, given])
             self._lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
             outputs: np.ndarray[Any, Any] = np.load(taken, allow_pickle=False)
         return outputs

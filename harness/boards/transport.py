@@ -6,7 +6,7 @@ One interface, ``Transport``, and two of them. The only place where a command li
 
 from __future__ import annotations
 
-import collections
+import collections.abc
 import contextlib
 import os
 import select
@@ -28,11 +28,16 @@ from harness.records import BoardSpec
 
 __all__ = ["LocalTransport", "SSHTransport", "Transport", "open_transport", "quote"]
 
+OnSent = collections.abc.Callable[[int], None]
 # What tunes this process's allocator for training has no place in a measured one.
 NOT_INHERITED = ("MALLOC_", "GLIBC_TUNABLES")
 # One sendall of a large buffer crawls (1 MB/s for 100 MB); pieces of this size do not.
 CHUNK_BYTES = 1 << 15
+# Read from a file at once; SFTP sends it as requests of 32 KiB that do not wait for each other.
+READ_BYTES = 1 << 18
 STDERR_TAIL_BYTES = 4000
+# A file transfer that stands still for so long has lost its link.
+SILENCE_S = 30.0
 
 
 def quote(argv: Sequence[str], env: Mapping[str, str]) -> str:
@@ -47,8 +52,10 @@ class Transport(Protocol):
     def start(self, argv: Sequence[str], *, env: Mapping[str, str]) -> Channel:
         """A program on the board, started."""
 
-    def put(self, local: Path, remote: str) -> None:
-        """Copy a file to the board."""
+    def put(
+        self, local: Path, remote: str, *, offset: int = 0, on_sent: OnSent | None = None
+    ) -> None:
+        """Copy to a file that has the first ``offset`` bytes already; tells how many it has."""
 
     def get(self, remote: str, local: Path) -> None:
         """Copy a file from the board."""
@@ -128,13 +135,6 @@ class LocalChannel:
         self._stderr.close()
 
 
-def _copy(source: str, target: str) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise StableBoardError(f"{source} cannot be copied to {target}: {error}") from error
-
-
 class LocalTransport:
     """This computer, through the same agent as any board."""
 
@@ -148,13 +148,23 @@ class LocalTransport:
                 "set python = ... for the board local in boards.toml"
             ) from error
 
-    def put(self, local: Path, remote: str) -> None:
-        """Copy a file."""
-        _copy(str(local), remote)
+    def put(
+        self, local: Path, remote: str, *, offset: int = 0, on_sent: OnSent | None = None
+    ) -> None:
+        """Copy a file; small enough here that the part which is there is written again."""
+        del offset, on_sent
+        self._copy(str(local), remote)
 
     def get(self, remote: str, local: Path) -> None:
         """Copy a file."""
-        _copy(remote, str(local))
+        self._copy(remote, str(local))
+
+    def _copy(self, source: str, target: str) -> None:
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            # A disk that is full now may not be so in a minute.
+            raise TransientBoardError(f"{source} cannot be copied to {target}: {error}") from error
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -253,13 +263,24 @@ class SSHTransport:
                 ) from error
             channel = self._sftp.get_channel()
             if channel is not None:
-                channel.settimeout(60.0)
+                channel.settimeout(SILENCE_S)
         return self._sftp
 
-    def put(self, local: Path, remote: str) -> None:
-        """Upload a file; SFTP sends it in chunks."""
-        with _broken_is_transient("an upload"):
-            self._files().put(str(local), remote)
+    def put(
+        self, local: Path, remote: str, *, offset: int = 0, on_sent: OnSent | None = None
+    ) -> None:
+        """Upload a file from ``offset`` on, in chunks that do not wait for each other's answers."""
+        with _broken_is_transient("an upload"), local.open("rb") as source:
+            source.seek(offset)
+            # Neither cut what is there nor append: another host may be writing the same bytes.
+            with self._files().open(remote, "r+") as target:
+                target.set_pipelined(True)
+                target.seek(offset)
+                while chunk := source.read(READ_BYTES):
+                    target.write(chunk)
+                    offset += len(chunk)
+                    if on_sent is not None:
+                        on_sent(offset)
 
     def get(self, remote: str, local: Path) -> None:
         """Download a file."""

@@ -195,6 +195,13 @@ class Connection:
     def _finish(self, method: str, frame: Frame) -> Frame:
         if "error" in frame:
             error = frame["error"]
+            if error["code"] == "blob":
+                raise TransientBoardError(f"an upload went wrong: {error['message']}")
+            if error["code"] == "storage":
+                raise TransientBoardError(
+                    f"the board's disk refused: {error['message']}. Make room there "
+                    "(boardfit boards clean NAME), or set cache_dir for it in boards.toml"
+                )
             raise ProtocolError(f"{method}: {error['message']} ({error['code']})")
         if "exception" in frame:
             raise exception_of(frame["exception"])

@@ -66,6 +66,7 @@ class Sshd:
         config = self.folder / "sshd_config"
         config.write_text(
             f"{extra}\n"
+            f"SetEnv BOARDFIT_LEASE_DIR={os.environ['BOARDFIT_LEASE_DIR']}\n"
             f"Port {self.port}\n"
             f"ListenAddress 127.0.0.1\n"
             f"HostKey {self.host_key}\n"

@@ -15,7 +15,7 @@ import pytest
 
 from harness.boards import session as session_module
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
-from harness.errors import AgentException, ConfigError, StableBoardError
+from harness.errors import AgentException, ConfigError, StableBoardError, TransientBoardError
 from harness.records import BoardSpec
 
 PLAN = MeasurePlan(warmup_s=0.01, rounds=3, block_s=0.01, block_min=5, drop=1)
@@ -116,11 +116,13 @@ def test_a_file_is_sent_once(
     with Session(local) as session:
         put = session._transport.put  # type: ignore[union-attr]
         monkeypatch.setattr(
-            session._transport, "put", lambda path, to: (sent.append(path), put(path, to))
+            session._transport,
+            "put",
+            lambda path, to, **options: (sent.append(path), put(path, to, **options)),
         )
         assert session.put(network) == session.put(network)
     with Session(local) as session:
-        monkeypatch.setattr(session._transport, "put", lambda path, _: sent.append(path))
+        monkeypatch.setattr(session._transport, "put", lambda path, *_, **__: sent.append(path))
         session.put(network)
     assert sent == [network]
 
@@ -179,14 +181,14 @@ def test_interrupt_cancels_the_job_and_goes_on_up(local: BoardSpec, tmp_path: Pa
         session.measure([engine], plan=SLOW_PLAN, campaign="c")
     assert spec.cache_dir is not None
     (outcome,) = Path(spec.cache_dir, "jobs").glob("*/outcome.json")
-    assert json.loads(outcome.read_text())["state"] == "cancelled"
+    assert json.loads(outcome.read_text())["content"]["state"] == "cancelled"
 
 
 def test_job_that_dies_is_told_with_signal_and_last_words(local: BoardSpec, tmp_path: Path) -> None:
     engine = _fake(tmp_path / "oom", print="cannot allocate", signal=9)
     with (
         Session(replace(local, runtime="fake")) as session,
-        pytest.raises(StableBoardError, match=r"signal 9 \(out of memory\?.*cannot allocate"),
+        pytest.raises(TransientBoardError, match=r"signal 9 .*out of memory\?.*cannot allocate"),
     ):
         session.measure([engine], plan=SLOW_PLAN, campaign="c")
 

@@ -90,9 +90,10 @@ class RawAgent:
 
     def put(self, content: bytes) -> str:
         sha256 = hashlib.sha256(content).hexdigest()
-        begun = self.result("blob_begin", sha256=sha256, size_bytes=len(content))
+        place = {"sha256": sha256, "size_bytes": len(content), "limit_bytes": 1 << 30}
+        begun = self.result("blob_begin", **place)
         Path(begun["path"]).write_bytes(content)
-        self.result("blob_commit", sha256=sha256, token=begun["token"])
+        self.result("blob_commit", sha256=sha256)
         return sha256
 
     def submit_fake(self, job_id: str, *engines: Frame, plan: Frame = PLAN) -> Frame:
@@ -106,7 +107,12 @@ class RawAgent:
             "nonce": "",
         }
         validate("measure.params", params)
-        return self.result("submit", job_id=job_id, kind="measure", params=params)
+        return self.submit(job_id, "measure", params)
+
+    def submit(self, job_id: str, kind: str, params: Frame, timeout_s: float = 60.0) -> Frame:
+        return self.result(
+            "submit", job_id=job_id, kind=kind, params=params, owner="me@here", timeout_s=timeout_s
+        )
 
     def outcome(self, job_id: str) -> Frame:
         self.result("wait", job_id=job_id, after=0, timeout_s=DEADLINE_S)

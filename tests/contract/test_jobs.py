@@ -62,7 +62,8 @@ def test_job_id_with_another_request_is_refused(agent: RawAgent) -> None:
         "runs": 1,
         "nonce": "",
     }
-    frame, _ = agent.call("submit", job_id=JOB, kind="profile", params=params)
+    request = {"kind": "profile", "params": params, "owner": "me@here", "timeout_s": 9.0}
+    frame, _ = agent.call("submit", job_id=JOB, **request)
     assert frame["error"]["code"] == "job_id_reused"
 
 
@@ -104,7 +105,7 @@ def test_missing_blob_fails_the_job(agent: RawAgent) -> None:
         "runs": 1,
         "nonce": "",
     }
-    agent.result("submit", job_id=JOB, kind="profile", params=params)
+    agent.submit(JOB, "profile", params)
     assert "upload it first" in agent.outcome(JOB)["exception"]["message"]
 
 
@@ -144,5 +145,5 @@ def test_two_jobs_never_measure_at_once(start_agent: StartAgent) -> None:
     two.submit_fake(other, {"latency_s": 0.001})
     frame, events = two.call("wait", job_id=other, after=0, timeout_s=30.0)
     assert frame["result"]["state"] == "done"
-    assert f"held by job {JOB}" in events[0]["what"]
+    assert f"held by me@here, measure job {JOB[:8]}, for 0 s" in events[0]["what"]
     assert one.result("status", job_id=JOB)["state"] == "done"

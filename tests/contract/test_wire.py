@@ -62,6 +62,16 @@ def test_native_prints_cannot_corrupt_the_stream(start_agent: StartAgent, tmp_pa
     assert b"[native]" in agent.stderr.read()
 
 
+def _measure(engines: str) -> bytes:
+    plan = '{"warmup_s": 0, "rounds": 1, "block_s": 0, "block_min": 1, "drop": 0}'
+    params = f'"runtime": "fake", "threads": 1, "seed": 0, "nonce": "", "plan": {plan}'
+    request = f'"kind": "measure", "owner": "me", "timeout_s": 9, "job_id": "{"a" * 32}"'
+    return (
+        f'{{"id": 1, "method": "submit", "params": '
+        f'{{{request}, "params": {{{params}, "engines": {engines}}}}}}}'
+    ).encode()
+
+
 @pytest.mark.parametrize(
     ("line", "code"),
     [
@@ -79,6 +89,10 @@ def test_native_prints_cannot_corrupt_the_stream(start_agent: StartAgent, tmp_pa
         (b'{"id": 1, "method": "probe", "params": {}}', "bad_params"),
         (b'{"id": 1, "method": "probe", "params": {"runtime": "os"}}', "bad_params"),
         (b'{"id": 1, "method": "blob_has", "params": {"sha256": "../../x"}}', "bad_params"),
+        (b'{"id": 1, "method": "retire", "params": {"pids": [1, true]}}', "bad_params"),
+        (b'{"id": 1, "method": "retire", "params": {"pids": [-1]}}', "bad_params"),
+        (_measure('["../../../etc/passwd"]'), "bad_params"),
+        (_measure("[]"), "bad_params"),
     ],
 )
 def test_misuse_is_refused_and_the_agent_goes_on(agent: RawAgent, line: bytes, code: str) -> None:
@@ -99,11 +113,11 @@ def test_oversize_frame_is_skipped_and_the_agent_goes_on(agent: RawAgent) -> Non
 def test_blob_is_there_only_after_its_hash_was_verified(agent: RawAgent) -> None:
     sha256 = hashlib.sha256(b"content").hexdigest()
     assert not agent.result("blob_has", sha256=sha256)["present"]
-    begun = agent.result("blob_begin", sha256=sha256, size_bytes=7)
+    begun = agent.result("blob_begin", sha256=sha256, size_bytes=7, limit_bytes=100)
     Path(begun["path"]).write_bytes(b"c0ntent")
-    frame, _ = agent.call("blob_commit", sha256=sha256, token=begun["token"])
-    assert frame["exception"]["type"] == "BlobError"
-    assert sha256 in frame["exception"]["message"]
+    frame, _ = agent.call("blob_commit", sha256=sha256)
+    assert frame["error"]["code"] == "blob"
+    assert sha256 in frame["error"]["message"]
     assert not Path(begun["path"]).exists()
     assert not agent.result("blob_has", sha256=sha256)["present"]
     assert agent.put(b"content") == sha256
@@ -111,8 +125,9 @@ def test_blob_is_there_only_after_its_hash_was_verified(agent: RawAgent) -> None
 
 
 def test_blob_that_does_not_fit_on_the_disk_is_refused_before_it_is_sent(agent: RawAgent) -> None:
-    frame, _ = agent.call("blob_begin", sha256="0" * 64, size_bytes=1 << 60)
-    assert "do not fit" in frame["exception"]["message"]
+    frame, _ = agent.call("blob_begin", sha256="0" * 64, size_bytes=1 << 60, limit_bytes=1 << 61)
+    assert frame["error"]["code"] == "storage"
+    assert "do not fit" in frame["error"]["message"]
 
 
 def test_exception_carries_the_boards_traceback(agent: RawAgent) -> None:

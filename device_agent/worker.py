@@ -1,0 +1,198 @@
+"""Jobs from the worker's side: wait for the lease, run in a child, live to tell of its death."""
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+
+from . import blobs, files, jobs, lease, telemetry, timing
+
+LEASE_TIMEOUT_S = 600.0
+# How much later than the watching process the child ends itself.
+ALARM_S = 5
+
+
+class JobTimeout(Exception):
+    """A job took longer than its host allows."""
+
+
+class Reporter:
+    """Appends the job's events, a few a second at most."""
+
+    def __init__(self, folder):
+        self._path = os.path.join(folder, "events.jsonl")
+        self._last_s = None
+
+    def waiting(self, what):
+        """Tell that the job waits for something."""
+        self._write({"kind": "waiting", "what": what})
+
+    def progress(self, what, done, total):
+        """Tell how far the job is."""
+        now_s = time.monotonic()
+        if done == total or self._last_s is None or now_s - self._last_s > 0.25:
+            self._last_s = now_s
+            self._write({"kind": "progress", "what": what, "done": done, "total": total})
+
+    def _write(self, event):
+        # A full disk must not end a measurement that needs none of it.
+        with contextlib.suppress(OSError), open(self._path, "a") as stream:
+            stream.write(json.dumps(event) + "\n")
+
+
+def work(folder):
+    """Exit code of a worker."""
+    alive = os.open(os.path.join(folder, "alive"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if not files.lock(alive, 5 * files.POLL_S) or jobs.outcome_of(folder) is not None:
+        return 0
+    files.write_json(os.path.join(folder, "worker.json"), {"process_group": os.getpgrp()})
+    request = files.read_json(os.path.join(folder, "request.json"))
+    reporter = Reporter(folder)
+    try:
+        lease.acquire(
+            os.path.basename(folder),
+            request["kind"],
+            request["owner"],
+            expected_s(request["params"]),
+            LEASE_TIMEOUT_S,
+            reporter.waiting,
+        )
+    except lease.LeaseHeld as error:
+        jobs.write_outcome(folder, _failed(error, "", transient=True))
+        return 0
+    files.write_json(os.path.join(folder, "running"), True)
+    ended, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(ended)
+        _run_and_exit(folder, request, reporter)
+    os.close(write)
+    if not select.select([ended], [], [], request["timeout_s"])[0]:
+        text = "it took more than the %.0f s that it may take" % request["timeout_s"]
+        jobs.write_outcome(folder, _failed(JobTimeout(text), "", transient=False))
+        os.killpg(0, signal.SIGKILL)  # the child, all that it has started, and this process
+    _, code = os.waitpid(child, 0)
+    if jobs.outcome_of(folder) is None:
+        number = os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
+        exit_code = os.WEXITSTATUS(code) if os.WIFEXITED(code) else None
+        jobs.write_outcome(folder, jobs.died(folder, number, exit_code, child))
+    return 0
+
+
+def expected_s(params):
+    """Seconds that a measurement takes at least, or None for other jobs."""
+    plan = params.get("plan")
+    if plan is None:
+        return None
+    return len(params["engines"]) * (plan["warmup_s"] + plan["rounds"] * plan["block_s"])
+
+
+def _run_and_exit(folder, request, reporter):
+    # Should the watching process be killed, this one still does not hold the lease for ever.
+    signal.alarm(int(request["timeout_s"]) + ALARM_S)
+    try:
+        jobs.write_outcome(folder, _attempt(folder, request, reporter))
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _failed(error, trace, transient):
+    text = {"type": type(error).__name__, "message": str(error), "traceback": trace}
+    return {"state": "failed", "exception": text, "transient": transient}
+
+
+def _is_transient(error):
+    """Whether the board's state is to blame, and the same job may succeed another time."""
+    if isinstance(error, (blobs.BlobMissing, blobs.BlobDamaged)):
+        return True
+    return isinstance(error, OSError) and error.errno in files.STORAGE_ERRORS
+
+
+def _attempt(folder, request, reporter):
+    """The outcome of running the job here and now; an exception is an outcome too."""
+    cache_dir = os.path.dirname(os.path.dirname(folder))
+    kind, params = request["kind"], request["params"]
+    run = {"measure": _measure, "profile": _profile, "infer": _infer}[kind]
+    start_s = time.monotonic()
+    try:
+        engine = importlib.import_module("device_agent.engine_" + params["runtime"])
+        result = run(engine, params, folder, cache_dir, reporter)
+        result["runtime_version"] = engine.version()[0]
+        result["busy_s"] = time.monotonic() - start_s
+    except Exception as error:
+        return _failed(error, traceback.format_exc(), _is_transient(error))
+    return {"state": "done", "kind": kind, "result": result}
+
+
+def _measure(engine, params, folder, cache_dir, reporter):
+    del folder
+    plan = timing.Plan(**params["plan"])
+    paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
+    reporter.progress("warming up", 0, plan.rounds)
+    engines = [engine.load(path, params["threads"], params["seed"]) for path in paths]
+    conditions, soaked = [], []
+
+    def look():
+        if plan.soak_s > 0:
+            soaked.extend(
+                timing.soak(
+                    [one.run for one in engines],
+                    plan.soak_s,
+                    engine.clock,
+                    lambda: telemetry.conditions(count_before=count_before),
+                    lambda at_s: reporter.progress("soaking, s", int(at_s), int(plan.soak_s)),
+                )
+            )
+        # After warming up: an idle board's clocks say nothing of those it measures at.
+        conditions.append(telemetry.conditions())
+
+    count_before = telemetry.throttle_count()
+    timed = timing.interleave(
+        [one.run for one in engines],
+        plan,
+        engine.clock,
+        look,
+        lambda done: reporter.progress("measuring", done, plan.rounds),
+    )
+    after = telemetry.conditions(count_before=count_before)
+    found = [
+        dict(one._asdict(), sha256=params["engines"][index], batch=engines[index].batch)
+        for index, one in enumerate(timed)
+    ]
+    for into, one in zip(found, soaked):  # noqa: B905 (strict= is Python 3.10)
+        into["soak"] = one.wire()
+    for one in engines:
+        one.close()
+    return {"engines": found, "before": conditions[0], "after": after}
+
+
+def _profile(engine, params, folder, cache_dir, reporter):
+    path = blobs.require(cache_dir, params["network"])
+    reporter.progress("profiling", 0, 1)
+    kernels = engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
+    return {"kernels": kernels}
+
+
+def _infer(engine, params, folder, cache_dir, reporter):
+    path = blobs.require(cache_dir, params["network"])
+    inputs = blobs.require(cache_dir, params["inputs"])
+    outputs = os.path.join(folder, "outputs.npy")
+    engine.infer(
+        path,
+        params["threads"],
+        inputs,
+        params["input_name"],
+        outputs,
+        lambda done, total: reporter.progress("inferring", done, total),
+    )
+    size_bytes = os.path.getsize(outputs)
+    sha256, path = blobs.adopt(cache_dir, outputs)
+    return {"outputs": sha256, "path": path, "size_bytes": size_bytes}
