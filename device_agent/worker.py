@@ -148,7 +148,7 @@ def _measure(engine, params, folder, cache_dir, reporter):
                     plan.soak_s,
                     engine.clock,
                     lambda: telemetry.conditions(count_before=count_before),
-                    lambda at_s: reporter.progress("soaking, s", int(at_s), int(plan.soak_s)),
+                    lambda at_s: reporter.progress("seconds soaked", int(at_s), int(plan.soak_s)),
                 )
             )
         # After warming up: an idle board's clocks say nothing of those it measures at.

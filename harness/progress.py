@@ -85,6 +85,8 @@ class ConsoleObserver:
             self.warn(f"the connection to the board broke; trying again ({event})")
         elif self._task is not None and event.get("kind") in ("progress", "waiting"):
             what = str(event.get("what") or "waiting for the board's lease")
+            if event.get("total"):
+                what += f": {event.get('done')} of {event.get('total')}"
             self._bar.update(self._task, description=f"{self._stage} ({what})")
 
     def end(self, stage: Stage) -> None:

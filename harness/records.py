@@ -37,6 +37,7 @@ __all__ = [
     "Prediction",
     "Profile",
     "Soak",
+    "SoakSummary",
     "SoakWindow",
     "Stage",
     "Strategy",
@@ -250,6 +251,27 @@ class Soak:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoakSummary:
+    """What a soak did to an engine's time: cold is its first windows, soaked its last.
+
+    ``change`` is ``soaked_s / cold_s - 1``, with no interval where the windows are too few;
+    ``time_constant_s`` is that of an exponential approach,
+    None where none is visible. ``settled`` says whether the time had stopped changing.
+    """
+
+    duration_s: float
+    windows: int
+    cold_s: float
+    soaked_s: float
+    change: float
+    change_interval: Interval | None
+    settled: bool
+    time_constant_s: float | None
+    cold: Conditions
+    soaked: Conditions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """Timed calls of one engine, with the conditions under which they were taken.
 
@@ -257,7 +279,7 @@ class Measurement:
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
     all engines that were measured interleaved with each other; ``busy_s`` is what all of them
     together took on the board, loading included. ``soak`` is what came before the samples where
-    the board was to be warm; it is None in what versions before 0.2 stored.
+    the board was to be warm; records from before there were soaks have none.
     """
 
     label: str
@@ -511,6 +533,8 @@ class Candidate:
     test images on which the engine, on the board, gives the original network's class, and
     ``host_agreement`` the share on which it gives the class that the host computes from the file.
     ``int8_layers_real`` of ``int8_layers`` layers allocated int8 ran as integer kernels.
+    ``verdict`` says whether its measurement can be trusted, ``soak`` what running without a pause
+    before it did to its time; both are None in results from before they existed.
     """
 
     label: str
@@ -539,7 +563,7 @@ class Candidate:
     allocation: tuple[GroupAllocation, ...] = ()
     notes: tuple[str, ...] = ()
     verdict: MeasurementVerdict | None = None
-    soak: Soak | None = None
+    soak: SoakSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from harness.records import Interval, Measurement
 __all__ = [
     "block_medians",
     "coefficient_of_variation",
+    "correlation_time",
     "drift",
     "interval_of_median",
     "interval_over_time",
@@ -138,7 +139,7 @@ def interval_over_time(measurement: Measurement, *, coverage: float = 0.95) -> I
     """
     below = _shares_below(measurement)
     count = len(below)
-    independent = count / _correlation_time(below)
+    independent = count / correlation_time(below)
     variance = float(np.var(below, ddof=1)) / independent if count > 1 else 0.0
     return _woodruff(
         measurement,
@@ -157,7 +158,7 @@ def _shares_below(measurement: Measurement) -> np.ndarray:
     return np.array([np.mean(share[block]) for block in _block_indices(measurement)])
 
 
-def _correlation_time(values: np.ndarray) -> float:
+def correlation_time(values: np.ndarray) -> float:
     """How many of ``values``, in order, count as one independent one; 1 to their number."""
     count = len(values)
     deviations = values - values.mean()

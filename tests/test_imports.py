@@ -42,6 +42,8 @@ ALLOWED = {
         "harness.verdict",
         "latency_models",
     },
+    "harness.profiling": FOUNDATION
+    | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
     "harness.loop": {"harness", "latency_models"},
     "harness.commands": {"harness", "latency_models"},
     "harness.tables": {"harness", "latency_models"},

@@ -112,7 +112,7 @@ class MeasurePlan:
 # single stream wants 1,024 queries and a minute or more.
 PRESETS = {
     "quick": MeasurePlan(warmup_s=0.2, rounds=6, block_s=0.05, block_min=4, drop=2),
-    "standard": MeasurePlan(warmup_s=0.5, rounds=10, block_s=0.2, block_min=8, drop=3),
+    "standard": MeasurePlan(warmup_s=0.5, rounds=20, block_s=0.1, block_min=4, drop=3),
     "mlperf": MeasurePlan(warmup_s=2.0, rounds=20, block_s=3.0, block_min=52, drop=3),
 }
 

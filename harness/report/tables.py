@@ -19,10 +19,12 @@ from harness.records import (
     FitResult,
     Interval,
     Measurement,
+    MeasurementVerdict,
     Profile,
+    SoakSummary,
     SweepTimes,
 )
-from harness.report import words
+from harness.report import judged, words
 from harness.report.plain import (
     PredictionRow,
     ValidationRow,
@@ -147,16 +149,13 @@ def _comparison(result: FitResult) -> Table:
 # --- measurements and profiles ------------------------------------------------------------------
 
 
-def measurement_table(
-    measurements: Sequence[Measurement], *, percentile: float = 99.0
-) -> RenderableType:
-    """Each measurement: median with interval, a percentile, spread, n and what may be compared."""
+def measurement_table(measurements: Sequence[Measurement]) -> RenderableType:
+    """Each measurement: median with interval, spread, n and what may be compared."""
     table = new_table(
         "Measured",
         "network",
         "median",
         "interval",
-        f"p{percentile:g}",
         "min",
         "spread",
         "samples",
@@ -173,7 +172,6 @@ def measurement_table(
             ),
             format_time(stats.median(taken.samples_s)),
             words.Cell(words.between(interval, format_time), words.percent(interval.coverage, 0)),
-            format_time(stats.percentile(taken.samples_s, percentile)),
             format_time(min(taken.samples_s)),
             words.percent(stats.coefficient_of_variation(taken.samples_s)),
             str(len(taken.samples_s)),
@@ -370,9 +368,18 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
     show(fit_summary(result, report=report))
 
 
-def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
-    """Print one network's measurement and its kernels."""
-    show(Group(measurement_table([measurement], percentile=percentile), profile_table(profile)))
+def print_profile(
+    measurement: Measurement,
+    profile: Profile,
+    *,
+    verdict: MeasurementVerdict,
+    soak: SoakSummary | None = None,
+) -> None:
+    """Print one network's measurement with the verdict on it, its soak and its kernels."""
+    parts = [measurement_table([measurement]), judged.verdict_text(verdict)]
+    if soak is not None:
+        parts.append(judged.soak_text(soak))
+    show(Group(*parts, profile_table(profile)))
 
 
 def print_prediction(prediction: PredictionRow) -> None:
