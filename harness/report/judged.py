@@ -45,7 +45,7 @@ def percentile_text(figure: PercentileFigure) -> str:
 
 def verdict_sentences(found: MeasurementVerdict) -> tuple[str, ...]:
     """One sentence for each violated criterion, with what to do; then what is not known."""
-    sentences = [f"{c.name}: {c.finding}; {c.remedy}" for c in found.violated]
+    sentences = [f"{c.finding}: {c.remedy}" for c in found.violated]
     if found.unknown:
         sentences.append(f"not known: {', '.join(c.name for c in found.unknown)}")
     return tuple(sentences)
