@@ -135,8 +135,8 @@ class Agent:
         path, offset = blobs.begin(self._cache_dir, sha256, size_bytes, limit_bytes, needed)
         return {"path": path, "offset": offset}
 
-    def _do_blob_commit(self, sha256):
-        return {"size_bytes": blobs.commit(self._cache_dir, sha256)}
+    def _do_blob_commit(self, sha256, arrived):
+        return {"size_bytes": blobs.commit(self._cache_dir, sha256, arrived)}
 
     def _do_clean(self, keep_s, unfetched):
         removed = cleaning.sweep(self._cache_dir, wire.agent_hash(), keep_s, unfetched)

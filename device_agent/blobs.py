@@ -108,11 +108,15 @@ def begin(cache_dir, sha256, size_bytes, limit_bytes, needed):
     return path, offset
 
 
-def commit(cache_dir, sha256):
-    """Size of the blob, which has been verified and is now in place; a corrupt one is removed."""
+def commit(cache_dir, sha256, arrived=None):
+    """Size of the blob, which has been verified and is now in place; a corrupt one is removed.
+
+    ``arrived`` is the hash that the receiving end computed on the way; what the disk then makes of
+    it is seen by ``require``, before each use.
+    """
     path = incoming(cache_dir, sha256)
     try:
-        found = sha256_of(path)
+        found = arrived or sha256_of(path)
         if found != sha256:
             os.remove(path)
             raise BlobDamaged("the bytes that arrived have SHA-256 %s, not %s" % (found, sha256))

@@ -8,6 +8,8 @@ import time
 from . import blobs, files, jobs
 
 KEEP_S = 14 * 86400.0
+# So many of the latest jobs stay for their hosts to ask again; more would slow the agent's start.
+KEEP_JOBS = 200
 # Another host's boardfit may be running one that it started lately, and start workers from it.
 KEEP_AGENTS_S = 86400.0
 # An upload that was cut is taken up again within a campaign, not a week later.
@@ -65,8 +67,9 @@ def sweep(cache_dir, own_agent, keep_s=KEEP_S, unfetched=False):
     fetched, unless ``unfetched``.
     """
     removed = Removed()
-    for name in _entries(os.path.join(cache_dir, "jobs")):
-        _sweep_job(removed, jobs.folder_of(cache_dir, name), keep_s, unfetched)
+    folders = [jobs.folder_of(cache_dir, name) for name in _entries(jobs.folder_of(cache_dir, ""))]
+    for number, folder in enumerate(sorted(folders, key=_age_s)):
+        _sweep_job(removed, folder, keep_s if number < KEEP_JOBS else 0.0, unfetched)
     needed = jobs.needed_blobs(cache_dir)
     for folder, kind, limit_s in (
         (blobs.folder_of(cache_dir), "blobs", keep_s),
@@ -97,7 +100,7 @@ def _sweep_job(removed, folder, keep_s, unfetched):
     if _age_s(folder) < keep_s or jobs.alive(folder):
         return
     fetched = os.path.exists(os.path.join(folder, jobs.FETCHED))
-    if fetched or unfetched or not jobs.is_done(folder):
+    if fetched or unfetched or jobs.is_without_result(folder):
         removed.take("jobs", folder)
 
 

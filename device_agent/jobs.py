@@ -90,10 +90,12 @@ def alive(folder):
         os.close(descriptor)
 
 
-def is_done(folder):
-    """Whether the job has a result that a host may still want."""
+def is_without_result(folder):
+    """Whether the job is over and no host may still want a result of it."""
+    if _is_young(folder):
+        return False
     outcome = outcome_of(folder)
-    return outcome is not None and outcome["state"] == "done"
+    return outcome is None or outcome["state"] != "done"
 
 
 def needed_blobs(cache_dir):
@@ -198,7 +200,7 @@ def _state(folder, job_id):
 def _is_young(folder):
     """Whether another agent may still be starting the worker; not after a boot."""
     request = files.read_json(os.path.join(folder, "request.json")) or {}
-    if request.get("boot_id") != files.boot_id():
+    if request.get("boot_id") != files.boot_id() or files.boot_id() == "":
         return False
     return time.monotonic() - request["at_s"] < START_TIMEOUT_S
 

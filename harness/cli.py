@@ -459,5 +459,29 @@ def boards_show(
         tables.print_facts(facts)
 
 
+@boards_app.command("clean")
+def boards_clean(
+    name: Annotated[str, typer.Argument(help="A board of boards.toml, or local.")],
+    older_than: Annotated[
+        float, typer.Option("--older-than", min=0, help="Only what was unused for these days.")
+    ] = 0.0,
+    unfetched: Annotated[
+        bool, typer.Option("--unfetched", help="Also results that no host has fetched yet.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Free a board's disk of files and finished jobs that boardfit has left there."""
+    from dataclasses import asdict
+
+    from harness import commands
+    from harness.report import tables
+
+    state = commands.clean(name, keep_s=86400 * older_than, unfetched=unfetched)
+    if as_json:
+        _print_json(asdict(state))
+    else:
+        tables.print_cache(state)
+
+
 if __name__ == "__main__":
     main()

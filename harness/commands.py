@@ -19,6 +19,7 @@ from harness.progress import ConsoleObserver
 from harness.records import (
     BoardFacts,
     Budget,
+    CacheState,
     FitResult,
     Interval,
     Measurement,
@@ -34,6 +35,7 @@ __all__ = [
     "NetworkPrediction",
     "budgets",
     "calibrate",
+    "clean",
     "fit",
     "load_model",
     "methods",
@@ -315,6 +317,12 @@ def probe(board: str) -> BoardFacts:
     """``boardfit boards show``: what the agent finds on a board."""
     with Session(inventory.find(board)) as session:
         return session.facts
+
+
+def clean(board: str, *, keep_s: float, unfetched: bool) -> CacheState:
+    """``boardfit boards clean``: free what no job needs; see ``Session.clean``."""
+    with Session(inventory.find(board)) as session:
+        return session.clean(keep_s=keep_s, unfetched=unfetched)
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -23,6 +23,7 @@ __all__ = [
     "Candidate",
     "Conditions",
     "Criterion",
+    "Failure",
     "FitResult",
     "Group",
     "GroupAllocation",
@@ -307,6 +308,17 @@ class Measurement:
             raise ValueError(f"measurement of {self.label}: samples must be positive, and some")
         if len(self.rounds) != len(self.samples_s):
             raise ValueError(f"measurement of {self.label}: one round number a sample, please")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A candidate of a campaign that could not be measured: the error's class and what it said."""
+
+    label: str
+    campaign: str
+    kind: str
+    reason: str
+    at: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from harness import stats
 from harness.errors import ConfigError
-from harness.records import Measurement, Prediction, Profile, dump, load
+from harness.records import Failure, Measurement, Prediction, Profile, dump, load
 
 __all__ = ["MUST_MATCH", "Store", "pool"]
 
@@ -44,7 +44,8 @@ MUST_MATCH = (
     "threads",
     "power_mode",
 )
-Record = TypeVar("Record", Measurement, Profile, Prediction)
+Record = TypeVar("Record", Measurement, Profile, Prediction, Failure)
+AnyRecord = Measurement | Profile | Prediction | Failure
 
 
 class Store:
@@ -91,18 +92,22 @@ class Store:
         """Close the file; what was added is there already."""
         self._connection.close()
 
-    def add(self, record: Measurement | Profile | Prediction) -> None:
+    def add(self, record: AnyRecord) -> None:
         """Append one record, durably."""
-        label = record.network_sha256 if isinstance(record, Profile) else record.label
-        at = ""
-        if isinstance(record, Measurement):
-            at = record.taken_at
-        elif isinstance(record, Prediction):
-            at = record.made_at
-        self._connection.execute(
-            "INSERT INTO record (kind, label, network_sha256, at, json) VALUES (?, ?, ?, ?, ?)",
-            (type(record).__name__, label, record.network_sha256, at, dump(record)),
-        )
+        self.add_all([record])
+
+    def add_all(self, records: Sequence[AnyRecord]) -> None:
+        """Append records that belong together: all of them or, if the host dies, none."""
+        self._connection.execute("BEGIN")
+        try:
+            self._connection.executemany(
+                "INSERT INTO record (kind, label, network_sha256, at, json) VALUES (?, ?, ?, ?, ?)",
+                [_row(record) for record in records],
+            )
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
 
     def all(self, kind: type[Record]) -> tuple[Record, ...]:
         """Every record of class ``kind`` in the order added."""
@@ -182,6 +187,17 @@ class Store:
                 for p in self.all(Prediction)
             ),
         )
+
+
+def _row(record: AnyRecord) -> tuple[str, str, str, str, str]:
+    kind, text = type(record).__name__, dump(record)
+    if isinstance(record, Failure):
+        return kind, record.label, "", record.at, text
+    if isinstance(record, Measurement):
+        return kind, record.label, record.network_sha256, record.taken_at, text
+    if isinstance(record, Prediction):
+        return kind, record.label, record.network_sha256, record.made_at, text
+    return kind, record.network_sha256, record.network_sha256, "", text
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

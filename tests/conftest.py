@@ -1,13 +1,21 @@
-"""For all tests: a lease of their own, so that they do not wait for what else this machine does."""
+"""For all tests: a lease of their own, so that they do not wait for what else this machine does.
+
+And the virtual Nano, for those which want a board that is not this computer.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from harness.boards import ssh
+from tests.boards import nano as virtual
+from tests.boards.nano import Nano
 
 LEASE_DIR = "BOARDFIT_LEASE_DIR"
 
@@ -18,3 +26,28 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[LEASE_DIR] = tempfile.mkdtemp(prefix="boardfit-lease-")
         Path(os.environ[LEASE_DIR]).chmod(0o1777)
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(LEASE_DIR)))
+
+
+@pytest.fixture(scope="session")
+def nano_makers() -> Iterator[virtual.Makers]:
+    """The account and the interpreter, made once: a second, and 120 MB where they are copied."""
+    with virtual.makers() as made:
+        yield made
+
+
+@pytest.fixture
+def nano(
+    nano_makers: virtual.Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Nano]:
+    """A board that is trusted, with an empty home; nothing of it is left afterwards."""
+    board = Nano(nano_makers)
+    settings = tmp_path / "nano-settings"
+    settings.mkdir()
+    monkeypatch.setenv("BOARDFIT_SSH_CONFIG", str(board.ssh_config))
+    monkeypatch.setenv("BOARDFIT_CONFIG_DIR", str(settings))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    try:
+        ssh.trust(board.spec)
+        yield board
+    finally:
+        board.close()

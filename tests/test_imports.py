@@ -27,6 +27,7 @@ ALLOWED = {
     "harness.strategies": FOUNDATION
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
     "harness.report": FOUNDATION | {"latency_models", "harness.results"},
+    "harness.campaign": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
     | {"harness.boards", "harness.pacing", "harness.store", "harness.folder", "latency_models"},

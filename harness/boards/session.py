@@ -69,7 +69,11 @@ Answer = TypeVar("Answer")
 
 
 class _AnotherTime(TransientBoardError):
-    """A job ended by the board's state, and may succeed when it is run again."""
+    """A job ended by the board's state, or ``died``, and may succeed when it is run again."""
+
+    def __init__(self, text: str, *, died: bool = False) -> None:
+        super().__init__(text)
+        self.died = died
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,8 +332,8 @@ class Session:
         def tell(sent: int) -> None:
             self._tell({"kind": "progress", "what": "sending", "done": sent, "total": size_bytes})
 
-        self._transport.put(path, begun["path"], offset=begun["offset"], on_sent=tell)
-        self._call("blob_commit", {"sha256": sha256})
+        arrived = self._transport.put(path, begun["path"], offset=begun["offset"], on_sent=tell)
+        self._call("blob_commit", {"sha256": sha256, "arrived": arrived})
 
     def _fetch(self, remote: str, sha256: str, local: Path) -> None:
         assert self._transport is not None
@@ -375,18 +379,21 @@ class Session:
         }
         asked = json.dumps([kind, params, campaign], sort_keys=True, allow_nan=False)
         self._asked[asked] += 1
-        for attempt in range(1, ATTEMPTS):
+        attempt = 1
+        while True:
             job_id = self._job_id(asked, self._asked[asked], attempt)
             try:
                 return self._result(kind, self._attend(job_id, request))
             except _AnotherTime as error:
+                if attempt == ATTEMPTS:
+                    text = f"{error} (tried {ATTEMPTS} times)"
+                    kind_of_error = StableBoardError if error.died else TransientBoardError
+                    raise kind_of_error(text) from error
                 self._tell({"kind": "retry", "attempt": attempt, "reason": str(error)})
-                self._present.clear()
-                for path in files:
-                    self.put(path)
-        return self._result(
-            kind, self._attend(self._job_id(asked, self._asked[asked], ATTEMPTS), request)
-        )
+            attempt += 1
+            self._present.clear()
+            for path in files:
+                self.put(path)
 
     def _attend(self, job_id: str, request: Frame) -> Frame:
         """The outcome of a job, submitted or attached to and waited for."""
@@ -444,7 +451,7 @@ class Session:
         tail = outcome.get("stderr_tail", "").strip()
         text = f"{text}. Its last words: {tail}" if tail else text
         if number is None or number == signal.SIGKILL:
-            return _AnotherTime(text)
+            return _AnotherTime(text, died=True)
         return StableBoardError(text)
 
     def measure(

@@ -16,6 +16,7 @@ from harness import stats
 from harness.records import (
     BoardFacts,
     BoardSpec,
+    CacheState,
     FitResult,
     Interval,
     Measurement,
@@ -409,3 +410,13 @@ def print_boards(boards: Iterable[BoardSpec]) -> None:
 def print_facts(facts: BoardFacts) -> None:
     """Print ``facts_table``."""
     show(facts_table(facts))
+
+
+def print_cache(state: CacheState) -> None:
+    """Print what a clean-up of a board removed, and what is left there."""
+    removed = ", ".join(f"{count} {kind}" for kind, count in state.removed.items() if count)
+    show(
+        f"removed {removed or 'nothing'}: {format_size(state.freed_bytes)}. "
+        f"{format_size(state.cache_bytes)} are left in the cache, {state.jobs} jobs; "
+        f"{format_size(state.free_bytes)} of the disk are free"
+    )

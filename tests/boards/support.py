@@ -19,17 +19,22 @@ HOW_TO_GET_36 = (
 )
 
 
-def python36() -> str:
-    """A real CPython 3.6; the test is skipped where there is none."""
+def find_python36() -> str | None:
+    """A real CPython 3.6, or None where there is none."""
     places = [
         Path(os.environ.get("BOARDFIT_PYTHON36") or "/nonexistent"),
         ROOT / ".venv36/bin/python",
         *sorted(Path.home().glob(".pyenv/versions/3.6*/bin/python")),
     ]
-    for place in places:
-        if place.is_file():
-            return str(place)
-    pytest.skip(HOW_TO_GET_36)
+    return next((str(place) for place in places if place.is_file()), None)
+
+
+def python36() -> str:
+    """A real CPython 3.6; the test is skipped where there is none."""
+    found = find_python36()
+    if found is None:
+        pytest.skip(HOW_TO_GET_36)
+    return found
 
 
 def python36_with_runtime() -> str:
@@ -66,9 +71,9 @@ def _save(
     return path
 
 
-def float_network(path: Path) -> Path:
+def float_network(path: Path, *, seed: int = 0) -> Path:
     """conv - relu - conv - (+) - relu - pool - fc, as a residual network begins and ends."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
 
     def weights(name: str, *shape: int) -> onnx.TensorProto:
         return _array(name, random.normal(scale=0.2, size=shape).astype(np.float32))

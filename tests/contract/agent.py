@@ -93,7 +93,7 @@ class RawAgent:
         place = {"sha256": sha256, "size_bytes": len(content), "limit_bytes": 1 << 30}
         begun = self.result("blob_begin", **place)
         Path(begun["path"]).write_bytes(content)
-        self.result("blob_commit", sha256=sha256)
+        self.result("blob_commit", sha256=sha256, arrived=None)
         return sha256
 
     def submit_fake(self, job_id: str, *engines: Frame, plan: Frame = PLAN) -> Frame:

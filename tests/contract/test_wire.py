@@ -115,7 +115,7 @@ def test_blob_is_there_only_after_its_hash_was_verified(agent: RawAgent) -> None
     assert not agent.result("blob_has", sha256=sha256)["present"]
     begun = agent.result("blob_begin", sha256=sha256, size_bytes=7, limit_bytes=100)
     Path(begun["path"]).write_bytes(b"c0ntent")
-    frame, _ = agent.call("blob_commit", sha256=sha256)
+    frame, _ = agent.call("blob_commit", sha256=sha256, arrived=None)
     assert frame["error"]["code"] == "blob"
     assert sha256 in frame["error"]["message"]
     assert not Path(begun["path"]).exists()
