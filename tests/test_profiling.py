@@ -25,9 +25,7 @@ PLAN = profiling.plan(warm_up_s=0.1, duration_s=1.0, iterations=None, percentile
 def folder(tmp_path):
     """A working folder with a network and an agent's cache of its own."""
     float_network(tmp_path / "net.onnx")
-    (tmp_path / "boards.toml").write_text(
-        f'[boards.here]\ncache_dir = "{tmp_path / "cache"}"\npython = "python3"\n'
-    )
+    (tmp_path / "boards.toml").write_text(f'[boards.local]\ncache_dir = "{tmp_path / "cache"}"\n')
     return tmp_path
 
 
@@ -129,7 +127,7 @@ def _jobs(folder: Path) -> set[str]:
 
 
 def test_a_host_that_was_killed_finds_its_sustained_run_on_the_board(folder):
-    arguments = ("profile", "net.onnx", "--board", "here", "--duration", "0.2", "--sustain", "6s")
+    arguments = ("profile", "net.onnx", "--duration", "0.2", "--sustain", "6s")
     with subprocess.Popen(
         command(*arguments),
         cwd=folder,
