@@ -83,6 +83,8 @@ class ConsoleObserver:
         """Say beside the bar what the board is doing; its reconnections get a line."""
         if event.get("kind") == "reconnect":
             self.warn(f"the connection to the board broke; trying again ({event})")
+        elif event.get("kind") == "conditions":
+            self.warn(str(event["reason"]))
         elif self._task is not None and event.get("kind") in ("progress", "waiting"):
             what = str(event.get("what") or "waiting for the board's lease")
             if event.get("total"):

@@ -16,6 +16,7 @@ import pydantic
 
 __all__ = [
     "BoardFacts",
+    "BoardSettings",
     "BoardSpec",
     "Budget",
     "BudgetVerdict",
@@ -92,6 +93,12 @@ class BoardSpec:
     ``host`` is a name that ``~/.ssh/config`` knows, or None for this computer. ``threads`` is the
     number of inference threads. Files that the board keeps for later stay under ``cache_bytes``. A
     job is killed ``job_timeout_s`` after what it is planned to take.
+
+    ``power_mode`` (a name of nvpmodel.conf or its number), ``lock_clocks``, ``governor`` (of the
+    CPUs) and ``fan`` (a share up to 1, or a pwm above) are set while a session measures, and put
+    back. ``conditions`` says what becomes of a run where they do not hold: with ``set`` it is
+    flagged, with ``require`` it is an error, with ``off`` nothing is asked for. The board is looked
+    at every ``telemetry_s`` during a run, or never if that is 0.
     """
 
     name: str
@@ -105,11 +112,19 @@ class BoardSpec:
     job_timeout_s: float = 900.0
     power_mode: str | None = None
     lock_clocks: bool = False
+    governor: str | None = None
+    fan: float | None = None
+    conditions: Literal["set", "require", "off"] = "set"
+    telemetry_s: float = 1.0
 
     def __post_init__(self) -> None:
         _require_positive(
             threads=self.threads, cache_bytes=self.cache_bytes, job_timeout_s=self.job_timeout_s
         )
+        if self.fan is not None and not 0 <= self.fan <= 255:
+            raise ValueError(f"fan must be a share up to 1 or a pwm up to 255, got {self.fan}")
+        if not (math.isfinite(self.telemetry_s) and self.telemetry_s >= 0):
+            raise ValueError(f"telemetry_s must be 0 or positive, got {self.telemetry_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +164,52 @@ class Conditions:
     load_1min: float | None = None
     free_memory_bytes: int | None = None
     power_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardSettings:
+    """The settings that a run was taken under; whatever the board cannot tell is None.
+
+    ``cpu_max_hz`` is the highest clock that an online CPU may take, ``clocks_locked`` whether
+    lowest, highest and current clock were the same on every CPU and the GPU.
+    """
+
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
+    governor: str | None = None
+    cpus_online: int | None = None
+    cpu_max_hz: int | None = None
+    gpu_max_hz: int | None = None
+    fan_pwm: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySample:
+    """One look at a board during a run, ``at_s`` after its start; unknown values are None.
+
+    ``cpu_clock_hz`` is the mean over the CPUs, ``temp_c`` the hottest zone, ``power_w`` the whole
+    board's. ``throttled``: now, or at any time since the look before.
+    """
+
+    at_s: float
+    cpu_clock_hz: float | None = None
+    gpu_clock_hz: float | None = None
+    temp_c: float | None = None
+    power_w: float | None = None
+    throttled: bool | None = None
+    free_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """Looks at a board during a run, every ``period_s`` (rarer in very long runs).
+
+    ``cost_share`` is the processor time of looking by the time that passed: 0.01 is 1 % of one CPU.
+    """
+
+    period_s: float
+    cost_share: float
+    samples: tuple[TelemetrySample, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,28 +256,6 @@ class SweepTimes:
     kernels: int
     networks: int
     kept: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TelemetrySample:
-    """One look at the board during a run, ``at_s`` seconds after its start."""
-
-    at_s: float
-    cpu_clock_hz: float | None = None
-    gpu_clock_hz: float | None = None
-    temp_c: float | None = None
-    power_w: float | None = None
-    throttled: bool | None = None
-    free_memory_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Telemetry:
-    """The board during a run: a look every ``period_s``, which took ``cost_share`` of a CPU."""
-
-    period_s: float
-    cost_share: float
-    samples: tuple[TelemetrySample, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,8 +318,13 @@ class Measurement:
     ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
     all engines that were measured interleaved with each other; ``busy_s`` is what all of them
-    together took on the board, loading included. ``soak`` is what came before the samples where
-    the board was to be warm; records from before there were soaks have none.
+    together took on the board, loading included. ``settings`` and ``telemetry`` are of the whole
+    campaign; the timed rounds began ``timed_from_s`` on the telemetry's clock. ``warnings`` say
+    which settings that were asked for did not hold. ``soak`` is what came before the samples where
+    the board was to be warm.
+
+    Fields since the first version: busy_s; telemetry, settings and warnings; soak and timed_from_s.
+    They have defaults, so that older stores are read.
     """
 
     label: str
@@ -301,7 +345,10 @@ class Measurement:
     power_mode: str | None = None
     busy_s: float | None = None
     telemetry: Telemetry | None = None
+    settings: BoardSettings | None = None
+    warnings: tuple[str, ...] = ()
     soak: Soak | None = None
+    timed_from_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:

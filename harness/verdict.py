@@ -23,6 +23,7 @@ from harness.records import (
     Measurement,
     MeasurementVerdict,
     PercentileFigure,
+    TelemetrySample,
 )
 from harness.units import format_time
 
@@ -79,6 +80,7 @@ def judge(
         _temperature(measurement),
         _memory(measurement),
         _load(measurement, cores),
+        _settings(measurement),
     )
     unstable = any(c.outcome == "violated" for c in criteria)
     return MeasurementVerdict(
@@ -227,6 +229,14 @@ def _baseline_drift(baseline: Measurement | None) -> Criterion:
 # --- what the board says ------------------------------------------------------------------------
 
 
+def _looks(measurement: Measurement) -> tuple[TelemetrySample, ...]:
+    """What telemetry saw while calls were timed: loading, warming up and soaking are before."""
+    if measurement.telemetry is None:
+        return ()
+    start_s = measurement.timed_from_s or 0.0
+    return tuple(look for look in measurement.telemetry.samples if look.at_s >= start_s)
+
+
 def _readings(measurement: Measurement) -> tuple[Conditions, ...]:
     return (measurement.before, measurement.after)
 
@@ -241,12 +251,12 @@ def _cpu_clocks(measurement: Measurement) -> tuple[float, ...]:
         sum(c.cpu_clock_hz) / len(c.cpu_clock_hz) if c.cpu_clock_hz else None
         for c in _readings(measurement)
     ]
-    during = () if measurement.telemetry is None else measurement.telemetry.samples
+    during = _looks(measurement)
     return _known([*means, *(sample.cpu_clock_hz for sample in during)])
 
 
 def _gpu_clocks(measurement: Measurement) -> tuple[float, ...]:
-    during = () if measurement.telemetry is None else measurement.telemetry.samples
+    during = _looks(measurement)
     ends = [c.gpu_clock_hz for c in _readings(measurement)]
     return _known([*ends, *(sample.gpu_clock_hz for sample in during)])
 
@@ -275,8 +285,7 @@ def _clock(name: str, clocks_hz: tuple[float, ...]) -> Criterion:
 
 def _throttling(measurement: Measurement) -> Criterion:
     flags = [c.throttled for c in _readings(measurement)]
-    if measurement.telemetry is not None:
-        flags += [sample.throttled for sample in measurement.telemetry.samples]
+    flags += [sample.throttled for sample in _looks(measurement)]
     known = [flag for flag in flags if flag is not None]
     if not known:
         return _criterion(
@@ -299,7 +308,7 @@ def _throttling(measurement: Measurement) -> Criterion:
 
 
 def _temperature(measurement: Measurement) -> Criterion:
-    during = () if measurement.telemetry is None else measurement.telemetry.samples
+    during = _looks(measurement)
     readings = [sample.temp_c for sample in during if sample.temp_c is not None]
     if len(readings) >= MIN_LATE_READINGS:
         quarter = len(readings) // 4
@@ -332,8 +341,7 @@ def _temperature(measurement: Measurement) -> Criterion:
 
 def _memory(measurement: Measurement) -> Criterion:
     free = [c.free_memory_bytes for c in _readings(measurement)]
-    if measurement.telemetry is not None:
-        free += [sample.free_memory_bytes for sample in measurement.telemetry.samples]
+    free += [sample.free_memory_bytes for sample in _looks(measurement)]
     known = [value for value in free if value is not None]
     if not known:
         return _criterion(
@@ -377,6 +385,19 @@ def _load(measurement: Measurement, cores: int | None) -> Criterion:
         f"load {before.load_1min:.1f} on {cores} core{'' if cores == 1 else 's'} before the "
         "measurement",
         "the board was busy: stop other programs and repeat",
+    )
+
+
+def _settings(measurement: Measurement) -> Criterion:
+    """What the board's entry asks for and did not hold; the session says what to do with each."""
+    missed = len(measurement.warnings)
+    return _criterion(
+        "settings",
+        missed,
+        0,
+        missed > 0,
+        "; ".join(measurement.warnings) or "every setting that was asked for held",
+        "put it right on the board, or in boards.toml, and repeat",
     )
 
 

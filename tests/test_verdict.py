@@ -239,6 +239,22 @@ def test_a_temperature_that_has_settled_is_fine_however_much_it_rose():
     assert "rose by 6.0 °C" in one(judge(taken(CALM, after, *looks(rising)))).finding
 
 
+def test_looks_from_before_the_timed_calls_say_nothing_of_them():
+    # Loading at 1 GHz and soaking throttled, for 3 s; then 2 GHz.
+    looks = [
+        TelemetrySample(at_s=i, cpu_clock_hz=1e9 if i < 3 else 2e9, throttled=i < 3)
+        for i in range(6)
+    ]
+    before = taken(CALM, CALM, *looks)
+    assert {c.name for c in judge(before).violated} == {"CPU clock", "throttling"}
+    assert judge(replace(before, timed_from_s=2.5)).status == "VALID"
+
+
+def test_a_setting_that_did_not_hold_is_violated_with_what_the_session_said():
+    found = one(judge(replace(taken(), warnings=("power mode is 5W, MAXN was asked for",))))
+    assert (found.name, found.finding) == ("settings", "power mode is 5W, MAXN was asked for")
+
+
 def test_a_baseline_that_drifts_is_held_against_what_was_measured_beside_it():
     found = judge(taken(), baseline=stream(drifting, 0))
     assert one(found).name == "baseline drift"

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.boards import deploy
+from harness.boards import controls, deploy
 from harness.boards.transport import Transport, open_transport
 from harness.boards.wire import Frame, exception_of, schema, validate
 from harness.errors import (
@@ -48,6 +48,8 @@ from harness.records import (
     Profile,
     Soak,
     SoakWindow,
+    Telemetry,
+    TelemetrySample,
 )
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
@@ -153,6 +155,13 @@ def _soak(content: Frame | None) -> Soak | None:
     return Soak(every=content["every"], samples_s=tuple(content["samples_s"]), windows=windows)
 
 
+def _telemetry(content: Frame | None) -> Telemetry | None:
+    if content is None:
+        return None
+    samples = tuple(TelemetrySample(**one) for one in content["samples"])
+    return Telemetry(**{**content, "samples": samples})
+
+
 class Session:
     """A connection to a board and the agent that runs there, used as a context manager.
 
@@ -182,6 +191,7 @@ class Session:
         self._transport: Transport | None = None
         self._agent: deploy.Deployed | None = None
         self._facts: BoardFacts | None = None
+        self._hold = controls.Hold(spec, self._ask, self._tell)
 
     def __enter__(self) -> Session:
         self._open()
@@ -198,6 +208,10 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._agent is not None:
+            # Else the board puts its settings back itself, when its agent or the job ends.
+            with contextlib.suppress(BoardfitError):
+                self._hold.release(self._call)
         self.close()
 
     @property
@@ -293,6 +307,9 @@ class Session:
             providers=providers,
             **found,
         )
+
+    def _ask(self, method: str, params: Frame, timeout_s: float) -> Frame:
+        return self._lasting(lambda: self._call(method, params, timeout_s))
 
     def conditions(self) -> Conditions:
         """The state of the board now."""
@@ -461,16 +478,21 @@ class Session:
         if not engines:
             raise ValueError("there is no engine to measure")
         hashes = [self.put(engine.path) for engine in engines]
+        warnings = self._hold.ensure()
+        params = {"seed": SEED, "engines": hashes, "plan": asdict(plan)}
         found = self._run(
             "measure",
-            {"seed": SEED, "engines": hashes, "plan": asdict(plan)},
+            {**params, "telemetry_s": self._spec.telemetry_s},
             files=[engine.path for engine in engines],
             campaign=campaign,
-            duration_s=plan.duration_s * len(engines),
+            duration_s=plan.duration_s * len(engines) + plan.soak_s,
         )
         before, after = _conditions(found["before"]), _conditions(found["after"])
         if [one["sha256"] for one in found["engines"]] != hashes:
             raise ProtocolError("the agent measured other engines than those it was asked for")
+        settings = controls.settings_of(found.get("in_force"))
+        warnings += self._hold.check(settings)
+        mode = None if settings is None else settings.power_mode
         taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return tuple(
             Measurement(
@@ -489,9 +511,13 @@ class Session:
                 board=self._spec.name,
                 campaign=campaign,
                 taken_at=taken_at,
-                power_mode=self.facts.power_mode,
+                power_mode=mode or self.facts.power_mode,
                 busy_s=found["busy_s"],
                 soak=_soak(timed.get("soak")),
+                telemetry=_telemetry(found.get("telemetry")),
+                settings=settings,
+                warnings=warnings,
+                timed_from_s=found.get("timed_from_s"),
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
         )
@@ -499,6 +525,7 @@ class Session:
     def profile(self, path: Path, *, runs: int = 60) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sha256 = self.put(path)
+        self._hold.ensure()
         params = {"seed": SEED, "network": sha256, "runs": runs}
         found = self._run("profile", params, files=[path])
         kernels = tuple(

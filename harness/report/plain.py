@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from harness import stats
 from harness.records import Interval, Measurement, MeasurementVerdict, Profile, SoakSummary
 from harness.report import judged
+from harness.report.running import running_json
 
 __all__ = [
     "PredictionRow",
@@ -81,6 +82,7 @@ def measurement_json(measurement: Measurement) -> dict[str, Any]:
         "spread": stats.coefficient_of_variation(samples),
         "n_samples": len(samples),
         "samples_s": list(samples),
+        **running_json(measurement),
     }
 
 

@@ -34,6 +34,7 @@ from harness.report.plain import (
     profile_json,
     validation_json,
 )
+from harness.report.running import running_lines
 from harness.units import format_count, format_size, format_time
 
 if TYPE_CHECKING:
@@ -377,7 +378,8 @@ def print_profile(
     soak: SoakSummary | None = None,
 ) -> None:
     """Print one network's measurement with the verdict on it, its soak and its kernels."""
-    parts = [measurement_table([measurement]), judged.verdict_text(verdict)]
+    lines = (Text(line) for line in running_lines(measurement))
+    parts = [measurement_table([measurement]), *lines, judged.verdict_text(verdict)]
     if soak is not None:
         parts.append(judged.soak_text(soak))
     show(Group(*parts, profile_table(profile)))
