@@ -7,9 +7,10 @@ Both use the real agent through ``Session.measure`` on the board ``local``; abou
 **Against a bare loop.** The agent's worker and a bare onnxruntime loop in this process take turns
 of a twentieth of a second on the same core's time: while the loop runs, the worker is stopped
 (SIGSTOP), and goes on afterwards. The call in which it was stopped is longer than a turn, is
-recognised by that, and parts the worker's samples into its turns. The first calls of a turn, which
-find the other's data in the caches, are dropped on both sides, and each turn of the worker is held
-against the loop's turns just before and after. What is reported is the median of these ratios, less
+recognised by that, and parts the worker's samples into its turns. It is dropped, as the loop drops
+the call in which its turn ends, and so are on both sides the first calls of a turn, which find the
+other's data in the caches. Each turn of the worker is held against the loop's just before and
+after. What is reported is the median of these ratios, less
 one: a computer that changes its pace by the second changes it for both.
 
 **Intervals.** One engine is loaded a hundred times, and these hundred repetitions are measured in
@@ -104,7 +105,7 @@ def networks(folder: Path) -> dict[str, Path]:
         "separable": convolutions(
             folder / "separable.onnx", channels=48, size=32, depth=9, separable=True
         ),
-        "wide": convolutions(folder / "wide.onnx", channels=64, size=40, depth=6, separable=False),
+        "wide": convolutions(folder / "wide.onnx", channels=64, size=32, depth=6, separable=False),
     }
     found["wide int8"] = folder / "wide.int8.onnx"
     synthetic.quantize(found["wide"], found["wide int8"])
@@ -158,12 +159,15 @@ class Turns:
 
     def _turn(self) -> list[float]:
         calls_s = []
-        end = time.perf_counter() + TURN_S
-        while len(calls_s) <= DROPPED or time.perf_counter() < end:
-            start = time.perf_counter()
+        end_s = time.perf_counter() + TURN_S
+        while True:
+            start_s = time.perf_counter()
             self._run()
-            calls_s.append(time.perf_counter() - start)
-        return calls_s[DROPPED:]
+            now_s = time.perf_counter()
+            # The worker's last call is cut off by the stop: long ones are more likely to be.
+            if now_s >= end_s:
+                return calls_s[DROPPED:]
+            calls_s.append(now_s - start_s)
 
 
 def workers_turns(measurement: Measurement) -> list[list[float]]:
@@ -196,11 +200,9 @@ def against_bare_loop(name: str, network: Path, folder: Path) -> dict[str, Any]:
         )
     ratios = [
         statistics.median(turn)
-        / statistics.median(
-            [statistics.median(loop.turns[i]), statistics.median(loop.turns[i + 1])]
-        )
-        for i, turn in enumerate(agents[: len(loop.turns) - 1])
-        if turn
+        / statistics.mean([statistics.median(before), statistics.median(after)])
+        for turn, before, after in zip(agents, loop.turns, loop.turns[1:], strict=False)
+        if turn and before and after
     ]
     interval = stats.ratio_interval(ratios)
     return {
