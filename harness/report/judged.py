@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ __all__ = [
     "write_soak",
 ]
 
+# Plotly does not break lines itself.
+LINE_LENGTH = 90
 _STYLES = {"VALID": "bold green", "UNSTABLE": "bold yellow"}
 
 
@@ -188,11 +191,12 @@ def _figure(measurement: Measurement) -> go.Figure:
 def write_soak(measurement: Measurement, found: SoakSummary, path: Path) -> None:
     """Write a page with the soak's plot; it opens without a network."""
     figure = _figure(measurement)
+    lines = textwrap.wrap(soak_sentence(found), LINE_LENGTH)
     figure.update_layout(
-        margin={"t": 72},
+        margin={"t": 112},
         title={
             "text": figures.safe(f"{measurement.label} on {measurement.board}"),
-            "subtitle": {"text": figures.safe(soak_sentence(found))},
+            "subtitle": {"text": "<br>".join(map(figures.safe, lines))},
         },
     )
     path.parent.mkdir(parents=True, exist_ok=True)
