@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import scipy.special
 
-from harness.records import Interval, Measurement
+from harness.records import Interval, Measurement, Telemetry, TelemetrySample
 
 __all__ = [
     "block_medians",
@@ -20,6 +20,7 @@ __all__ = [
     "interval_of_median",
     "interval_over_time",
     "join",
+    "looks",
     "mad",
     "median",
     "outliers",
@@ -228,6 +229,29 @@ def join(measurements: Sequence[Measurement]) -> Measurement:
         rounds=tuple(rounds),
         after=measurements[-1].after,
         campaign=" + ".join(m.campaign for m in measurements),
+        telemetry=_joined_telemetry(measurements),
+        timed_from_s=None,
+        warnings=tuple(dict.fromkeys(text for m in measurements for text in m.warnings)),
+    )
+
+
+def looks(measurement: Measurement) -> tuple[TelemetrySample, ...]:
+    """What telemetry saw while calls were timed: loading, warming up and soaking are before."""
+    if measurement.telemetry is None:
+        return ()
+    start_s = measurement.timed_from_s or 0.0
+    return tuple(look for look in measurement.telemetry.samples if look.at_s >= start_s)
+
+
+def _joined_telemetry(measurements: Sequence[Measurement]) -> Telemetry | None:
+    """The looks at the timed calls of all; the cost is the highest."""
+    known = [m.telemetry for m in measurements if m.telemetry is not None]
+    if not known:
+        return None
+    return Telemetry(
+        period_s=known[0].period_s,
+        cost_share=max(telemetry.cost_share for telemetry in known),
+        samples=tuple(look for m in measurements for look in looks(m)),
     )
 
 

@@ -38,7 +38,6 @@ from harness.records import (
     Measurement,
     MeasurementVerdict,
     PercentileFigure,
-    TelemetrySample,
 )
 from harness.units import format_time
 
@@ -244,14 +243,6 @@ def _baseline_drift(baseline: Measurement | None) -> Criterion:
 # --- what the board says ------------------------------------------------------------------------
 
 
-def _looks(measurement: Measurement) -> tuple[TelemetrySample, ...]:
-    """What telemetry saw while calls were timed: loading, warming up and soaking are before."""
-    if measurement.telemetry is None:
-        return ()
-    start_s = measurement.timed_from_s or 0.0
-    return tuple(look for look in measurement.telemetry.samples if look.at_s >= start_s)
-
-
 def _readings(measurement: Measurement) -> tuple[Conditions, ...]:
     return (measurement.before, measurement.after)
 
@@ -266,12 +257,12 @@ def _cpu_clocks(measurement: Measurement) -> tuple[float, ...]:
         sum(c.cpu_clock_hz) / len(c.cpu_clock_hz) if c.cpu_clock_hz else None
         for c in _readings(measurement)
     ]
-    during = _looks(measurement)
+    during = stats.looks(measurement)
     return _known([*means, *(sample.cpu_clock_hz for sample in during)])
 
 
 def _gpu_clocks(measurement: Measurement) -> tuple[float, ...]:
-    during = _looks(measurement)
+    during = stats.looks(measurement)
     ends = [c.gpu_clock_hz for c in _readings(measurement)]
     return _known([*ends, *(sample.gpu_clock_hz for sample in during)])
 
@@ -300,7 +291,7 @@ def _clock(name: str, clocks_hz: tuple[float, ...]) -> Criterion:
 
 def _throttling(measurement: Measurement) -> Criterion:
     flags = [c.throttled for c in _readings(measurement)]
-    flags += [sample.throttled for sample in _looks(measurement)]
+    flags += [sample.throttled for sample in stats.looks(measurement)]
     known = [flag for flag in flags if flag is not None]
     if not known:
         return _criterion(
@@ -323,7 +314,7 @@ def _throttling(measurement: Measurement) -> Criterion:
 
 
 def _temperature(measurement: Measurement) -> Criterion:
-    during = _looks(measurement)
+    during = stats.looks(measurement)
     readings = [sample.temp_c for sample in during if sample.temp_c is not None]
     if len(readings) >= MIN_LATE_READINGS:
         quarter = len(readings) // 4
@@ -356,7 +347,7 @@ def _temperature(measurement: Measurement) -> Criterion:
 
 def _memory(measurement: Measurement) -> Criterion:
     free = [c.free_memory_bytes for c in _readings(measurement)]
-    free += [sample.free_memory_bytes for sample in _looks(measurement)]
+    free += [sample.free_memory_bytes for sample in stats.looks(measurement)]
     known = [value for value in free if value is not None]
     if not known:
         return _criterion(

@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from harness import stats
-from harness.records import Conditions, Interval, Measurement
+from harness.records import Conditions, Interval, Measurement, Telemetry, TelemetrySample
 
 
 def measurement(samples, rounds, *, label="a", campaign="c"):
@@ -139,3 +141,19 @@ def test_joined_campaigns_are_compared_round_by_round():
     base = stats.join([measurement([2.0, 4.0], [0, 1]), measurement([6.0], [0], campaign="d")])
     assert ours.rounds == (0, 1, 2)
     assert stats.ratio_by_round(ours, base) == (0.5, 0.25, 0.5)
+
+
+def test_joined_campaigns_keep_the_looks_at_their_timed_calls():
+    def campaign(start_s, clock_hz):
+        looks = tuple(TelemetrySample(at_s=float(i), cpu_clock_hz=clock_hz + i) for i in range(3))
+        return replace(
+            measurement([1.0], [0]),
+            telemetry=Telemetry(period_s=1.0, cost_share=0.001, samples=looks),
+            timed_from_s=start_s,
+            warnings=("the fan stood still",),
+        )
+
+    found = stats.join([campaign(1.5, 1e9), campaign(0.5, 2e9)])
+    # Of the first only the look at 2 s, of the second those at 1 and 2 s.
+    assert [look.cpu_clock_hz for look in stats.looks(found)] == [1e9 + 2, 2e9 + 1, 2e9 + 2]
+    assert found.warnings == ("the fan stood still",)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from device_agent import timing
@@ -139,3 +142,12 @@ def test_what_is_kept_of_a_soak_is_every_nth_call_from_the_first_on() -> None:
 def test_a_soak_of_one_long_call_has_one_window() -> None:
     (found,), _ = _soak(Scripted(), 2.0, 30.0)
     assert [w["n"] for w in found["windows"]] == [1]
+
+
+def test_the_longest_soak_fits_into_a_frame_many_times_over() -> None:
+    limit = json.loads((Path(timing.__file__).parent / "wire_v1.json").read_text())
+    kept = timing.Soaked(timing.MAX_SOAK_SAMPLES)
+    for second in range(timing.SOAK_WINDOWS):
+        kept.add([1 / 3] * 500, float(second), {"cpu_clock_hz": [1.479e9] * 4})
+    assert kept.wire()["every"] == 2  # 150,000 calls, of which 100,000 may be kept
+    assert 4 * len(json.dumps(kept.wire())) < limit["x-max-frame-bytes"]
