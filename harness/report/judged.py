@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Plotly does not break lines itself.
-LINE_LENGTH = 90
+LINE_LENGTH = 80
 _STYLES = {"VALID": "bold green", "UNSTABLE": "bold yellow"}
 
 
@@ -183,7 +183,9 @@ def _figure(measurement: Measurement) -> go.Figure:
             "overlaying": "y",
             "side": "right",
             "showgrid": False,
+            "tickmode": "auto",
         },
+        legend={"y": -0.2, "yanchor": "top"},
     )
     return figure
 
