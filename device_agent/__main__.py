@@ -138,6 +138,12 @@ class Agent:
     def _do_probe(self, runtime):
         return dict(telemetry.facts(), **probe_runtime(runtime))
 
+    def _do_inspect(self, section):
+        # Only the doctor asks: the agent starts without it.
+        from . import inspection
+
+        return {"section": section, "facts": inspection.inspect(section, self._cache_dir)}
+
     def _do_conditions(self):
         return telemetry.conditions()
 

@@ -179,9 +179,15 @@ def cpus(board):
                 "cur_hz": board.number(freq + "scaling_cur_freq", 1000),
                 "hw_min_hz": board.number(freq + "cpuinfo_min_freq", 1000),
                 "hw_max_hz": board.number(freq + "cpuinfo_max_freq", 1000),
+                "available_hz": _table(board, freq + "scaling_available_frequencies", 1000),
             }
         )
     return found
+
+
+def _table(board, name, scale):
+    words = (board.text(name) or "").split()
+    return [int(word) * scale for word in words if word.isdigit()]
 
 
 def gpu_folder(board):
@@ -195,13 +201,12 @@ def gpu(board):
     folder = gpu_folder(board)
     if folder is None:
         return None
-    table = board.text(folder + "/available_frequencies") or ""
     return {
         "min_hz": board.number(folder + "/min_freq"),
         "max_hz": board.number(folder + "/max_freq"),
         "cur_hz": board.number(folder + "/cur_freq"),
         "governor": board.text(folder + "/governor"),
-        "available_hz": [int(word) for word in table.split() if word.isdigit()],
+        "available_hz": _table(board, folder + "/available_frequencies", 1),
     }
 
 

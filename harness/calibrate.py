@@ -4,13 +4,13 @@ import dataclasses
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from harness import pacing, stats
+from harness import campaign, pacing, stats
 from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.folder import Observer
@@ -22,6 +22,7 @@ from latency_models.profiles import BoardProfile
 __all__ = [
     "MEASURING_S",
     "Calibration",
+    "Target",
     "Validation",
     "calibrate",
     "folder_yardstick",
@@ -33,6 +34,10 @@ MEASURING_S = 180.0
 # Networks measured interleaved in one job; more would only lengthen what an interruption costs.
 NETWORKS_PER_CAMPAIGN = 8
 DEFAULT_PROFILE = "generic-cpu"
+
+
+# A network to validate with: name, precision, and what makes its ONNX file.
+Target = tuple[str, str, Callable[[], Path]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,45 +283,66 @@ def validate(
     *,
     model: calibration.LatencyModel,
     yardstick: pacing.Yardstick,
-    networks: Sequence[tuple[str, str, Path]],
+    networks: Sequence[Target],
+    name: str = "validate",
     coverage: float = 0.9,
 ) -> tuple[Validation, ...]:
-    """Predict each of ``networks`` (name, precision, ONNX file), then measure it on the board.
+    """Predict each of ``networks`` (name, precision, what makes its file), then measure it.
 
     Each is measured interleaved with the ``yardstick`` of the calibration and put into its terms.
+    One that the board cannot run is warned of and left out. What the store holds of the campaign
+    ``name`` is not measured again.
     """
-    predictions = []
     runtime = rules.fusion_rules(session.facts)
-    for _, _, path in networks:
-        works = tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
-        low, high = model.interval(works, coverage)
-        predictions.append((model.predict(works), Interval(low, high, coverage)))
+    unit = yardstick.latency_s
+    predicted: dict[str, tuple[float, Interval]] = {}
+
+    def entry(network: str, precision: str, make: Callable[[], Path]) -> campaign.Entry:
+        label = f"{network} {precision}"
+
+        def prepare() -> tuple[EngineRequest, EngineRequest]:
+            path = make()
+            predicted[label] = _prediction(model, _works(path, runtime), coverage)
+            return yardstick.request(), EngineRequest(label=label, path=path, precision=precision)
+
+        return campaign.Entry(label=label, prepare=prepare)
+
+    entries = {(target[0], target[1]): entry(*target) for target in networks}
+    found = campaign.run(
+        session,
+        store,
+        tuple(entries.values()),
+        plan=PRESETS["quick"],
+        name=name,
+        on_progress=observer.progress,
+    )
+    for failure in found.failures:
+        observer.warn(f"{failure.label} could not be measured: {failure.reason}")
     rows = []
-    for done, ((name, precision, path), (predicted, interval)) in enumerate(
-        zip(networks, predictions, strict=True)
-    ):
-        observer.progress(done, len(networks))
-        request = EngineRequest(label=f"{name} {precision}", path=path, precision=precision)
-        taken = session.measure(
-            [yardstick.request(), request],
-            plan=PRESETS["quick"],
-            campaign=f"validate {name} {precision}",
-        )
-        for measurement in taken:
-            store.add(measurement)
-        base, ours = taken
+    for (network, precision), one in entries.items():
+        if one.label not in found.measured:
+            continue
+        if one.label not in predicted:
+            one.prepare()  # an earlier run measured it
+        base, ours = found.measured[one.label]
         ratios = stats.ratio_by_round(ours, base)
         spread = stats.ratio_interval(ratios)
-        unit = yardstick.latency_s
+        latency_s, interval = predicted[one.label]
         rows.append(
             Validation(
-                network=name,
+                network=network,
                 precision=precision,
-                predicted_s=predicted,
+                predicted_s=latency_s,
                 interval=interval,
                 measured_s=stats.median(ratios) * unit,
                 measured_interval=Interval(spread.low * unit, spread.high * unit, spread.coverage),
             )
         )
-    observer.progress(len(networks), len(networks))
     return tuple(rows)
+
+
+def _prediction(
+    model: calibration.LatencyModel, works: Sequence[graph.Work], coverage: float
+) -> tuple[float, Interval]:
+    low, high = model.interval(works, coverage)
+    return model.predict(works), Interval(low, high, coverage)

@@ -409,6 +409,26 @@ def report(
         tables.print_fit(result, folder / "report.html")
 
 
+@app.command()
+def doctor(
+    board: Annotated[str, typer.Argument(help="A board of boards.toml, or local.")] = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Check whether BOARD is ready, and say what to do where it is not."""
+    from harness.boards import doctor as doctoring
+    from harness.boards import inventory
+    from harness.report import doctor as reporting
+
+    spec = inventory.find(board)
+    with reporting.progress(spec.name) as on_check:
+        diagnosis = doctoring.diagnose(spec, on_check=on_check)
+    if as_json:
+        _print_json(reporting.diagnosis_json(diagnosis))
+    else:
+        reporting.print_diagnosis(diagnosis)
+    raise typer.Exit({"usable": 0, "unusable": 1, "unreachable": 3}[diagnosis.verdict])
+
+
 @boards_app.command("list")
 def boards_list(as_json: JsonOption = False) -> None:
     """List the boards of boards.toml, and local."""

@@ -269,20 +269,40 @@ def validate(
         else:
             found, yardstick = _calibrated(session, store, observer, reference=None, out=out)
             model = found.model
-        targets = []
-        for file in files:
-            complete = out / f"{file.stem}.onnx"
-            onnx.save(synthetic.fill(_read(file)), complete)
-            targets.append((file.stem, "fp32", complete))
-            if int8 and "int8" in precisions:
-                quantized = out / f"{file.stem}.int8.onnx"
-                synthetic.quantize(complete, quantized)
-                targets.append((file.stem, "int8", quantized))
+        targets = [
+            target
+            for file in files
+            for target in _targets(file, out, int8=int8 and "int8" in precisions)
+        ]
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         rows = calibrating.validate(
-            session, store, observer, model=model, yardstick=yardstick, networks=targets
+            session,
+            store,
+            observer,
+            model=model,
+            yardstick=yardstick,
+            networks=targets,
+            name=f"validate {digest[:16]}",
         )
         store.export_csv(out)
     return rows
+
+
+def _targets(file: Path, out: Path, *, int8: bool) -> list[calibrating.Target]:
+    """The network in a file, its weights filled in, and its int8 form: name, precision, maker."""
+    complete, quantized = out / f"{file.stem}.onnx", out / f"{file.stem}.int8.onnx"
+    network = _read(file)  # now, so that a file which is none is an error before the board is used
+
+    def fill() -> Path:
+        onnx.save(synthetic.fill(network), complete)
+        return complete
+
+    def quantize_it() -> Path:
+        synthetic.quantize(complete if complete.exists() else fill(), quantized)
+        return quantized
+
+    targets: list[calibrating.Target] = [(file.stem, "fp32", fill)]
+    return [*targets, (file.stem, "int8", quantize_it)] if int8 else targets
 
 
 def _yardstick_beside(latency_model: Path, session: Session) -> pacing.Yardstick:

@@ -22,8 +22,11 @@ __all__ = [
     "BudgetVerdict",
     "CacheState",
     "Candidate",
+    "Check",
+    "CheckStatus",
     "Conditions",
     "Criterion",
+    "Diagnosis",
     "Failure",
     "FitResult",
     "Group",
@@ -53,6 +56,7 @@ __all__ = [
 
 PRECISIONS = ("fp32", "fp16", "int8")
 Verdict = Literal["meets", "does not meet", "cannot tell yet"]
+CheckStatus = Literal["ok", "warn", "fail", "skip"]
 Record = TypeVar("Record")
 
 
@@ -233,6 +237,43 @@ class CacheState:
     blob_bytes: int
     jobs: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that the doctor looked at, what was ``found``, and what to do about it.
+
+    ``fail`` makes the board unusable, ``warn`` does not; ``skip`` was not looked at, because
+    something else failed or because a board of that kind has none. ``facts`` are the values behind
+    the sentence: JSON, in SI units, with the unit in the name.
+    """
+
+    name: str
+    status: CheckStatus
+    found: str
+    remedy: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status in ("warn", "fail") and not self.remedy:
+            raise ValueError(f"check {self.name!r}: a {self.status} needs a remedy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What the doctor found on a board, in the order in which it looked."""
+
+    board: str
+    checks: tuple[Check, ...]
+    reached: bool
+
+    @property
+    def verdict(self) -> Literal["usable", "unusable", "unreachable"]:
+        """Whether boardfit can work with the board; warnings do not matter here."""
+        if not self.reached:
+            return "unreachable"
+        failed = any(check.status == "fail" for check in self.checks)
+        return "unusable" if failed else "usable"
 
 
 # --- measurements -------------------------------------------------------------------------------

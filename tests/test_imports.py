@@ -30,7 +30,14 @@ ALLOWED = {
     "harness.campaign": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
-    | {"harness.boards", "harness.pacing", "harness.store", "harness.folder", "latency_models"},
+    | {
+        "harness.boards",
+        "harness.campaign",
+        "harness.folder",
+        "harness.pacing",
+        "harness.store",
+        "latency_models",
+    },
     "harness.candidates": FOUNDATION
     | {
         "harness.boards",

@@ -21,6 +21,7 @@ APPLY_TIMEOUT_S = 240.0
 # As long as a job waits for the board's lease.
 HELD_TIMEOUT_S = 600.0
 HELD_POLL_S = 2.0
+HELD_TEXT = "others, who rely on other settings of the board"
 
 
 class _Call(Protocol):
@@ -139,7 +140,7 @@ class Hold:
                     raise TransientBoardError(
                         f"board {self._spec.name}: {error}. Try again when they have finished"
                     ) from error
-                self._tell({"kind": "waiting", "what": "the board's settings, which others use"})
+                self._tell({"kind": "waiting", "job": "settings", "what": HELD_TEXT})
             time.sleep(HELD_POLL_S)
 
     def release(self, call: _Call) -> None:

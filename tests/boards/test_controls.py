@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from device_agent import undo
-from harness.boards import inventory
+from harness.boards import controls, inventory
 from harness.boards.controls import wanted
 from harness.boards.session import EngineRequest, MeasurePlan, Session
-from harness.errors import ConditionError, ConfigError
+from harness.errors import ConditionError, ConfigError, TransientBoardError
 from harness.records import BoardSpec, Measurement, dump, load
 from tests.boards.support import ROOT, python36
 from tests.device_agent.jetson import FAN, GPU, Jetson
@@ -137,6 +137,40 @@ def test_what_somebody_changes_between_two_runs_is_set_again(
     assert found.settings.clocks_locked is True
     assert found.settings.fan_pwm == 255
     assert jetson.get(FAN + "target_pwm") == "80"
+
+
+def test_a_session_waits_for_others_who_rely_on_other_settings_and_then_gives_up(
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controls, "HELD_POLL_S", 0.1)
+    monkeypatch.setattr(controls, "HELD_TIMEOUT_S", 0.3)
+    events: list[dict[str, object]] = []
+    with Session(replace(spec, power_mode="5W")) as first:
+        _measure(first, _engine(tmp_path))
+        with Session(replace(spec, power_mode="MAXN"), on_event=events.append) as second:
+            with pytest.raises(TransientBoardError, match="Try again when they have finished"):
+                _measure(second, _engine(tmp_path))
+            # The same settings are no reason to wait.
+            with Session(replace(spec, power_mode="5W")) as third:
+                assert _measure(third, _engine(tmp_path)).power_mode == "5W"
+            assert jetson.get("mode_name") == "5W"
+            first.__exit__(None, None, None)
+            assert _measure(second, _engine(tmp_path)).power_mode == "MAXN"
+    assert "waiting" in {event["kind"] for event in events}
+
+
+def test_what_could_not_be_put_back_is_told(
+    jetson: Jetson, spec: BoardSpec, tmp_path: Path
+) -> None:
+    events: list[dict[str, object]] = []
+    with Session(replace(spec, power_mode="5W"), on_event=events.append) as session:
+        _measure(session, _engine(tmp_path))
+        (jetson.tools / "nvpmodel").write_text(
+            "#!/bin/sh\n[ $1 = -q ] && printf 'NV Power Mode: 5W\\n1\\n' || echo 'NVPM ERROR: no'\n"
+        )
+    (told,) = [event["reason"] for event in events if event["kind"] == "conditions"]
+    assert "local could not be put back: power mode 0 is not back: NVPM ERROR: no" in str(told)
+    assert (jetson.cache / undo.RECORD).exists()
 
 
 def test_profiles_are_taken_under_the_settings_too(

@@ -18,7 +18,10 @@ CPU = "sys/devices/system/cpu/cpu%d/"
 GPU = "sys/devices/gpu.0/devfreq/57000000.gpu/"
 EMC = "sys/kernel/debug/clk/override.emc/"
 FAN = "sys/devices/pwm-fan/"
-CPU_TABLE_KHZ = (102000, 204000, 307200, 403200, 518400, 614400, 710400, 825600, 921600)
+CPU_TABLE_KHZ = (
+    *(102000, 204000, 307200, 403200, 518400, 614400, 710400, 825600, 921600),
+    *(1036800, 1132800, 1224000, 1326000, 1428000, 1479000),
+)
 GPU_TABLE_HZ = tuple(76_800_000 * step for step in range(1, 13))
 CONF = """\
 # FORMAT: see the comments of the board's own file
@@ -192,6 +195,7 @@ class Jetson:
             files[freq + "scaling_cur_freq"] = 403200
             files[freq + "cpuinfo_min_freq"] = 102000
             files[freq + "cpuinfo_max_freq"] = 1479000
+            files[freq + "scaling_available_frequencies"] = " ".join(map(str, CPU_TABLE_KHZ))
         for name, value in files.items():
             self.set(name, value)
         (self.root / "run").mkdir()

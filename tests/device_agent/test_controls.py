@@ -87,7 +87,14 @@ def test_the_clock_just_below_a_limit_holds(jetson: Jetson, board: knobs.Board) 
     jetson.set(GPU + "max_freq", 537600000)
     (found,) = _apply_only_looking(jetson, board, power_mode="5W")
     assert (found["control"], found["found"]) == ("power_mode", "537.6 MHz")
-    assert "at most at 640 MHz as of mode 5W" in found["wanted"]
+    assert "the GPU at most at 640 MHz as of mode 5W" in found["wanted"]
+    nano_max = "sys/devices/system/cpu/cpu{}/cpufreq/scaling_max_freq"
+    jetson.set(GPU + "max_freq", 614400000)
+    for number in range(2):
+        jetson.set(nano_max.format(number), 1479000)
+    (found,) = _apply_only_looking(jetson, board, power_mode="5W")
+    assert found["found"] == "1479 MHz"
+    assert "the CPU at most at 918 MHz as of mode 5W" in found["wanted"]
 
 
 def _apply_only_looking(jetson: Jetson, board: knobs.Board, **wanted: Any) -> list[dict[str, str]]:
@@ -117,6 +124,12 @@ def test_a_limit_is_held_by_the_tables_neighbours(
     asked: int | None, got: int | None, holds: bool
 ) -> None:
     assert controls.limit_holds(asked, got, [538, 614, 691, 922]) is holds
+
+
+def test_without_a_table_a_limit_holds_within_half_a_step() -> None:
+    assert controls.limit_holds(1000, 1040, [])
+    assert not controls.limit_holds(1000, 1041, [])
+    assert not controls.limit_holds(1000, 1040, [500, 1000])
 
 
 def test_cpus_that_jetson_clocks_brought_back_are_taken_away_again_by_root(jetson: Jetson) -> None:
@@ -327,6 +340,58 @@ def test_the_next_agent_puts_back_what_a_killed_one_has_set(jetson: Jetson, vers
     assert agent.returncode == 0, agent.stderr
     assert jetson.files() == before
     assert not _record(jetson).exists()
+
+
+KILLED_AT = """\
+import os, sys
+from device_agent import board, controls, undo
+root, cache, left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+class Doomed(board.Board):
+    # Dies after having done so many things: run a program or written a file.
+    def count(self):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), 9)
+    def run(self, *argv, **options):
+        found = super().run(*argv, **options)
+        self.count()
+        return found
+    def write(self, name, value):
+        found = super().write(name, value)
+        self.count()
+        return found
+
+wanted = {"power_mode": "5W", "lock_clocks": True, "governor": "performance", "fan": 1.0}
+users = undo.Users()
+doomed = Doomed(root, uid=0)
+if sys.argv[4] == "applying":
+    assert controls.apply(wanted, cache, doomed, users) == []
+else:
+    assert controls.apply(wanted, cache, board.Board(root, uid=0), users) == []
+    users.release()
+    assert undo.restore_unused(cache, doomed) == []
+"""
+
+
+@pytest.mark.parametrize("when", ["applying", "restoring"])
+def test_whenever_an_agent_is_killed_everything_can_be_put_back(jetson: Jetson, when: str) -> None:
+    before, deaths = jetson.files(), 0
+    while True:
+        program = [sys.executable, "-c", KILLED_AT]
+        arguments = [str(jetson.root), str(jetson.cache), str(deaths + 1), when]
+        done = subprocess.run([*program, *arguments], cwd=ROOT, capture_output=True, text=True)
+        assert _restore(jetson, jetson.as_root()) in ([], None)
+        assert jetson.files() == before, f"killed after {deaths + 1} steps"
+        assert not _record(jetson).exists()
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        deaths += 1
+    # A store, the mode, four governors, the clocks, two CPUs, two files of the fan; and on the way
+    # back the mode, the clocks, four governors and the fan's control. Looks come on top.
+    assert deaths >= (11 if when == "applying" else 7)
 
 
 def test_a_pcs_clocks_are_told_to_be_unlockable_and_its_governor_is_set(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from device_agent import board, controls, telemetry
-from tests.device_agent.jetson import EMC, GPU, GPU_TABLE_HZ, Jetson
+from tests.device_agent.jetson import CPU_TABLE_KHZ, EMC, GPU, GPU_TABLE_HZ, Jetson
 
 KEYS = {
     *(
@@ -45,6 +45,7 @@ def test_a_nanos_controls_are_told_in_si_units(jetson: Jetson) -> None:
                 "cur_hz": 403_200_000,
                 "hw_min_hz": 102_000_000,
                 "hw_max_hz": 1_479_000_000,
+                "available_hz": [clock_khz * 1000 for clock_khz in CPU_TABLE_KHZ],
             }
         ]
         * 4
