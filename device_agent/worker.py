@@ -189,8 +189,7 @@ def _measure(engine, params, folder, cache_dir, reporter):
 def _profile(engine, params, folder, cache_dir, reporter):
     path = blobs.require(cache_dir, params["network"])
     reporter.progress("profiling", 0, 1)
-    kernels = engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
-    return {"kernels": kernels}
+    return engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
 
 
 def _infer(engine, params, folder, cache_dir, reporter):

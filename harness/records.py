@@ -31,6 +31,7 @@ __all__ = [
     "FitResult",
     "Group",
     "GroupAllocation",
+    "ImportedSummary",
     "Interval",
     "KernelPoint",
     "KernelTime",
@@ -50,6 +51,10 @@ __all__ = [
     "SweepTimes",
     "Telemetry",
     "TelemetrySample",
+    "TimeSummary",
+    "Trace",
+    "TracedKernel",
+    "WindowAverage",
     "dump",
     "load",
 ]
@@ -361,11 +366,13 @@ class Measurement:
     all engines that were measured interleaved with each other; ``busy_s`` is what all of them
     together took on the board, loading included. ``settings`` and ``telemetry`` are of the whole
     campaign; the timed rounds began ``timed_from_s`` on the telemetry's clock. ``warnings`` say
-    which settings that were asked for did not hold. ``soak`` is what came before the samples where
-    the board was to be warm.
+    which settings that were asked for did not hold. ``timed`` says what a sample is: ``host``, a
+    call as the board's host sees it, or ``trtexec``, copies in, GPU and copies out by the GPU's
+    events (imported). ``machine`` is the processor that it ran on and ``agent_hash`` the agent that
+    measured. ``soak`` is what came before the samples where the board was to be warm.
 
-    Fields since the first version: busy_s; telemetry, settings and warnings; soak and timed_from_s.
-    They have defaults, so that older stores are read.
+    Fields since the first version: busy_s; telemetry, settings and warnings; timed, machine and
+    agent_hash; soak and timed_from_s. They have defaults, so that older stores are read.
     """
 
     label: str
@@ -384,6 +391,9 @@ class Measurement:
     campaign: str
     taken_at: str
     power_mode: str | None = None
+    timed: Literal["host", "trtexec"] = "host"
+    machine: str | None = None
+    agent_hash: str | None = None
     busy_s: float | None = None
     telemetry: Telemetry | None = None
     settings: BoardSettings | None = None
@@ -413,23 +423,128 @@ class Failure:
 class KernelTime:
     """One kernel as the runtime's own profiler saw it: median time of one call.
 
-    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from.
+    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from, "" if
+    the runtime put the kernel in itself; one that changes a layout ``serves`` a node then.
+    ``samples_s`` holds its time in every profiled run, as coarse as the profiler's clock
+    (onnxruntime: the middle of a microsecond); old profiles have none.
     """
 
     name: str
     op: str
     node: str
     latency_s: float
+    serves: str = ""
+    samples_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedKernel:
+    """Kernel number ``kernel`` of a profile in one run: start, from the run's, and duration."""
+
+    kernel: int
+    start_s: float
+    latency_s: float
+    thread: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The profiled run of median duration, kernel by kernel in the order of execution."""
+
+    run_s: float
+    kernels: tuple[TracedKernel, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Per-kernel times of one engine, in the order of execution."""
+    """Per-kernel times of one engine, in the order of execution.
+
+    ``runs_s`` are the whole runs under the profiler, which slows them down: their difference from
+    a measurement is what profiling costs. Both it and ``trace`` are empty where the runtime cannot
+    tell, and in profiles that older versions stored. Run ``i`` belongs to pass ``rounds[i]``, each
+    in a session of its own, of the ``campaign`` in which several engines were profiled in turn;
+    a single pass has neither.
+    """
 
     network_sha256: str
     runtime: str
     runtime_version: str
     kernels: tuple[KernelTime, ...]
+    runs_s: tuple[float, ...] = ()
+    trace: Trace | None = None
+    campaign: str = ""
+    rounds: tuple[int, ...] = ()
+
+
+# --- imported from trtexec ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSummary:
+    """What a log says of one time over all calls; ``percentiles`` are (percent, seconds)."""
+
+    min_s: float
+    max_s: float
+    mean_s: float
+    median_s: float
+    percentiles: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowAverage:
+    """Mean times of ``calls`` calls in a row: never samples of single calls.
+
+    ``latency_s`` is copies in, GPU and copies out; ``enqueue_s`` the host's time to enqueue.
+    """
+
+    calls: int
+    gpu_s: float
+    latency_s: float
+    end_to_end_s: float | None = None
+    enqueue_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedSummary:
+    """One run of trtexec as its log sums it up; the single calls are not in a log.
+
+    ``network`` is the file that trtexec ran, ``network_sha256`` "" where it is not at hand.
+    ``times`` maps trtexec's names ("Latency", "GPU Compute Time", "Enqueue Time", ...) to what it
+    printed. ``taken_at`` is the board's local time: a log names no zone. ``threads`` are streams,
+    ``gpu_clock_hz`` the device's rated clock and not the one in force. ``warnings`` name what in
+    the log contradicts itself.
+    """
+
+    label: str
+    network: str
+    network_sha256: str
+    source: str
+    source_sha256: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int | None
+    threads: int
+    board: str
+    device: str
+    taken_at: str
+    calls: int
+    duration_s: float
+    warmup_calls: int | None
+    times: Mapping[str, TimeSummary]
+    windows: tuple[WindowAverage, ...]
+    throughput_per_s: float | None = None
+    layers: int | None = None
+    engine_bytes: int | None = None
+    gpu_clock_hz: float | None = None
+    power_mode: str | None = None
+    command: str = ""
+    timed: Literal["trtexec"] = "trtexec"
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "Latency" not in self.times or self.calls < 1:
+            raise ValueError(f"summary of {self.label}: a latency of at least one call is wanted")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,8 @@ from harness.records import (
     SoakWindow,
     Telemetry,
     TelemetrySample,
+    Trace,
+    TracedKernel,
 )
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
@@ -160,6 +162,22 @@ def _telemetry(content: Frame | None) -> Telemetry | None:
         return None
     samples = tuple(TelemetrySample(**one) for one in content["samples"])
     return Telemetry(**{**content, "samples": samples})
+
+
+def _kernel(content: Frame) -> KernelTime:
+    return KernelTime(
+        name=content["name"],
+        op=content["op"],
+        node=content["node"],
+        latency_s=content["latency_s"],
+        serves=content.get("serves", ""),
+        samples_s=tuple(content.get("samples_s", ())),
+    )
+
+
+def _trace(content: Frame) -> Trace:
+    kernels = tuple(TracedKernel(**kernel) for kernel in content["kernels"])
+    return Trace(run_s=content["run_s"], kernels=kernels)
 
 
 class Session:
@@ -512,6 +530,8 @@ class Session:
                 campaign=campaign,
                 taken_at=taken_at,
                 power_mode=mode or self.facts.power_mode,
+                machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
+                agent_hash=self.facts.agent_hash,
                 busy_s=found["busy_s"],
                 soak=_soak(timed.get("soak")),
                 telemetry=_telemetry(found.get("telemetry")),
@@ -528,15 +548,14 @@ class Session:
         self._hold.ensure()
         params = {"seed": SEED, "network": sha256, "runs": runs}
         found = self._run("profile", params, files=[path])
-        kernels = tuple(
-            KernelTime(name=one["name"], op=one["op"], node=one["node"], latency_s=one["latency_s"])
-            for one in found["kernels"]
-        )
+        trace = found.get("trace")
         return Profile(
             network_sha256=sha256,
             runtime=self._spec.runtime,
             runtime_version=found["runtime_version"],
-            kernels=kernels,
+            kernels=tuple(_kernel(one) for one in found["kernels"]),
+            runs_s=tuple(found.get("runs_s", ())),
+            trace=None if trace is None else _trace(trace),
         )
 
     def infer(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from harness import stats
+from harness.attribution import attribution
 from harness.records import Interval, Measurement, MeasurementVerdict, Profile, SoakSummary
 from harness.report import judged
 from harness.report.running import running_json
@@ -13,6 +15,7 @@ from harness.report.running import running_json
 __all__ = [
     "PredictionRow",
     "ValidationRow",
+    "attribution_json",
     "measurement_json",
     "prediction_json",
     "profile_json",
@@ -82,6 +85,16 @@ def measurement_json(measurement: Measurement) -> dict[str, Any]:
         "spread": stats.coefficient_of_variation(samples),
         "n_samples": len(samples),
         "samples_s": list(samples),
+        # The rest of the record, by which boardfit compare reads the measurement back.
+        "rounds": list(measurement.rounds),
+        "warmup_s": list(measurement.warmup_s),
+        "campaign": measurement.campaign,
+        "before": asdict(measurement.before),
+        "after": asdict(measurement.after),
+        "busy_s": measurement.busy_s,
+        "timed": measurement.timed,
+        "machine": measurement.machine,
+        "agent_hash": measurement.agent_hash,
         **running_json(measurement),
     }
 
@@ -98,10 +111,25 @@ def profile_json(
         "measurement": measurement_json(measurement),
         "verdict": judged.verdict_json(verdict),
         **({} if soak is None else {"soak": judged.soak_json(measurement, soak)}),
-        "kernels": [
-            {"name": k.name, "op": k.op, "node": k.node, "latency_s": k.latency_s}
-            for k in profile.kernels
-        ],
+        "kernels": [asdict(kernel) for kernel in profile.kernels],
+        "runs_s": list(profile.runs_s),
+        "attribution": attribution_json(profile, stats.median(measurement.samples_s)),
+    }
+
+
+def attribution_json(profile: Profile, end_to_end_s: float) -> dict[str, Any]:
+    """How much of the kernels' time belongs to ONNX nodes, and how much of a call they explain."""
+    found = attribution(profile, end_to_end_s=end_to_end_s)
+    return {
+        "attributed": found.attributed,
+        "computing": found.computing,
+        "layout": found.layout,
+        "unattributed": list(found.unattributed),
+        "kernels_s": found.kernels_s,
+        "profiled_run_s": found.profiled_run_s,
+        "end_to_end_s": found.end_to_end_s,
+        "kernels_of_profiled_run": found.of_profiled_run,
+        "kernels_of_end_to_end": found.of_end_to_end,
     }
 
 

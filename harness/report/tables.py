@@ -13,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import stats
+from harness.attribution import attribution
 from harness.records import (
     BoardFacts,
     BoardSpec,
     CacheState,
     FitResult,
     Interval,
+    KernelTime,
     Measurement,
     MeasurementVerdict,
     Profile,
@@ -26,6 +28,7 @@ from harness.records import (
     SweepTimes,
 )
 from harness.report import judged, words
+from harness.report.attribution import attribution_lines
 from harness.report.plain import (
     PredictionRow,
     ValidationRow,
@@ -181,28 +184,41 @@ def measurement_table(measurements: Sequence[Measurement]) -> RenderableType:
     return table
 
 
-def profile_table(profile: Profile) -> RenderableType:
-    """The kernels of a profile in the order of execution, with their shares of the sum."""
+def profile_table(profile: Profile, *, end_to_end_s: float | None = None) -> RenderableType:
+    """The kernels of a profile in the order of execution, with their shares of the sum.
+
+    Below it stands how much of that is attributed and explained, with ``end_to_end_s`` the median
+    call without the profiler.
+    """
     total = sum(kernel.latency_s for kernel in profile.kernels)
     table = new_table(
         f"Kernels ({profile.runtime} {profile.runtime_version}, measured by its profiler)",
         "kernel",
         "operator",
+        "ONNX node, where its name is another",
         "median",
         "share",
-        left=2,
+        left=3,
     )
     for kernel in profile.kernels:
         add_row(
             table,
             kernel.name,
             kernel.op,
+            _origin(kernel),
             format_time(kernel.latency_s),
             words.percent(kernel.latency_s / total) if total else "",
         )
     table.add_section()
-    add_row(table, f"sum of {len(profile.kernels)} kernels", "", format_time(total), "")
-    return table
+    add_row(table, f"sum of {len(profile.kernels)} kernels", "", "", format_time(total), "")
+    found = attribution(profile, end_to_end_s=end_to_end_s)
+    return Group(table, *(Text(line) for line in attribution_lines(found)))
+
+
+def _origin(kernel: KernelTime) -> str:
+    if kernel.node == kernel.name:
+        return ""
+    return kernel.node or (f"layout for {kernel.serves}" if kernel.serves else "none")
 
 
 def validation_table(rows: Iterable[ValidationRow]) -> RenderableType:
@@ -382,7 +398,8 @@ def print_profile(
     parts = [measurement_table([measurement]), *lines, judged.verdict_text(verdict)]
     if soak is not None:
         parts.append(judged.soak_text(soak))
-    show(Group(*parts, profile_table(profile)))
+    kernels = profile_table(profile, end_to_end_s=stats.median(measurement.samples_s))
+    show(Group(*parts, kernels))
 
 
 def print_prediction(prediction: PredictionRow) -> None:
