@@ -29,18 +29,13 @@ ALLOWED = {
     "harness.trtexec": FOUNDATION,
     "harness.attribution": FOUNDATION,
     "harness.profiles": FOUNDATION,
-    "harness.differences": FOUNDATION,
-    "harness.kernel_changes": FOUNDATION | {"harness.differences"},
-    "harness.compare": FOUNDATION
-    | {"harness.store", "harness.differences", "harness.kernel_changes"},
-    "harness.runs": FOUNDATION | {"harness.compare", "harness.store", "harness.trtexec"},
+    "harness.comparison": FOUNDATION | {"harness.store", "harness.trtexec"},
     "harness.report": FOUNDATION
     | {
         "latency_models",
         "harness.results",
         "harness.attribution",
-        "harness.compare",
-        "harness.differences",
+        "harness.comparison",
     },
     "harness.campaign": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
@@ -71,9 +66,8 @@ ALLOWED = {
     "harness.run_commands": FOUNDATION
     | {
         "harness.boards",
-        "harness.compare",
+        "harness.comparison",
         "harness.profiles",
-        "harness.runs",
         "harness.store",
         "harness.trtexec",
     },

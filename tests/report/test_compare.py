@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from harness.compare import compare
-from harness.differences import judge
+from harness.comparison.compare import compare
+from harness.comparison.differences import judge
 from harness.records import Conditions, Interval
 from harness.report.compare import comparison_json, comparison_text, outcome_text
 from harness.report.tables import show
