@@ -32,6 +32,7 @@ from harness.boards.transport import Transport, open_transport
 from harness.boards.wire import Frame, exception_of, schema, validate
 from harness.errors import (
     BoardfitError,
+    BoardUnreachable,
     ConfigError,
     ProtocolError,
     StableBoardError,
@@ -212,9 +213,14 @@ class Session:
         self._hold = controls.Hold(spec, self._ask, self._tell)
 
     def __enter__(self) -> Session:
-        self._open()
         try:
-            self._facts = self._probe()
+            self._open()
+        except BoardUnreachable:
+            raise  # a board that is off is told at once
+        except TransientBoardError:
+            pass  # it is there, and the connection broke: below that is tried again
+        try:
+            self._facts = self._lasting(self._probe)
         except BaseException:
             self.close()
             raise
@@ -274,10 +280,11 @@ class Session:
         self.close()
 
     def _call(
-        self, method: str, params: Frame, timeout_s: float = CALL_TIMEOUT_S, **options: Any
+        self, method: str, params: Frame, timeout_s: float | None = None, **options: Any
     ) -> Frame:
         if self._agent is None:
             raise TransientBoardError(f"there is no connection to board {self._spec.name}")
+        timeout_s = CALL_TIMEOUT_S if timeout_s is None else timeout_s
         return self._agent.connection.call(method, params, timeout_s=timeout_s, **options)
 
     def _tell(self, event: Frame) -> None:
