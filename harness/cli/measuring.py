@@ -136,7 +136,8 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Hold RUN_B against RUN_A: in total, kernel by kernel, and what else changed."""
-    from harness import differences, run_commands
+    from harness import run_commands
+    from harness.comparison import differences
     from harness.report import compare as printing
 
     limit = (
