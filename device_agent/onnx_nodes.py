@@ -17,15 +17,18 @@ SUFFIX = re.compile(r"(_token_\d+|_nchwc)$")
 MAX_STEPS_BACK = 4
 
 
+class NoOnnxFile(ValueError):
+    """A file is damaged, cut off, or no ONNX file at all."""
+
+
 def _varint(data, at):
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+    value = 0
+    # 64 bits are ten bytes; a number without end would take for ever to add up.
+    for place, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
-            return value, at
-        shift += 7
+            return value, at + place + 1
+    raise NoOnnxFile("this is no ONNX file: a number at byte %d has no end" % at)
 
 
 def _fields(data):
@@ -43,7 +46,9 @@ def _fields(data):
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
         else:
-            raise ValueError("this is no ONNX file: wire type %d" % wire)
+            raise NoOnnxFile("this is no ONNX file: wire type %d" % wire)
+    if at > len(data):
+        raise NoOnnxFile("this ONNX file is cut off: %d bytes are missing" % (at - len(data)))
 
 
 def _text(content):
@@ -126,12 +131,15 @@ class Origin:
 
     def _back(self, last, op):
         """The nearest node before ``last`` that has the kernel's operator; ``last`` if none has."""
-        queue = deque([(last, 0)])
+        queue, seen = deque([(last, 0)]), {id(last)}
         while queue:
             node, steps = queue.popleft()
             if _runs(op, node.op):
                 return node.name
-            if steps < MAX_STEPS_BACK:
-                before = (self._producer.get(name) for name in node.inputs)
-                queue.extend((one, steps + 1) for one in before if one is not None)
+            before = (self._producer.get(name) for name in node.inputs)
+            for one in before if steps < MAX_STEPS_BACK else ():
+                # Once is enough: nodes that read many tensors of each other make paths without end.
+                if one is not None and id(one) not in seen:
+                    seen.add(id(one))
+                    queue.append((one, steps + 1))
         return last.name
