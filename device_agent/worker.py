@@ -51,7 +51,7 @@ def work(folder):
     if not files.lock(alive, 5 * files.POLL_S) or jobs.outcome_of(folder) is not None:
         return 0
     files.write_json(os.path.join(folder, "worker.json"), {"process_group": os.getpgrp()})
-    request = files.read_json(os.path.join(folder, "request.json"))
+    request = jobs.request_of(folder)
     reporter = Reporter(folder)
     try:
         lease.acquire(
