@@ -85,7 +85,8 @@ def profile(path, threads, seed, runs, folder):
     """One kernel that takes the whole time."""
     del threads, seed, runs, folder
     latency_s = Engine(path)._settings.get("latency_s", 1e-3)
-    return [{"name": "all", "op": "Fake", "node": "", "latency_s": latency_s, "provider": "fake"}]
+    one = {"name": "all", "op": "Fake", "node": "", "latency_s": latency_s, "provider": "fake"}
+    return {"kernels": [one]}
 
 
 def infer(path, threads, inputs_path, input_name, outputs_path, progress):

@@ -4,13 +4,13 @@ import contextlib
 import importlib
 import json
 import os
-import select
 import signal
 import sys
 import time
 import traceback
 
-from . import blobs, files, jobs, lease, telemetry, timing
+from . import blobs, files, jobs, lease, sampling, telemetry, timing, undo
+from .board import Board
 
 LEASE_TIMEOUT_S = 600.0
 # How much later than the watching process the child ends itself.
@@ -53,6 +53,8 @@ def work(folder):
     files.write_json(os.path.join(folder, "worker.json"), {"process_group": os.getpgrp()})
     request = jobs.request_of(folder)
     reporter = Reporter(folder)
+    # For as long as this process lives, nobody changes the board's settings under the job.
+    users = undo.Users()
     try:
         lease.acquire(
             os.path.basename(folder),
@@ -62,17 +64,20 @@ def work(folder):
             LEASE_TIMEOUT_S,
             reporter.waiting,
         )
-    except lease.LeaseHeld as error:
+        users.share()
+    except (lease.LeaseHeld, undo.ConditionsHeld) as error:
         jobs.write_outcome(folder, _failed(error, "", transient=True))
         return 0
     files.write_json(os.path.join(folder, "running"), True)
+    period_s = request["params"].get("telemetry_s", sampling.PERIOD_S)
+    sampler = sampling.Sampler(folder, period_s) if request["kind"] == "measure" else None
     ended, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(ended)
         _run_and_exit(folder, request, reporter)
     os.close(write)
-    if not select.select([ended], [], [], request["timeout_s"])[0]:
+    if not sampling.watch(ended, request["timeout_s"], sampler):
         text = "it took more than the %.0f s that it may take" % request["timeout_s"]
         jobs.write_outcome(folder, _failed(JobTimeout(text), "", transient=False))
         os.killpg(0, signal.SIGKILL)  # the child, all that it has started, and this process
@@ -81,6 +86,9 @@ def work(folder):
         number = os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
         exit_code = os.WEXITSTATUS(code) if os.WIFEXITED(code) else None
         jobs.write_outcome(folder, jobs.died(folder, number, exit_code, child))
+    users.release()
+    # The host that wanted other settings may be gone, and its agent with it.
+    undo.restore_unused(os.path.dirname(os.path.dirname(folder)), Board())
     return 0
 
 
@@ -133,7 +141,6 @@ def _attempt(folder, request, reporter):
 
 
 def _measure(engine, params, folder, cache_dir, reporter):
-    del folder
     plan = timing.Plan(**params["plan"])
     paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
     reporter.progress("warming up", 0, plan.rounds)
@@ -159,14 +166,14 @@ def _measure(engine, params, folder, cache_dir, reporter):
     ]
     for one in engines:
         one.close()
-    return {"engines": found, "before": conditions[0], "after": after}
+    taken = {"engines": found, "before": conditions[0], "after": after}
+    return dict(taken, **sampling.collect(folder))
 
 
 def _profile(engine, params, folder, cache_dir, reporter):
     path = blobs.require(cache_dir, params["network"])
     reporter.progress("profiling", 0, 1)
-    kernels = engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
-    return {"kernels": kernels}
+    return engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
 
 
 def _infer(engine, params, folder, cache_dir, reporter):

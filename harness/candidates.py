@@ -274,6 +274,7 @@ class Workbench:
             # The load of the last minute is our own: this computer has just built the variant.
             before = replace(before, load_1min=None)
         found = conditions.warnings(before, measurement.after, cores=self.session.facts.cores)
+        found = (*measurement.warnings, *found)
         return tuple(f"{measurement.label}: {text}" for text in found)
 
     def _classes_of_original(self) -> np.ndarray:

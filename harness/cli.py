@@ -176,10 +176,21 @@ def profile(
     store: Annotated[
         Path, typer.Option("--store", help="The store that keeps the measurement.")
     ] = Path("boardfit.db"),
+    export_times: Annotated[
+        Path | None,
+        typer.Option("--export-times", "--exportTimes", help="Write every call as trtexec does."),
+    ] = None,
+    export_profile: Annotated[
+        Path | None,
+        typer.Option("--export-profile", "--exportProfile", help="Write kernels as trtexec does."),
+    ] = None,
+    export_trace: Annotated[
+        Path | None, typer.Option("--export-trace", help="Write a Chrome trace of one inference.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure NETWORK on the board, end to end and kernel by kernel."""
-    from harness import commands
+    from harness import commands, run_commands
     from harness.report import plain, tables
 
     measurement, kernels = commands.profile(
@@ -191,6 +202,9 @@ def profile(
         duration_s=duration,
         iterations=iterations,
         store=store,
+    )
+    run_commands.export(
+        measurement, kernels, times=export_times, layers=export_profile, trace=export_trace
     )
     if as_json:
         _print_json(plain.profile_json(measurement, kernels, percentile=percentile))
@@ -348,6 +362,110 @@ def validate(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[
+        str,
+        typer.Argument(
+            help="A store, FILE#LABEL or FILE~1 (the one before), a result folder of fit, a "
+            "printed profile, a trtexec log; or two .onnx files, measured interleaved now."
+        ),
+    ],
+    run_b: Annotated[str, typer.Argument(help="The run that is held against RUN_A.")],
+    fail_if_slower: Annotated[
+        str | None,
+        typer.Option("--fail-if-slower", help="Exit with 1 if B is slower by more: 3%."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where --fail-if-slower cannot tell, too.")
+    ] = False,
+    may_differ: Annotated[
+        list[str] | None,
+        typer.Option("--may-differ", help="A field in which the runs may be unlike; repeatable."),
+    ] = None,
+    allow_unlike: Annotated[
+        bool, typer.Option("--allow-unlike", help="Compare runs that are unlike in any field.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Show every kernel.")] = False,
+    board: BoardOption = "local",
+    duration: Annotated[
+        float, typer.Option("--duration", min=0, help="Measure each of two networks so long, in s.")
+    ] = 3.0,
+    store: Annotated[
+        Path, typer.Option("--store", help="The store that keeps what is measured.")
+    ] = Path("boardfit.db"),
+    as_json: JsonOption = False,
+) -> None:
+    """Hold RUN_B against RUN_A: in total, kernel by kernel, and what else changed."""
+    from harness import differences, run_commands
+    from harness.report import compare as printing
+
+    limit = (
+        None
+        if fail_if_slower is None
+        else run_commands.share(fail_if_slower, option="--fail-if-slower")
+    )
+    found = run_commands.compare(
+        run_a,
+        run_b,
+        board=board,
+        duration_s=duration,
+        store=store,
+        may_differ=may_differ or (),
+        allow_unlike=allow_unlike,
+    )
+    outcome = None if limit is None else differences.judge(found.total, limit=limit)
+    if as_json:
+        _print_json(printing.comparison_json(found, limit=limit, outcome=outcome))
+    else:
+        printing.print_comparison(found, limit=limit, outcome=outcome, every=every)
+    failed = outcome == "slower" or (strict and outcome == "cannot tell")
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command("import")
+def import_logs(
+    logs: Annotated[list[Path], typer.Argument(help="Logs that trtexec printed.")],
+    store: Annotated[
+        Path, typer.Option("--store", help="The store that keeps what is imported.")
+    ] = Path("boardfit.db"),
+    network: Annotated[
+        Path | None, typer.Option("--network", help="The .onnx file that trtexec ran.")
+    ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option("--times", help="What --exportTimes wrote in the same run: single calls."),
+    ] = None,
+    layers: Annotated[
+        Path | None, typer.Option("--layers", help="What --exportProfile wrote: kernels.")
+    ] = None,
+    board: Annotated[
+        str | None, typer.Option("--board", help="The board's name; else the device's.")
+    ] = None,
+    power_mode: Annotated[
+        str | None, typer.Option("--power-mode", help="The board's power mode, if known.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Keep what trtexec measured: the log's statistics, and single calls where there are any."""
+    from harness import run_commands
+    from harness.report import imports
+
+    found = run_commands.import_logs(
+        logs,
+        store=store,
+        network=network,
+        times=times,
+        profile=layers,
+        board=board,
+        power_mode=power_mode,
+    )
+    if as_json:
+        _print_json(imports.imports_json(found))
+    else:
+        imports.print_imports(found, store=store)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A result folder of boardfit fit.")],
     allow_fake: Annotated[
@@ -364,6 +482,26 @@ def report(
         print((folder / "result.json").read_text())
     else:
         tables.print_fit(result, folder / "report.html")
+
+
+@app.command()
+def doctor(
+    board: Annotated[str, typer.Argument(help="A board of boards.toml, or local.")] = "local",
+    as_json: JsonOption = False,
+) -> None:
+    """Check whether BOARD is ready, and say what to do where it is not."""
+    from harness.boards import doctor as doctoring
+    from harness.boards import inventory
+    from harness.report import doctor as reporting
+
+    spec = inventory.find(board)
+    with reporting.progress(spec.name) as on_check:
+        diagnosis = doctoring.diagnose(spec, on_check=on_check)
+    if as_json:
+        _print_json(reporting.diagnosis_json(diagnosis))
+    else:
+        reporting.print_diagnosis(diagnosis)
+    raise typer.Exit({"usable": 0, "unusable": 1, "unreachable": 3}[diagnosis.verdict])
 
 
 @boards_app.command("list")

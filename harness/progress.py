@@ -54,6 +54,7 @@ class ConsoleObserver:
         self._task: TaskID | None = None
         self._resumed = False
         self._stage = ""
+        self._waiting: object = None
 
     def __enter__(self) -> "ConsoleObserver":
         self._bar.start()
@@ -80,12 +81,19 @@ class ConsoleObserver:
             self._bar.update(self._task, completed=done, total=total, left_s=left_s, said_at=now)
 
     def event(self, event: dict[str, object]) -> None:
-        """Say beside the bar what the board is doing; its reconnections get a line."""
-        if event.get("kind") == "reconnect":
-            self.warn(f"the connection to the board broke; trying again ({event})")
-        elif self._task is not None and event.get("kind") in ("progress", "waiting"):
-            what = str(event.get("what") or "waiting for the board's lease")
-            self._bar.update(self._task, description=f"{self._stage} ({what})")
+        """Say beside the bar what the board is doing; what delays it gets a line."""
+        kind = event.get("kind")
+        if kind == "reconnect":
+            self.warn(f"the connection to the board broke; trying again ({event.get('reason')})")
+        elif kind == "retry":
+            self.warn(f"{event.get('reason')}; running it again")
+        elif kind == "conditions":
+            self.warn(str(event.get("reason")))
+        elif kind == "waiting" and event.get("job") != self._waiting:
+            self._waiting = event.get("job")
+            self.warn(f"waiting for {event.get('what')}")
+        if self._task is not None and kind in ("progress", "waiting"):
+            self._bar.update(self._task, description=f"{self._stage} ({event.get('what')})")
 
     def end(self, stage: Stage) -> None:
         """Print the finished stage's line."""

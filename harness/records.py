@@ -16,16 +16,21 @@ import pydantic
 
 __all__ = [
     "BoardFacts",
+    "BoardSettings",
     "BoardSpec",
     "Budget",
     "BudgetVerdict",
     "CacheState",
     "Candidate",
+    "Check",
+    "CheckStatus",
     "Conditions",
+    "Diagnosis",
     "Failure",
     "FitResult",
     "Group",
     "GroupAllocation",
+    "ImportedSummary",
     "Interval",
     "KernelPoint",
     "KernelTime",
@@ -38,12 +43,19 @@ __all__ = [
     "Strategy",
     "StrategyEntry",
     "SweepTimes",
+    "Telemetry",
+    "TelemetrySample",
+    "TimeSummary",
+    "Trace",
+    "TracedKernel",
+    "WindowAverage",
     "dump",
     "load",
 ]
 
 PRECISIONS = ("fp32", "fp16", "int8")
 Verdict = Literal["meets", "does not meet", "cannot tell yet"]
+CheckStatus = Literal["ok", "warn", "fail", "skip"]
 Record = TypeVar("Record")
 
 
@@ -84,6 +96,12 @@ class BoardSpec:
     ``host`` is a name that ``~/.ssh/config`` knows, or None for this computer. ``threads`` is the
     number of inference threads. Files that the board keeps for later stay under ``cache_bytes``. A
     job is killed ``job_timeout_s`` after what it is planned to take.
+
+    ``power_mode`` (a name of nvpmodel.conf or its number), ``lock_clocks``, ``governor`` (of the
+    CPUs) and ``fan`` (a share up to 1, or a pwm above) are set while a session measures, and put
+    back. ``conditions`` says what becomes of a run where they do not hold: with ``set`` it is
+    flagged, with ``require`` it is an error, with ``off`` nothing is asked for. The board is looked
+    at every ``telemetry_s`` during a run, or never if that is 0.
     """
 
     name: str
@@ -97,11 +115,19 @@ class BoardSpec:
     job_timeout_s: float = 900.0
     power_mode: str | None = None
     lock_clocks: bool = False
+    governor: str | None = None
+    fan: float | None = None
+    conditions: Literal["set", "require", "off"] = "set"
+    telemetry_s: float = 1.0
 
     def __post_init__(self) -> None:
         _require_positive(
             threads=self.threads, cache_bytes=self.cache_bytes, job_timeout_s=self.job_timeout_s
         )
+        if self.fan is not None and not 0 <= self.fan <= 255:
+            raise ValueError(f"fan must be a share up to 1 or a pwm up to 255, got {self.fan}")
+        if not (math.isfinite(self.telemetry_s) and self.telemetry_s >= 0):
+            raise ValueError(f"telemetry_s must be 0 or positive, got {self.telemetry_s}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +170,52 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BoardSettings:
+    """The settings that a run was taken under; whatever the board cannot tell is None.
+
+    ``cpu_max_hz`` is the highest clock that an online CPU may take, ``clocks_locked`` whether
+    lowest, highest and current clock were the same on every CPU and the GPU.
+    """
+
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
+    governor: str | None = None
+    cpus_online: int | None = None
+    cpu_max_hz: int | None = None
+    gpu_max_hz: int | None = None
+    fan_pwm: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TelemetrySample:
+    """One look at a board during a run, ``at_s`` after its start; unknown values are None.
+
+    ``cpu_clock_hz`` is the mean over the CPUs, ``temp_c`` the hottest zone, ``power_w`` the whole
+    board's. ``throttled``: now, or at any time since the look before.
+    """
+
+    at_s: float
+    cpu_clock_hz: float | None = None
+    gpu_clock_hz: float | None = None
+    temp_c: float | None = None
+    power_w: float | None = None
+    throttled: bool | None = None
+    free_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Telemetry:
+    """Looks at a board during a run, every ``period_s`` (rarer in very long runs).
+
+    ``cost_share`` is the processor time of looking by the time that passed: 0.01 is 1 % of one CPU.
+    """
+
+    period_s: float
+    cost_share: float
+    samples: tuple[TelemetrySample, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseHolder:
     """Who holds a board's lease: since ``held_s``, and by its plan for ``left_s`` more at least."""
 
@@ -164,6 +236,43 @@ class CacheState:
     blob_bytes: int
     jobs: int
     free_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that the doctor looked at, what was ``found``, and what to do about it.
+
+    ``fail`` makes the board unusable, ``warn`` does not; ``skip`` was not looked at, because
+    something else failed or because a board of that kind has none. ``facts`` are the values behind
+    the sentence: JSON, in SI units, with the unit in the name.
+    """
+
+    name: str
+    status: CheckStatus
+    found: str
+    remedy: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.status in ("warn", "fail") and not self.remedy:
+            raise ValueError(f"check {self.name!r}: a {self.status} needs a remedy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What the doctor found on a board, in the order in which it looked."""
+
+    board: str
+    checks: tuple[Check, ...]
+    reached: bool
+
+    @property
+    def verdict(self) -> Literal["usable", "unusable", "unreachable"]:
+        """Whether boardfit can work with the board; warnings do not matter here."""
+        if not self.reached:
+            return "unreachable"
+        failed = any(check.status == "fail" for check in self.checks)
+        return "unusable" if failed else "usable"
 
 
 # --- measurements -------------------------------------------------------------------------------
@@ -196,7 +305,14 @@ class Measurement:
     ``samples_s[i]`` is the host time of one call, in the order taken, and belongs to interleaving
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
     all engines that were measured interleaved with each other; ``busy_s`` is what all of them
-    together took on the board, loading included.
+    together took on the board, loading included. ``settings`` and ``telemetry`` are of the whole
+    campaign; ``warnings`` say which settings that were asked for did not hold. ``timed`` says what
+    a sample is: ``host``, a call as the board's host sees it, or ``trtexec``, copies in, GPU and
+    copies out by the GPU's events (imported). ``machine`` is the processor that it ran on and
+    ``agent_hash`` the agent that measured.
+
+    Fields since the first version: busy_s; telemetry, settings and warnings; timed, machine and
+    agent_hash. They have defaults, so that older stores are read.
     """
 
     label: str
@@ -215,7 +331,13 @@ class Measurement:
     campaign: str
     taken_at: str
     power_mode: str | None = None
+    timed: Literal["host", "trtexec"] = "host"
+    machine: str | None = None
+    agent_hash: str | None = None
     busy_s: float | None = None
+    telemetry: Telemetry | None = None
+    settings: BoardSettings | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:
@@ -239,23 +361,128 @@ class Failure:
 class KernelTime:
     """One kernel as the runtime's own profiler saw it: median time of one call.
 
-    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from.
+    ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from, "" if
+    the runtime put the kernel in itself; one that changes a layout ``serves`` a node then.
+    ``samples_s`` holds its time in every profiled run, as coarse as the profiler's clock
+    (onnxruntime: the middle of a microsecond); old profiles have none.
     """
 
     name: str
     op: str
     node: str
     latency_s: float
+    serves: str = ""
+    samples_s: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedKernel:
+    """Kernel number ``kernel`` of a profile in one run: start, from the run's, and duration."""
+
+    kernel: int
+    start_s: float
+    latency_s: float
+    thread: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """The profiled run of median duration, kernel by kernel in the order of execution."""
+
+    run_s: float
+    kernels: tuple[TracedKernel, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Per-kernel times of one engine, in the order of execution."""
+    """Per-kernel times of one engine, in the order of execution.
+
+    ``runs_s`` are the whole runs under the profiler, which slows them down: their difference from
+    a measurement is what profiling costs. Both it and ``trace`` are empty where the runtime cannot
+    tell, and in profiles that older versions stored. Run ``i`` belongs to pass ``rounds[i]``, each
+    in a session of its own, of the ``campaign`` in which several engines were profiled in turn;
+    a single pass has neither.
+    """
 
     network_sha256: str
     runtime: str
     runtime_version: str
     kernels: tuple[KernelTime, ...]
+    runs_s: tuple[float, ...] = ()
+    trace: Trace | None = None
+    campaign: str = ""
+    rounds: tuple[int, ...] = ()
+
+
+# --- imported from trtexec ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeSummary:
+    """What a log says of one time over all calls; ``percentiles`` are (percent, seconds)."""
+
+    min_s: float
+    max_s: float
+    mean_s: float
+    median_s: float
+    percentiles: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WindowAverage:
+    """Mean times of ``calls`` calls in a row: never samples of single calls.
+
+    ``latency_s`` is copies in, GPU and copies out; ``enqueue_s`` the host's time to enqueue.
+    """
+
+    calls: int
+    gpu_s: float
+    latency_s: float
+    end_to_end_s: float | None = None
+    enqueue_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportedSummary:
+    """One run of trtexec as its log sums it up; the single calls are not in a log.
+
+    ``network`` is the file that trtexec ran, ``network_sha256`` "" where it is not at hand.
+    ``times`` maps trtexec's names ("Latency", "GPU Compute Time", "Enqueue Time", ...) to what it
+    printed. ``taken_at`` is the board's local time: a log names no zone. ``threads`` are streams,
+    ``gpu_clock_hz`` the device's rated clock and not the one in force. ``warnings`` name what in
+    the log contradicts itself.
+    """
+
+    label: str
+    network: str
+    network_sha256: str
+    source: str
+    source_sha256: str
+    runtime: str
+    runtime_version: str
+    precision: str
+    batch: int | None
+    threads: int
+    board: str
+    device: str
+    taken_at: str
+    calls: int
+    duration_s: float
+    warmup_calls: int | None
+    times: Mapping[str, TimeSummary]
+    windows: tuple[WindowAverage, ...]
+    throughput_per_s: float | None = None
+    layers: int | None = None
+    engine_bytes: int | None = None
+    gpu_clock_hz: float | None = None
+    power_mode: str | None = None
+    command: str = ""
+    timed: Literal["trtexec"] = "trtexec"
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "Latency" not in self.times or self.calls < 1:
+            raise ValueError(f"summary of {self.label}: a latency of at least one call is wanted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,22 @@ ALLOWED = {
     "harness.sensitivity": FOUNDATION | {"harness.networks", "harness.compression"},
     "harness.strategies": FOUNDATION
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
-    "harness.report": FOUNDATION | {"latency_models", "harness.results"},
+    "harness.trtexec": FOUNDATION,
+    "harness.attribution": FOUNDATION,
+    "harness.profiles": FOUNDATION,
+    "harness.differences": FOUNDATION,
+    "harness.kernel_changes": FOUNDATION | {"harness.differences"},
+    "harness.compare": FOUNDATION
+    | {"harness.store", "harness.differences", "harness.kernel_changes"},
+    "harness.runs": FOUNDATION | {"harness.compare", "harness.store", "harness.trtexec"},
+    "harness.report": FOUNDATION
+    | {
+        "latency_models",
+        "harness.results",
+        "harness.attribution",
+        "harness.compare",
+        "harness.differences",
+    },
     "harness.campaign": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.pacing": FOUNDATION | {"harness.boards", "harness.store"},
     "harness.calibrate": FOUNDATION
@@ -47,6 +62,15 @@ ALLOWED = {
         "latency_models",
     },
     "harness.loop": {"harness", "latency_models"},
+    "harness.run_commands": FOUNDATION
+    | {
+        "harness.boards",
+        "harness.compare",
+        "harness.profiles",
+        "harness.runs",
+        "harness.store",
+        "harness.trtexec",
+    },
     "harness.commands": {"harness", "latency_models"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},

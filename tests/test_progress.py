@@ -30,3 +30,22 @@ def test_an_observer_takes_the_time_left():
     with ConsoleObserver(quiet=True) as observer:
         observer.begin("calibrate", resumed=False)
         observer.progress(1, 4, left_s=30.0)
+
+
+def test_what_delays_a_job_is_told_once_a_job(capsys):
+    held = {"kind": "waiting", "job": "1", "what": "the board's lease, held by me@here"}
+    with ConsoleObserver() as observer:
+        for event in (
+            held,
+            {**held, "what": "the board's lease, held by me@here, for 5 s"},
+            {"kind": "reconnect", "attempt": 1, "reason": "the link is down"},
+            {"kind": "retry", "attempt": 1, "reason": "the job died by signal 9"},
+            {"kind": "conditions", "reason": "board nano: power mode 5W was asked for"},
+        ):
+            observer.event(event)
+    assert capsys.readouterr().err.splitlines() == [
+        "! waiting for the board's lease, held by me@here",
+        "! the connection to the board broke; trying again (the link is down)",
+        "! the job died by signal 9; running it again",
+        "! board nano: power mode 5W was asked for",
+    ]

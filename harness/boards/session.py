@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.boards import deploy
+from harness.boards import controls, deploy
 from harness.boards.transport import Transport, open_transport
 from harness.boards.wire import Frame, exception_of, schema, validate
 from harness.errors import (
@@ -46,6 +46,10 @@ from harness.records import (
     LeaseHolder,
     Measurement,
     Profile,
+    Telemetry,
+    TelemetrySample,
+    Trace,
+    TracedKernel,
 )
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
@@ -140,6 +144,29 @@ def _conditions(content: Frame) -> Conditions:
     return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
 
 
+def _telemetry(content: Frame | None) -> Telemetry | None:
+    if content is None:
+        return None
+    samples = tuple(TelemetrySample(**one) for one in content["samples"])
+    return Telemetry(**{**content, "samples": samples})
+
+
+def _kernel(content: Frame) -> KernelTime:
+    return KernelTime(
+        name=content["name"],
+        op=content["op"],
+        node=content["node"],
+        latency_s=content["latency_s"],
+        serves=content.get("serves", ""),
+        samples_s=tuple(content.get("samples_s", ())),
+    )
+
+
+def _trace(content: Frame) -> Trace:
+    kernels = tuple(TracedKernel(**kernel) for kernel in content["kernels"])
+    return Trace(run_s=content["run_s"], kernels=kernels)
+
+
 class Session:
     """A connection to a board and the agent that runs there, used as a context manager.
 
@@ -169,6 +196,7 @@ class Session:
         self._transport: Transport | None = None
         self._agent: deploy.Deployed | None = None
         self._facts: BoardFacts | None = None
+        self._hold = controls.Hold(spec, self._ask, self._tell)
 
     def __enter__(self) -> Session:
         self._open()
@@ -185,6 +213,10 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._agent is not None:
+            # Else the board puts its settings back itself, when its agent or the job ends.
+            with contextlib.suppress(BoardfitError):
+                self._hold.release(self._call)
         self.close()
 
     @property
@@ -280,6 +312,9 @@ class Session:
             providers=providers,
             **found,
         )
+
+    def _ask(self, method: str, params: Frame, timeout_s: float) -> Frame:
+        return self._lasting(lambda: self._call(method, params, timeout_s))
 
     def conditions(self) -> Conditions:
         """The state of the board now."""
@@ -448,9 +483,11 @@ class Session:
         if not engines:
             raise ValueError("there is no engine to measure")
         hashes = [self.put(engine.path) for engine in engines]
+        warnings = self._hold.ensure()
+        params = {"seed": SEED, "engines": hashes, "plan": asdict(plan)}
         found = self._run(
             "measure",
-            {"seed": SEED, "engines": hashes, "plan": asdict(plan)},
+            {**params, "telemetry_s": self._spec.telemetry_s},
             files=[engine.path for engine in engines],
             campaign=campaign,
             duration_s=plan.duration_s * len(engines),
@@ -458,6 +495,9 @@ class Session:
         before, after = _conditions(found["before"]), _conditions(found["after"])
         if [one["sha256"] for one in found["engines"]] != hashes:
             raise ProtocolError("the agent measured other engines than those it was asked for")
+        settings = controls.settings_of(found.get("in_force"))
+        warnings += self._hold.check(settings)
+        mode = None if settings is None else settings.power_mode
         taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return tuple(
             Measurement(
@@ -476,8 +516,13 @@ class Session:
                 board=self._spec.name,
                 campaign=campaign,
                 taken_at=taken_at,
-                power_mode=self.facts.power_mode,
+                power_mode=mode or self.facts.power_mode,
+                machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
+                agent_hash=self.facts.agent_hash,
                 busy_s=found["busy_s"],
+                telemetry=_telemetry(found.get("telemetry")),
+                settings=settings,
+                warnings=warnings,
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
         )
@@ -485,17 +530,17 @@ class Session:
     def profile(self, path: Path, *, runs: int = 60) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sha256 = self.put(path)
+        self._hold.ensure()
         params = {"seed": SEED, "network": sha256, "runs": runs}
         found = self._run("profile", params, files=[path])
-        kernels = tuple(
-            KernelTime(name=one["name"], op=one["op"], node=one["node"], latency_s=one["latency_s"])
-            for one in found["kernels"]
-        )
+        trace = found.get("trace")
         return Profile(
             network_sha256=sha256,
             runtime=self._spec.runtime,
             runtime_version=found["runtime_version"],
-            kernels=kernels,
+            kernels=tuple(_kernel(one) for one in found["kernels"]),
+            runs_s=tuple(found.get("runs_s", ())),
+            trace=None if trace is None else _trace(trace),
         )
 
     def infer(

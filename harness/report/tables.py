@@ -13,17 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import stats
+from harness.attribution import attribution
 from harness.records import (
     BoardFacts,
     BoardSpec,
     CacheState,
     FitResult,
     Interval,
+    KernelTime,
     Measurement,
     Profile,
     SweepTimes,
 )
 from harness.report import words
+from harness.report.attribution import attribution_lines
 from harness.report.plain import (
     PredictionRow,
     ValidationRow,
@@ -32,6 +35,7 @@ from harness.report.plain import (
     profile_json,
     validation_json,
 )
+from harness.report.running import running_lines
 from harness.units import format_count, format_size, format_time
 
 if TYPE_CHECKING:
@@ -182,28 +186,41 @@ def measurement_table(
     return table
 
 
-def profile_table(profile: Profile) -> RenderableType:
-    """The kernels of a profile in the order of execution, with their shares of the sum."""
+def profile_table(profile: Profile, *, end_to_end_s: float | None = None) -> RenderableType:
+    """The kernels of a profile in the order of execution, with their shares of the sum.
+
+    Below it stands how much of that is attributed and explained, with ``end_to_end_s`` the median
+    call without the profiler.
+    """
     total = sum(kernel.latency_s for kernel in profile.kernels)
     table = new_table(
         f"Kernels ({profile.runtime} {profile.runtime_version}, measured by its profiler)",
         "kernel",
         "operator",
+        "ONNX node, where its name is another",
         "median",
         "share",
-        left=2,
+        left=3,
     )
     for kernel in profile.kernels:
         add_row(
             table,
             kernel.name,
             kernel.op,
+            _origin(kernel),
             format_time(kernel.latency_s),
             words.percent(kernel.latency_s / total) if total else "",
         )
     table.add_section()
-    add_row(table, f"sum of {len(profile.kernels)} kernels", "", format_time(total), "")
-    return table
+    add_row(table, f"sum of {len(profile.kernels)} kernels", "", "", format_time(total), "")
+    found = attribution(profile, end_to_end_s=end_to_end_s)
+    return Group(table, *(Text(line) for line in attribution_lines(found)))
+
+
+def _origin(kernel: KernelTime) -> str:
+    if kernel.node == kernel.name:
+        return ""
+    return kernel.node or (f"layout for {kernel.serves}" if kernel.serves else "none")
 
 
 def validation_table(rows: Iterable[ValidationRow]) -> RenderableType:
@@ -373,7 +390,10 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
 
 def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
     """Print one network's measurement and its kernels."""
-    show(Group(measurement_table([measurement], percentile=percentile), profile_table(profile)))
+    lines = (Text(line) for line in running_lines(measurement))
+    table = measurement_table([measurement], percentile=percentile)
+    kernels = profile_table(profile, end_to_end_s=stats.median(measurement.samples_s))
+    show(Group(table, *lines, kernels))
 
 
 def print_prediction(prediction: PredictionRow) -> None:

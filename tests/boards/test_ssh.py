@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from harness.errors import (
     BoardUnreachable,
     ConfigError,
     HostKeyUnknown,
+    ProtocolError,
     StableBoardError,
 )
 from harness.records import BoardSpec
@@ -98,6 +100,37 @@ def test_noise_of_a_login_script_is_skipped(sshd: Sshd, remote: BoardSpec) -> No
     ssh.trust(remote)
     with Session(remote) as session:
         assert session.facts.board == "nano"
+
+
+def test_noise_of_a_login_script_gets_into_no_file(
+    sshd: Sshd, remote: BoardSpec, tmp_path: Path
+) -> None:
+    sshd.stop()
+    sshd.start("ForceCommand printf 'Welcome\\n42 updates'; eval \"$SSH_ORIGINAL_COMMAND\"")
+    ssh.trust(remote)
+    sent, there, back = tmp_path / "sent", tmp_path / "there", tmp_path / "back"
+    content = b"\nboardfit-file\n" + np.random.default_rng(0).bytes(300_000)
+    sent.write_bytes(content)
+    there.write_bytes(b"")
+    transport = SSHTransport(remote)
+    try:
+        assert transport.put(sent, str(there)) == hashlib.sha256(content).hexdigest()
+        transport.get(str(there), back)
+    finally:
+        transport.close()
+    assert there.read_bytes() == back.read_bytes() == content
+
+
+def test_noise_without_end_is_no_file(sshd: Sshd, remote: BoardSpec, tmp_path: Path) -> None:
+    sshd.stop()
+    sshd.start("ForceCommand exec yes")
+    ssh.trust(remote)
+    transport = SSHTransport(remote)
+    try:
+        with pytest.raises(ProtocolError, match="login script"):
+            transport.get("/etc/hostname", tmp_path / "back")
+    finally:
+        transport.close()
 
 
 def test_dropped_connection_is_opened_again_and_the_job_attached_to(

@@ -30,7 +30,7 @@ ALLOWED = re.compile(
     r"|blobs(/incoming|/[0-9a-f]{64})?"
     r"|jobs(/[0-9a-f]{32}"
     r"(/(request\.json|worker\.json|events\.jsonl|stderr\.txt|outcome\.json(\.damaged)?"
-    r"|alive|running|fetched))?)?)$"
+    r"|alive|running|fetched|telemetry\.jsonl))?)?)$"
 )
 CAMPAIGN_TIMEOUT_S = 300.0
 
