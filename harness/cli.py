@@ -73,6 +73,10 @@ def main() -> None:
         # Ctrl-C inside code that a library compiled from a string is remembered by CPython, which
         # then ends `python -m` by the signal whatever the exit code; running such code clears it.
         exec("")
+    except OSError as error:
+        # A full disk, a file that may not be read, a name that is too long: no bug of ours.
+        print(f"boardfit: {error}", file=sys.stderr)
+        code = 1
     except Exception as error:
         code = _unexpected(error)
     sys.exit(code or 0)
