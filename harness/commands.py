@@ -323,7 +323,7 @@ def report(folder: Path, *, allow_fake: bool) -> FitResult:
         )
     try:
         result = load(FitResult, source.read_bytes())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"{source} is damaged: {error}") from error
     page.write(result, folder / "report.html", allow_fake=allow_fake)
     return result
@@ -371,5 +371,5 @@ def load_model(path: Path) -> calibration.LatencyModel:
         raise ConfigError(
             f"{path} does not exist; boardfit calibrate --board NAME --out DIR writes one"
         ) from error
-    except (ValueError, KeyError, errors.LatencyError) as error:
+    except (ValueError, KeyError, OSError, errors.LatencyError) as error:
         raise ConfigError(f"{path} is not a latency model ({error}); calibrate anew") from error

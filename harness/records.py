@@ -8,6 +8,7 @@ Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` mea
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -80,9 +81,13 @@ def load(kind: type[Record], text: str | bytes) -> Record:
     return record
 
 
+_LARGEST = sys.float_info.max
+
+
 def _require_positive(**values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
+        # No comparison: an integer may be too large to be compared with infinity.
+        if value is not None and not (value > 0 and value <= _LARGEST):
             raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
