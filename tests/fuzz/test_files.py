@@ -307,6 +307,9 @@ def test_a_hostile_name_on_the_command_line_is_a_name(
     (tmp_path / "model.json").write_bytes(line(MODEL))
     for arguments in (
         ("predict", "--latency-model", "model.json", "--", name),
+        ("predict", "--latency-model", "model.json", "x" * 300 + ".onnx"),
+        ("profile", "--board", "local", "x" * 300 + ".onnx"),
+        ("report", "x" * 5000),
         ("predict", "--latency-model", f"./{name}.json", "x.onnx"),
         ("profile", "--board", "local", "--", f"{name}.onnx"),
         ("report", "--", name or "gone"),
