@@ -138,7 +138,9 @@ class Agent:
         self._write(frame)
 
     def _do_probe(self, runtime):
-        return dict(telemetry.facts(), **probe_runtime(runtime))
+        mode = board.power_mode(self._board)
+        found = dict(telemetry.facts(), **probe_runtime(runtime))
+        return dict(found, power_mode=None if mode is None else mode["name"])
 
     def _do_inspect(self, section):
         # Only the doctor asks: the agent starts without it.

@@ -238,8 +238,12 @@ def fan_files(board):
 
 
 def fan(board):
-    """``{"pwm", "max_pwm"}``, or None."""
+    """``{"pwm", "max_pwm", "automatic"}``, or None; automatic: the board changes it by itself."""
     files = fan_files(board)
     if files is None:
         return None
-    return {"pwm": board.number(files[0]), "max_pwm": board.number(files[1]) or 255}
+    return {
+        "pwm": board.number(files[0]),
+        "max_pwm": board.number(files[1]) or 255,
+        "automatic": board.number(files[2]) == 1 if len(files) > 2 else None,
+    }

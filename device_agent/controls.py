@@ -119,6 +119,8 @@ def unmet(wanted, found, models):
         elif fan["pwm"] != fan_pwm(wanted["fan"], fan):
             pwm = fan_pwm(wanted["fan"], fan)
             wrong["fan"] = ("fan at pwm %d" % pwm, "%s of %d" % (fan["pwm"], fan["max_pwm"]))
+        elif fan["automatic"]:
+            wrong["fan"] = ("fan at pwm %d" % fan["pwm"], "one that the board changes by itself")
     return wrong
 
 
@@ -278,13 +280,20 @@ def _set_mode(wanted, board, models):
 
 
 def _set_governor(wanted, board):
-    for folder in board.paths("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
-        reason = board.write(folder + "/scaling_governor", wanted)
+    folders = board.paths("sys/devices/system/cpu/cpu[0-9]*/cpufreq")
+    names = [folder + "/scaling_governor" for folder in folders]
+    for folder, name in zip(folders, names):  # noqa: B905 (strict= is Python 3.10)
+        reason = board.write(name, wanted)
         if reason is not None:
             known = board.text(folder + "/scaling_available_governors")
-            remedy = "choose one of: %s" % known if known and wanted not in known.split() else ""
-            return reason, remedy or "set it there as root: cpupower frequency-set -g %s" % wanted
+            if known and wanted not in known.split():
+                return reason, "choose one of: %s" % known
+            return reason, sudo_remedy(board, [], *_tees(board, names))
     return None
+
+
+def _tees(board, names):
+    return ["tee %s" % board.path(name) for name in names]
 
 
 def _lock_clocks(board, models, record):
@@ -292,21 +301,21 @@ def _lock_clocks(board, models, record):
         if platform.machine() in ("x86_64", "AMD64", "i686"):
             # Minimum = maximum does not hold a PC's clock, which boosts by itself.
             return "a PC's clocks cannot be locked", 'set governor = "performance" instead'
-        return _raise_minimum(board, models)
+        return _raise_minimum(board)
     if record["clocks_file"] is None and not board.is_root:
         reason = "jetson_clocks cannot say what it would change, so there would be no way back"
         return reason, sudo_remedy(board, models)
     code, output = board.sudo("jetson_clocks")
     if code == 0 and clocks_locked(in_force(board)):
         return None
-    again = _raise_minimum(board, models)
+    again = _raise_minimum(board)
     if again is None:
         return None
     reason = output.splitlines()[-1] if output else "jetson_clocks changed nothing"
     return reason, sudo_remedy(board, models)
 
 
-def _raise_minimum(board, models):
+def _raise_minimum(board):
     folders = board.paths("sys/devices/system/cpu/cpu[0-9]*/cpufreq")
     pairs = [("%s/scaling_min_freq" % name, "%s/scaling_max_freq" % name) for name in folders]
     gpu = knobs.gpu_folder(board)
@@ -317,7 +326,7 @@ def _raise_minimum(board, models):
         top = board.text(high)
         reason = None if top is None else undo.set_range(board, low, high, top, top)
         if reason is not None:
-            return reason, sudo_remedy(board, models)
+            return reason, sudo_remedy(board, [], *_tees(board, [low for low, _ in pairs]))
     return None
 
 
@@ -337,13 +346,12 @@ def _set_fan(wanted, board):
     files, fan = knobs.fan_files(board), knobs.fan(board)
     if fan is None:
         return "the board has no fan that can be set", "remove fan for it in boards.toml"
-    if len(files) > 2 and board.number(files[2]) == 1:
-        # Else the board would change the speed as it warms up.
-        board.write(files[2], "0")
-    reason = board.write(files[0], str(fan_pwm(wanted, fan)))
+    # First its control: else the board would change the speed as it warms up.
+    reason = board.write(files[2], "0") if fan["automatic"] else None
+    reason = reason or board.write(files[0], str(fan_pwm(wanted, fan)))
     if reason is None:
         return None
-    return reason, sudo_remedy(board, [], "tee %s" % board.path(files[0]))
+    return reason, sudo_remedy(board, [], *_tees(board, [files[0], *files[2:]]))
 
 
 def sudo_remedy(board, models, *more):

@@ -27,6 +27,8 @@ class Reporter:
     def __init__(self, folder):
         self._path = os.path.join(folder, "events.jsonl")
         self._last_s = None
+        # When the job began to run, on the clock of its telemetry.
+        self.start_s = None
 
     def waiting(self, what):
         """Tell that the job waits for something."""
@@ -97,7 +99,8 @@ def expected_s(params):
     plan = params.get("plan")
     if plan is None:
         return None
-    return len(params["engines"]) * (plan["warmup_s"] + plan["rounds"] * plan["block_s"])
+    each_s = plan["warmup_s"] + plan["rounds"] * plan["block_s"]
+    return len(params["engines"]) * each_s + plan.get("soak_s", 0.0)
 
 
 def _run_and_exit(folder, request, reporter):
@@ -129,7 +132,7 @@ def _attempt(folder, request, reporter):
     cache_dir = os.path.dirname(os.path.dirname(folder))
     kind, params = request["kind"], request["params"]
     run = {"measure": _measure, "profile": _profile, "infer": _infer}[kind]
-    start_s = time.monotonic()
+    reporter.start_s = start_s = time.monotonic()
     try:
         engine = importlib.import_module("device_agent.engine_" + params["runtime"])
         result = run(engine, params, folder, cache_dir, reporter)
@@ -145,11 +148,22 @@ def _measure(engine, params, folder, cache_dir, reporter):
     paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
     reporter.progress("warming up", 0, plan.rounds)
     engines = [engine.load(path, params["threads"], params["seed"]) for path in paths]
-    conditions = []
+    conditions, soaked, timed_from = [], [], []
 
     def look():
+        if plan.soak_s > 0:
+            soaked.extend(
+                timing.soak(
+                    [one.run for one in engines],
+                    plan.soak_s,
+                    engine.clock,
+                    lambda: telemetry.conditions(count_before=count_before),
+                    lambda at_s: reporter.progress("seconds soaked", int(at_s), int(plan.soak_s)),
+                )
+            )
         # After warming up: an idle board's clocks say nothing of those it measures at.
         conditions.append(telemetry.conditions())
+        timed_from.append(time.monotonic() - reporter.start_s)
 
     count_before = telemetry.throttle_count()
     timed = timing.interleave(
@@ -164,10 +178,12 @@ def _measure(engine, params, folder, cache_dir, reporter):
         dict(one._asdict(), sha256=params["engines"][index], batch=engines[index].batch)
         for index, one in enumerate(timed)
     ]
+    for into, one in zip(found, soaked):  # noqa: B905 (strict= is Python 3.10)
+        into["soak"] = one.wire()
     for one in engines:
         one.close()
     taken = {"engines": found, "before": conditions[0], "after": after}
-    return dict(taken, **sampling.collect(folder))
+    return dict(taken, timed_from_s=timed_from[0], **sampling.collect(folder))
 
 
 def _profile(engine, params, folder, cache_dir, reporter):

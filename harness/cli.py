@@ -48,6 +48,9 @@ DataOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="The trained weights: a state dict.")
 ]
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Exit with 1 where a measurement is UNSTABLE; it is kept.")
+]
 ShapeOption = Annotated[
     str | None,
     typer.Option("--shape", help="The input's shape where NETWORK is a factory: 1,3,224,224."),
@@ -131,10 +134,19 @@ def fit(
     alternatives: Annotated[
         bool, typer.Option(help="Also build and measure each method alone.")
     ] = True,
+    sustain: Annotated[
+        str | None,
+        typer.Option(
+            "--sustain",
+            help="Run without a pause this long before the final verdict: 5min, or 0. "
+            "2min if not given; 0 on local.",
+        ),
+    ] = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compress NETWORK until it meets the budget on the board, by measurement."""
-    from harness import commands
+    from harness import commands, profiling
 
     requested = commands.budgets(latency=latency, size=size, max_drop=max_drop)
     result = commands.fit(
@@ -149,6 +161,7 @@ def fit(
         seed=seed,
         alternatives=alternatives,
         out=out,
+        sustain=sustain,
     )
     if as_json:
         print((out / "result.json").read_text())
@@ -156,6 +169,8 @@ def fit(
         from harness.report import tables
 
         tables.print_fit(result, out / "report.html")
+    if strict:
+        profiling.require_valid_fit(result, out)
     raise typer.Exit(0 if result.verdict == "meets" else 4)
 
 
@@ -172,11 +187,29 @@ def profile(
         float, typer.Option("--duration", min=0, help="Measure at least this long, in s.")
     ] = 3.0,
     iterations: Annotated[
-        int, typer.Option("--iterations", min=1, help="Measure at least this many calls.")
-    ] = 64,
+        int | None,
+        typer.Option(
+            "--iterations",
+            min=1,
+            help="Measure at least this many calls; 64, or what --percentile needs.",
+        ),
+    ] = None,
     percentile: Annotated[
-        float, typer.Option("--percentile", min=0, max=100, help="A percentile to report.")
-    ] = 99.0,
+        float | None,
+        typer.Option(
+            "--percentile",
+            min=0,
+            max=100,
+            help="A percentile to measure for; else p90 and p99 where there are enough calls.",
+        ),
+    ] = None,
+    sustain: Annotated[
+        str, typer.Option("--sustain", help="Run without a pause this long first: 5min.")
+    ] = "0",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Write a page with the plot of --sustain.")
+    ] = None,
+    strict: StrictOption = False,
     store: Annotated[
         Path, typer.Option("--store", help="The store that keeps the measurement.")
     ] = Path("boardfit.db"),
@@ -194,9 +227,11 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """Measure NETWORK on the board, end to end and kernel by kernel."""
-    from harness import commands, run_commands
-    from harness.report import plain, tables
+    from harness import commands, profiling, run_commands
+    from harness.report import judged, plain, tables
 
+    if plot is not None and sustain.strip() == "0":
+        raise typer.BadParameter("--plot shows --sustain; give both")
     measurement, kernels = commands.profile(
         network,
         weights=weights,
@@ -206,14 +241,22 @@ def profile(
         duration_s=duration,
         iterations=iterations,
         store=store,
+        percentile=percentile,
+        sustain=sustain,
     )
+    verdict = profiling.judge(measurement, percentile=percentile)
+    soak = profiling.soaking(measurement)
+    if plot is not None and soak is not None:
+        judged.write_soak(measurement, soak, plot)
     run_commands.export(
         measurement, kernels, times=export_times, layers=export_profile, trace=export_trace
     )
     if as_json:
-        _print_json(plain.profile_json(measurement, kernels, percentile=percentile))
+        _print_json(plain.profile_json(measurement, kernels, verdict=verdict, soak=soak))
     else:
-        tables.print_profile(measurement, kernels, percentile=percentile)
+        tables.print_profile(measurement, kernels, verdict=verdict, soak=soak)
+    if strict:
+        profiling.require_valid(network, verdict, kept=str(store))
 
 
 @app.command()

@@ -266,7 +266,8 @@ def _interval(record: Measurement | ImportedSummary) -> Interval | None:
     if isinstance(record, Measurement):
         if len(set(record.rounds)) < 2:
             return None
-        return stats.interval_of_median(record, coverage=COVERAGE)
+        # The runs were taken at different times: the board's changing pace is between them too.
+        return stats.interval_over_time(record, coverage=COVERAGE)
     means = sorted(window.latency_s for window in record.windows)
     rank = _rank(len(means))
     if rank is None:

@@ -93,7 +93,10 @@ class ConsoleObserver:
             self._waiting = event.get("job")
             self.warn(f"waiting for {event.get('what')}")
         if self._task is not None and kind in ("progress", "waiting"):
-            self._bar.update(self._task, description=f"{self._stage} ({event.get('what')})")
+            what = str(event.get("what"))
+            if event.get("total"):
+                what += f": {event.get('done')} of {event.get('total')}"
+            self._bar.update(self._task, description=f"{self._stage} ({what})")
 
     def end(self, stage: Stage) -> None:
         """Print the finished stage's line."""

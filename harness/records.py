@@ -26,6 +26,7 @@ __all__ = [
     "Check",
     "CheckStatus",
     "Conditions",
+    "Criterion",
     "Diagnosis",
     "Failure",
     "FitResult",
@@ -37,9 +38,14 @@ __all__ = [
     "KernelTime",
     "LeaseHolder",
     "Measurement",
+    "MeasurementVerdict",
     "Option",
+    "PercentileFigure",
     "Prediction",
     "Profile",
+    "Soak",
+    "SoakSummary",
+    "SoakWindow",
     "Stage",
     "Strategy",
     "StrategyEntry",
@@ -304,6 +310,59 @@ class SweepTimes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SoakWindow:
+    """A second or more of an engine running without a pause, and the board's state at its end.
+
+    ``at_s`` counts from the start of the soak; ``n`` calls with these quantiles.
+    """
+
+    at_s: float
+    n: int
+    median_s: float
+    p10_s: float
+    p90_s: float
+    conditions: Conditions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Soak:
+    """How an engine's time changed while the board ran without a pause, before the measurement.
+
+    ``samples_s`` holds every ``every``-th call, so that a long soak stays within one frame.
+    """
+
+    every: int
+    samples_s: tuple[float, ...]
+    windows: tuple[SoakWindow, ...]
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            raise ValueError("a soak without a window")
+        _require_positive(every=self.every)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoakSummary:
+    """What a soak did to an engine's time: cold is its first windows, soaked its last.
+
+    ``change`` is ``soaked_s / cold_s - 1``, with no interval where the windows are too few;
+    ``time_constant_s`` is that of an exponential approach,
+    None where none is visible. ``settled`` says whether the time had stopped changing.
+    """
+
+    duration_s: float
+    windows: int
+    cold_s: float
+    soaked_s: float
+    change: float
+    change_interval: Interval | None
+    settled: bool
+    time_constant_s: float | None
+    cold: Conditions
+    soaked: Conditions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """Timed calls of one engine, with the conditions under which they were taken.
 
@@ -311,13 +370,14 @@ class Measurement:
     round ``rounds[i]``; ``warmup_s`` holds the calls that were dropped. ``campaign`` is shared by
     all engines that were measured interleaved with each other; ``busy_s`` is what all of them
     together took on the board, loading included. ``settings`` and ``telemetry`` are of the whole
-    campaign; ``warnings`` say which settings that were asked for did not hold. ``timed`` says what
-    a sample is: ``host``, a call as the board's host sees it, or ``trtexec``, copies in, GPU and
-    copies out by the GPU's events (imported). ``machine`` is the processor that it ran on and
-    ``agent_hash`` the agent that measured.
+    campaign; the timed rounds began ``timed_from_s`` on the telemetry's clock. ``warnings`` say
+    which settings that were asked for did not hold. ``timed`` says what a sample is: ``host``, a
+    call as the board's host sees it, or ``trtexec``, copies in, GPU and copies out by the GPU's
+    events (imported). ``machine`` is the processor that it ran on and ``agent_hash`` the agent that
+    measured. ``soak`` is what came before the samples where the board was to be warm.
 
     Fields since the first version: busy_s; telemetry, settings and warnings; timed, machine and
-    agent_hash. They have defaults, so that older stores are read.
+    agent_hash; soak and timed_from_s. They have defaults, so that older stores are read.
     """
 
     label: str
@@ -343,6 +403,8 @@ class Measurement:
     telemetry: Telemetry | None = None
     settings: BoardSettings | None = None
     warnings: tuple[str, ...] = ()
+    soak: Soak | None = None
+    timed_from_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:
@@ -488,6 +550,54 @@ class ImportedSummary:
     def __post_init__(self) -> None:
         if "Latency" not in self.times or self.calls < 1:
             raise ValueError(f"summary of {self.label}: a latency of at least one call is wanted")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """One question that a measurement was asked, and the answer.
+
+    ``figure`` and ``limit`` are in SI units or shares, None where there is nothing to compare;
+    ``finding`` is the answer as a sentence, ``remedy`` what to do where it is not "ok".
+    """
+
+    name: str
+    outcome: Literal["ok", "violated", "unknown"]
+    figure: float | None
+    limit: float | None
+    finding: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PercentileFigure:
+    """A percentile of a measurement; ``value_s`` is None where ``needed`` calls were not made.
+
+    ``needed`` is None for a percentile that no number of calls supports (0 and 100).
+    """
+
+    percent: float
+    value_s: float | None
+    needed: int | None
+    n_samples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementVerdict:
+    """Whether a measurement can be trusted: VALID unless a criterion is violated."""
+
+    status: Literal["VALID", "UNSTABLE"]
+    criteria: tuple[Criterion, ...]
+    percentiles: tuple[PercentileFigure, ...]
+
+    @property
+    def violated(self) -> tuple[Criterion, ...]:
+        """What speaks against the measurement."""
+        return tuple(c for c in self.criteria if c.outcome == "violated")
+
+    @property
+    def unknown(self) -> tuple[Criterion, ...]:
+        """What nobody can tell of it."""
+        return tuple(c for c in self.criteria if c.outcome == "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -643,6 +753,8 @@ class Candidate:
     test images on which the engine, on the board, gives the original network's class, and
     ``host_agreement`` the share on which it gives the class that the host computes from the file.
     ``int8_layers_real`` of ``int8_layers`` layers allocated int8 ran as integer kernels.
+    ``verdict`` says whether its measurement can be trusted, ``soak`` what running without a pause
+    before it did to its time; both are None in results from before they existed.
     """
 
     label: str
@@ -670,6 +782,8 @@ class Candidate:
     int8_layers_real: int = 0
     allocation: tuple[GroupAllocation, ...] = ()
     notes: tuple[str, ...] = ()
+    verdict: MeasurementVerdict | None = None
+    soak: SoakSummary | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,8 @@ ALLOWED = {
     "harness.units": {"harness.errors", "harness.records"},
     "harness.stats": {"harness.records"},
     "harness.store": FOUNDATION,
+    "harness.verdict": FOUNDATION,
+    "harness.sustain": FOUNDATION,
     "harness.folder": FOUNDATION,
     "harness.progress": FOUNDATION,
     "harness.networks": FOUNDATION,
@@ -59,8 +61,12 @@ ALLOWED = {
         "harness.networks",
         "harness.pacing",
         "harness.store",
+        "harness.sustain",
+        "harness.verdict",
         "latency_models",
     },
+    "harness.profiling": FOUNDATION
+    | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
     "harness.loop": {"harness", "latency_models"},
     "harness.run_commands": FOUNDATION
     | {

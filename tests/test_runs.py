@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from harness import verdict
 from harness.errors import ConfigError
 from harness.records import ImportedSummary, KernelTime, Profile
 from harness.report import plain
@@ -121,7 +122,7 @@ def test_what_does_not_exist_is_refused_and_not_created(tmp_path, monkeypatch, r
 def test_a_printed_profile_is_the_run_that_was_printed(tmp_path):
     one, kernels = taken("a.onnx", 0.002), profile()
     path = tmp_path / "printed.json"
-    path.write_text(json.dumps(plain.profile_json(one, kernels)))
+    path.write_text(json.dumps(plain.profile_json(one, kernels, verdict=verdict.judge(one))))
     found = find(str(path))
     assert found.record == one
     assert found.profile == replace(kernels, trace=None)

@@ -46,6 +46,8 @@ from harness.records import (
     LeaseHolder,
     Measurement,
     Profile,
+    Soak,
+    SoakWindow,
     Telemetry,
     TelemetrySample,
     Trace,
@@ -100,11 +102,12 @@ class MeasurePlan:
     block_s: float
     block_min: int
     drop: int
+    soak_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.block_min < 1 or self.drop < 0:
             raise ValueError(f"a plan needs rounds and calls, got {self}")
-        if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s)):
+        if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s, self.soak_s)):
             raise ValueError(f"a plan's times cannot be negative, got {self}")
 
     @property
@@ -117,7 +120,7 @@ class MeasurePlan:
 # single stream wants 1,024 queries and a minute or more.
 PRESETS = {
     "quick": MeasurePlan(warmup_s=0.2, rounds=6, block_s=0.05, block_min=4, drop=2),
-    "standard": MeasurePlan(warmup_s=0.5, rounds=10, block_s=0.2, block_min=8, drop=3),
+    "standard": MeasurePlan(warmup_s=0.5, rounds=20, block_s=0.1, block_min=4, drop=3),
     "mlperf": MeasurePlan(warmup_s=2.0, rounds=20, block_s=3.0, block_min=52, drop=3),
 }
 
@@ -142,6 +145,16 @@ def _owner() -> str:
 def _conditions(content: Frame) -> Conditions:
     clocks = content["cpu_clock_hz"]
     return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
+
+
+def _soak(content: Frame | None) -> Soak | None:
+    if content is None:
+        return None
+    windows = tuple(
+        SoakWindow(**{**window, "conditions": _conditions(window["conditions"])})
+        for window in content["windows"]
+    )
+    return Soak(every=content["every"], samples_s=tuple(content["samples_s"]), windows=windows)
 
 
 def _telemetry(content: Frame | None) -> Telemetry | None:
@@ -490,7 +503,7 @@ class Session:
             {**params, "telemetry_s": self._spec.telemetry_s},
             files=[engine.path for engine in engines],
             campaign=campaign,
-            duration_s=plan.duration_s * len(engines),
+            duration_s=plan.duration_s * len(engines) + plan.soak_s,
         )
         before, after = _conditions(found["before"]), _conditions(found["after"])
         if [one["sha256"] for one in found["engines"]] != hashes:
@@ -520,9 +533,11 @@ class Session:
                 machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
                 agent_hash=self.facts.agent_hash,
                 busy_s=found["busy_s"],
+                soak=_soak(timed.get("soak")),
                 telemetry=_telemetry(found.get("telemetry")),
                 settings=settings,
                 warnings=warnings,
+                timed_from_s=found.get("timed_from_s"),
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
         )

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from harness import stats
 from harness.attribution import attribution
-from harness.records import Interval, Measurement, Profile
+from harness.records import Interval, Measurement, MeasurementVerdict, Profile, SoakSummary
+from harness.report import judged
 from harness.report.running import running_json
 
 __all__ = [
@@ -64,7 +65,7 @@ def _interval(interval: Interval) -> dict[str, float]:
     return {"low": interval.low, "high": interval.high, "coverage": interval.coverage}
 
 
-def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str, Any]:
+def measurement_json(measurement: Measurement) -> dict[str, Any]:
     """One measurement: what it was taken of, its statistics and its samples."""
     samples = measurement.samples_s
     return {
@@ -80,8 +81,6 @@ def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str
         "taken_at": measurement.taken_at,
         "latency_s": stats.median(samples),
         "latency_interval_s": _interval(stats.interval_of_median(measurement)),
-        "percentile": percentile,
-        "percentile_s": stats.percentile(samples, percentile),
         "min_s": min(samples),
         "spread": stats.coefficient_of_variation(samples),
         "n_samples": len(samples),
@@ -101,11 +100,17 @@ def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str
 
 
 def profile_json(
-    measurement: Measurement, profile: Profile, *, percentile: float = 99.0
+    measurement: Measurement,
+    profile: Profile,
+    *,
+    verdict: MeasurementVerdict,
+    soak: SoakSummary | None = None,
 ) -> dict[str, Any]:
-    """One network: its measurement and its kernels."""
+    """One network: its measurement with the verdict on it, its soak and its kernels."""
     return {
-        "measurement": measurement_json(measurement, percentile=percentile),
+        "measurement": measurement_json(measurement),
+        "verdict": judged.verdict_json(verdict),
+        **({} if soak is None else {"soak": judged.soak_json(measurement, soak)}),
         "kernels": [asdict(kernel) for kernel in profile.kernels],
         "runs_s": list(profile.runs_s),
         "attribution": attribution_json(profile, stats.median(measurement.samples_s)),

@@ -22,10 +22,12 @@ from harness.records import (
     Interval,
     KernelTime,
     Measurement,
+    MeasurementVerdict,
     Profile,
+    SoakSummary,
     SweepTimes,
 )
-from harness.report import words
+from harness.report import judged, words
 from harness.report.attribution import attribution_lines
 from harness.report.plain import (
     PredictionRow,
@@ -152,16 +154,13 @@ def _comparison(result: FitResult) -> Table:
 # --- measurements and profiles ------------------------------------------------------------------
 
 
-def measurement_table(
-    measurements: Sequence[Measurement], *, percentile: float = 99.0
-) -> RenderableType:
-    """Each measurement: median with interval, a percentile, spread, n and what may be compared."""
+def measurement_table(measurements: Sequence[Measurement]) -> RenderableType:
+    """Each measurement: median with interval, spread, n and what may be compared."""
     table = new_table(
         "Measured",
         "network",
         "median",
         "interval",
-        f"p{percentile:g}",
         "min",
         "spread",
         "samples",
@@ -178,7 +177,6 @@ def measurement_table(
             ),
             format_time(stats.median(taken.samples_s)),
             words.Cell(words.between(interval, format_time), words.percent(interval.coverage, 0)),
-            format_time(stats.percentile(taken.samples_s, percentile)),
             format_time(min(taken.samples_s)),
             words.percent(stats.coefficient_of_variation(taken.samples_s)),
             str(len(taken.samples_s)),
@@ -388,12 +386,20 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
     show(fit_summary(result, report=report))
 
 
-def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
-    """Print one network's measurement and its kernels."""
+def print_profile(
+    measurement: Measurement,
+    profile: Profile,
+    *,
+    verdict: MeasurementVerdict,
+    soak: SoakSummary | None = None,
+) -> None:
+    """Print one network's measurement with the verdict on it, its soak and its kernels."""
     lines = (Text(line) for line in running_lines(measurement))
-    table = measurement_table([measurement], percentile=percentile)
+    parts = [measurement_table([measurement]), *lines, judged.verdict_text(verdict)]
+    if soak is not None:
+        parts.append(judged.soak_text(soak))
     kernels = profile_table(profile, end_to_end_s=stats.median(measurement.samples_s))
-    show(Group(table, *lines, kernels))
+    show(Group(*parts, kernels))
 
 
 def print_prediction(prediction: PredictionRow) -> None:

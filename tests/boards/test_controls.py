@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_the_mode_in_force_is_recorded_not_the_one_at_the_sessions_start(
     jetson: Jetson, spec: BoardSpec, tmp_path: Path
 ) -> None:
     with Session(replace(spec, power_mode="5W")) as session:
-        assert session.facts.power_mode in ("MAXN", None)
+        assert session.facts.power_mode == "MAXN"
         found = _measure(session, _engine(tmp_path))
     assert found.power_mode == "5W"
     assert found.settings is not None
@@ -171,6 +172,34 @@ def test_what_could_not_be_put_back_is_told(
     (told,) = [event["reason"] for event in events if event["kind"] == "conditions"]
     assert "local could not be put back: power mode 0 is not back: NVPM ERROR: no" in str(told)
     assert (jetson.cache / undo.RECORD).exists()
+
+
+@pytest.mark.parametrize("conditions", ["set", "require"])
+def test_what_somebody_changes_just_before_a_run_is_found_in_its_result(
+    jetson: Jetson,
+    spec: BoardSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    conditions: Literal["set", "require"],
+) -> None:
+    asked = replace(spec, power_mode="5W", lock_clocks=True, conditions=conditions)
+    if os.getuid() != 0:
+        pytest.skip("a user cannot take away the CPUs that jetson_clocks brings back")
+    with Session(asked) as session:
+        run = session._run
+
+        def meddle(*args: Any, **options: Any) -> Any:
+            subprocess.run([str(jetson.tools / "nvpmodel"), "-m", "0"], check=True)
+            return run(*args, **options)
+
+        monkeypatch.setattr(session, "_run", meddle)
+        if conditions == "require":
+            with pytest.raises(ConditionError, match="the run was in power mode MAXN, not 5W"):
+                _measure(session, _engine(tmp_path))
+        else:
+            mode, clocks = _measure(session, _engine(tmp_path)).warnings
+            assert mode.startswith("the run was in power mode MAXN, not 5W: somebody changed it")
+            assert clocks.startswith("the clocks were not locked during the run")
 
 
 def test_profiles_are_taken_under_the_settings_too(

@@ -14,10 +14,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from harness import sustain
 from harness.boards import session as session_module
 from harness.boards.session import PRESETS, EngineRequest, MeasurePlan, Session
 from harness.errors import AgentException, ConfigError, StableBoardError
-from harness.records import BoardSpec
+from harness.records import BoardSpec, Measurement
+from harness.store import Store
 
 PLAN = MeasurePlan(warmup_s=0.01, rounds=3, block_s=0.01, block_min=5, drop=1)
 SLOW_PLAN = MeasurePlan(warmup_s=0.0, rounds=4, block_s=0.0, block_min=2, drop=0)
@@ -226,3 +228,25 @@ def test_presets_have_the_calls_that_their_percentiles_need() -> None:
 def test_plan_without_calls_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="plan"):
         replace(PLAN, **changes)
+
+
+def test_a_soak_arrives_with_the_measurement_and_can_be_stored(
+    local: BoardSpec, tmp_path: Path
+) -> None:
+    engines = [
+        _fake(tmp_path / "hot", latency_s=0.01, heat_share=0.2, heat_s=10.0),
+        _fake(tmp_path / "steady", latency_s=0.02),
+    ]
+    with Session(replace(local, runtime="fake")) as session:
+        taken = session.measure(engines, plan=replace(PLAN, soak_s=100.0), campaign="c")
+    hot, steady = taken
+    assert hot.soak is not None and steady.soak is not None
+    found = sustain.summarise(hot.soak)
+    # Both share 100 s. The hot engine's first three windows lie around 0.5, 2.5 and 4.5 s, with
+    # 0.2 x (5 %, 22 %, 36 %) = 4.2 % of heat on average; 10 time constants later it is 20 %.
+    assert found.change == pytest.approx(1.2 / 1.042 - 1, abs=0.01)
+    assert found.time_constant_s == pytest.approx(10.0, rel=0.15)
+    assert sustain.summarise(steady.soak).change == pytest.approx(0.0, abs=0.002)
+    with Store(tmp_path / "m.db") as store:
+        store.add(hot)
+        assert store.all(Measurement) == (hot,)

@@ -8,6 +8,7 @@ call is a line of ``calls.txt``, with "record" where the restore record was on t
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ fan=$root/sys/devices/pwm-fan
 note() {{
   if ls {cache}/*.json >/dev/null 2>&1; then echo "$* record"; else echo "$*"; fi >> $root/calls.txt
 }}
-is_root() {{ [ "$(id -u)" = 0 ] || [ -n "$BY_SUDO" ]; }}
+is_root() {{ [ "$(id -u)" = 0 ] || [ -n "$BY_SUDO" ] || [ -e $root/run/as_root ]; }}
 range() {{ # folder of CPU, minimum, maximum
   echo $2 > $1/cpufreq/scaling_min_freq; echo $3 > $1/cpufreq/scaling_max_freq
   echo $3 > $1/cpufreq/scaling_cur_freq; }}
@@ -152,7 +153,7 @@ SUDOERS = (
     " /usr/sbin/nvpmodel -m 2,"
     ' /usr/bin/jetson_clocks "", /usr/bin/jetson_clocks --store {clocks},'
     " /usr/bin/jetson_clocks --restore {clocks}, /usr/bin/jetson_clocks --show,"
-    " /usr/bin/tee {fan}\n"
+    " /usr/bin/tee {fan}/target_pwm, /usr/bin/tee {fan}/temp_control\n"
 )
 
 
@@ -244,12 +245,20 @@ class Jetson:
             and path.name not in ("calls.txt", "scaling_cur_freq", "cur_freq")
         }
 
+    def lock_clocks(self) -> None:
+        """What somebody with root's rights does."""
+        env = {**os.environ, "BY_SUDO": "1"}
+        subprocess.run([str(self.tools / "jetson_clocks")], check=True, env=env)
+
     def as_root(self) -> board.Board:
+        """Root, or for the tools whoever runs the tests."""
+        (self.root / "run/as_root").touch()
         return board.Board(str(self.root), uid=0)
 
     def as_user(self, *, may_sudo: bool) -> board.Board:
         """Somebody who may write no file, and may or may not run the tools without a password."""
-        clocks, fan = self.root / "run/boardfit.clocks", self.root / FAN / "target_pwm"
+        (self.root / "run/as_root").unlink(missing_ok=True)
+        clocks, fan = self.root / "run/boardfit.clocks", self.root / FAN
         rules = SUDOERS.format(clocks=clocks, fan=fan) if may_sudo else ""
         (self.root / "sudoers").write_text(rules)
         return board.Board(str(self.root), uid=1000, access=lambda _, mode: mode != os.W_OK)

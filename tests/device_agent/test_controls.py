@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,7 +182,8 @@ def test_without_sudo_everything_is_told_with_the_line_that_would_allow_it(jetso
         assert part in mode["remedy"]
     assert "no way back" in by_name["clocks"]["reason"]
     assert "102 MHz to 1479 MHz, now 403.2 MHz" in by_name["clocks"]["found"]
-    assert by_name["fan"]["remedy"].endswith(f"tee {jetson.root / FAN / 'target_pwm'}")
+    for name in ("target_pwm", "temp_control"):
+        assert f"tee {jetson.root / FAN / name}" in by_name["fan"]["remedy"]
     assert "root alone" in by_name["governor"]["reason"]
     assert jetson.files() == {**before, "sudoers": ""}
     assert _restore(jetson, board) == []
@@ -201,6 +203,46 @@ def test_the_line_that_the_remedy_names_is_what_the_agent_needs(jetson: Jetson) 
         "fan": False,
     }
     assert _apply(jetson, allowed, power_mode="5W") == []
+
+
+def test_a_fan_that_the_board_goes_on_controlling_does_not_hold(jetson: Jetson) -> None:
+    board = jetson.as_user(may_sudo=True)
+    speed = jetson.root / FAN / "target_pwm"
+    (jetson.root / "sudoers").write_text(f"    (root) NOPASSWD: /usr/bin/tee {speed}\n")
+    (found,) = _apply(jetson, board, fan=80)
+    assert (found["wanted"], found["found"]) == (
+        "fan at pwm 80",
+        "one that the board changes by itself",
+    )
+    assert f"tee {jetson.root / FAN / 'temp_control'}" in found["remedy"]
+
+
+def test_a_board_without_nvidias_tools_is_set_by_a_user_through_the_named_files_alone(
+    jetson: Jetson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A Raspberry Pi 4; sudo is the one that the jetson fixture made.
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    for name in ("nvpmodel", "jetson_clocks"):
+        (jetson.tools / name).unlink()
+    shutil.rmtree(jetson.root / "sys")
+    for number in range(4):
+        freq = f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_"
+        for name, value in (("min_freq", 600000), ("max_freq", 1500000), ("cur_freq", 1500000)):
+            jetson.set(freq + name, value)
+        jetson.set(freq + "governor", "ondemand")
+    before, board = jetson.files(), jetson.as_user(may_sudo=False)
+    wishes: dict[str, Any] = {"governor": "performance", "lock_clocks": True}
+    clocks, governor = _apply(jetson, board, **wishes)
+    assert "600 MHz to 1500 MHz" in clocks["found"]
+    rules = "\n".join(f"    {one['remedy'].partition('ALL=')[2]}" for one in (clocks, governor))
+    assert rules.count("tee ") == 8
+    board = jetson.as_user(may_sudo=True)
+    (jetson.root / "sudoers").write_text(rules + "\n")
+    assert _apply(jetson, board, **wishes) == []
+    assert jetson.get(CPU0 + "scaling_min_freq") == "1500000"
+    assert jetson.get(CPU0 + "scaling_governor") == "performance"
+    assert _restore(jetson, board) == []
+    assert {**jetson.files(), "sudoers": ""} == {**before, "sudoers": ""}
 
 
 def test_a_mode_that_needs_a_reboot_is_refused_and_the_board_stays_up(
@@ -243,7 +285,7 @@ def test_a_second_change_keeps_what_was_found_first(jetson: Jetson, board: knobs
 def test_clocks_that_were_locked_before_are_locked_again(
     jetson: Jetson, board: knobs.Board
 ) -> None:
-    knobs.run_program(["jetson_clocks"])
+    jetson.lock_clocks()
     before = jetson.files()
     assert _apply(jetson, board, power_mode="5W") == []
     assert jetson.get(GPU + "min_freq") == "76800000"
@@ -324,10 +366,13 @@ os.kill(os.getpid(), 9)
 
 @pytest.mark.parametrize("version", ["host", "3.6"])
 def test_the_next_agent_puts_back_what_a_killed_one_has_set(jetson: Jetson, version: str) -> None:
+    jetson.as_root()
     before = jetson.files()
     arguments = [python_of(version), "-c", KILLED, str(jetson.root), str(jetson.cache)]
     died = subprocess.run(arguments, cwd=ROOT, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
+    if os.getuid() != 0:
+        jetson.as_user(may_sudo=True)  # the next agent is no root; it has sudo
     assert jetson.get("mode_name") == "5W"
     assert _record(jetson).exists()
     agent = subprocess.run(
@@ -338,6 +383,7 @@ def test_the_next_agent_puts_back_what_a_killed_one_has_set(jetson: Jetson, vers
         env={**os.environ, "BOARDFIT_BOARD_ROOT": str(jetson.root)},
     )
     assert agent.returncode == 0, agent.stderr
+    (jetson.root / "sudoers").unlink(missing_ok=True)
     assert jetson.files() == before
     assert not _record(jetson).exists()
 
@@ -377,6 +423,7 @@ else:
 
 @pytest.mark.parametrize("when", ["applying", "restoring"])
 def test_whenever_an_agent_is_killed_everything_can_be_put_back(jetson: Jetson, when: str) -> None:
+    jetson.as_root()
     before, deaths = jetson.files(), 0
     while True:
         program = [sys.executable, "-c", KILLED_AT]

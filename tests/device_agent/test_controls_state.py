@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent import board, controls, telemetry
+from device_agent import controls, telemetry
 from tests.device_agent.jetson import CPU_TABLE_KHZ, EMC, GPU, GPU_TABLE_HZ, Jetson
 
 KEYS = {
@@ -63,7 +63,7 @@ def test_a_nanos_controls_are_told_in_si_units(jetson: Jetson) -> None:
         "cur_hz": 1_600_000_000,
         "locked": False,
     }
-    assert found["fan"] == {"pwm": 80, "max_pwm": 255}
+    assert found["fan"] == {"pwm": 80, "max_pwm": 255, "automatic": True}
     assert found["clocks_locked"] is False
     assert jetson.calls() == []
 
@@ -85,7 +85,7 @@ def test_clocks_are_locked_only_if_minimum_maximum_and_current_agree_everywhere(
     def locked() -> object:
         return controls.state(str(jetson.root))["clocks_locked"]
 
-    board.run_program(["jetson_clocks"])
+    jetson.lock_clocks()
     assert locked() is True
     # cpufreq computes the current clock: 1478.4 of 1479 MHz is within 1 %.
     jetson.set("sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq", 1478400)
@@ -160,4 +160,8 @@ def test_the_fan_of_jetpack_5_is_found_by_its_drivers_name(tmp_path: Path) -> No
         folder.mkdir(parents=True)
         (folder / "name").write_text(name + "\n")
     (folder / "pwm1").write_text("69\n")
-    assert controls.state(str(tmp_path), _nobody)["fan"] == {"pwm": 69, "max_pwm": 255}
+    assert controls.state(str(tmp_path), _nobody)["fan"] == {
+        "pwm": 69,
+        "max_pwm": 255,
+        "automatic": None,
+    }

@@ -53,9 +53,9 @@ def test_the_json_of_a_measurement_has_settings_telemetry_and_warnings():
     taken = dataclasses.replace(
         measurement([0.001], [0]), settings=SETTINGS, telemetry=TELEMETRY, warnings=("it is hot",)
     )
-    found = plain.measurement_json(taken, percentile=99.0)
+    found = plain.measurement_json(taken)
     assert found["settings"]["power_mode"] == "MAXN"
     assert found["telemetry"]["cost_share"] == 0.00523
     assert found["telemetry"]["samples"][1]["power_w"] == 4.125
     assert found["warnings"] == ["it is hot"]
-    assert plain.measurement_json(measurement([0.001], [0]), percentile=99.0)["telemetry"] is None
+    assert plain.measurement_json(measurement([0.001], [0]))["telemetry"] is None
