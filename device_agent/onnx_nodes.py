@@ -151,10 +151,12 @@ class Origin:
         """
         if kernel.op not in LAYOUT_OPS or self.of(kernel):
             return ""
-        queue = deque([kernel])
+        queue, seen = deque([kernel]), set()
         while queue:
             for output in queue.popleft().outputs:
-                for taker in self._takers.get(output, []):
+                takers = [] if output in seen else self._takers.get(output, [])
+                seen.add(output)  # once: a graph that goes in a circle has no end
+                for taker in takers:
                     if self.of(taker):
                         return self.of(taker)
                     queue.append(taker)
@@ -182,12 +184,13 @@ class Origin:
         known = self._named.get(self._source(kernel))
         nodes = [known] if known is not None else []
         for _ in range(MAX_STEPS_ON):
-            nodes = [
-                reader
+            readers = {
+                id(reader): reader
                 for node in nodes
                 for output in node.outputs
                 for reader in self._readers.get(output, [])
-            ]
+            }
+            nodes = list(readers.values())
             found = {node.name for node in nodes if _runs(kernel.op, node.op)}
             if found:
                 return found.pop() if len(found) == 1 else ""
