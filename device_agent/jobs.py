@@ -232,11 +232,8 @@ def _process_group(folder):
 
 def died(folder, number, exit_code, process):
     """The outcome of a job whose ``process`` ended without one."""
-    tail = ""
-    with (
-        contextlib.suppress(OSError),
-        files.open_file(os.path.join(folder, "stderr.txt")) as stream,
-    ):
+    tail, path = "", os.path.join(folder, "stderr.txt")
+    with contextlib.suppress(OSError), files.open_file(path) as stream:
         stream.seek(0, os.SEEK_END)
         stream.seek(max(0, stream.tell() - STDERR_TAIL_BYTES))
         tail = stream.read().decode(errors="replace")
