@@ -18,9 +18,12 @@ from typing import Any
 from unittest import mock
 
 from device_agent import __main__ as agent
-from device_agent import jobs, onnx_nodes, telemetry
+from device_agent import board, inspection, jobs, onnx_nodes, telemetry
 from harness.boards import deploy, inventory, wire
 from harness.errors import AgentException, ConfigError, ProtocolError, TransientBoardError
+from harness.records import ImportedSummary, dump, load
+from harness.trtexec import files, log
+from tests.trtexec.logs import log_text
 
 Frame = dict[str, Any]
 REFUSALS = (ProtocolError, AgentException, TransientBoardError)
@@ -40,6 +43,13 @@ REQUESTS: dict[str, Frame] = {
     "lease": {},
     "clean": {"keep_s": 0.0, "unfetched": True},
     "retire": {"pids": [1 << 30]},
+    "controls_state": {},
+    "controls_apply": {
+        "wanted": {"power_mode": None, "lock_clocks": False, "governor": None, "fan": None},
+        "change": True,
+    },
+    "controls_restore": {},
+    "inspect": {"section": "cache"},
     "submit": {
         "job_id": JOB_ID,
         "kind": "measure",
@@ -170,12 +180,16 @@ def answers(data: bytes, cache: Path) -> list[Frame]:
     that would be slow, or hit what else runs on this computer.
     """
     cache.mkdir(parents=True, exist_ok=True)
+    # A board of which nothing is known, and where nothing can be turned.
+    bare = board.Board(str(_home() / "no-board"), lambda argv, text="": (None, argv[0] + text))
     facts = {"runtime": "fake", "runtime_version": "1", "runtime_error": None, "providers": []}
     with (
         mock.patch.object(jobs, "Child", Idle),
         mock.patch.object(agent, "probe_runtime", lambda runtime: dict(facts, runtime=runtime)),
         mock.patch.object(agent, "retire", lambda _: False),
         mock.patch.object(telemetry, "_output", lambda _: None),
+        mock.patch.object(agent.board, "Board", lambda: bare),
+        mock.patch.object(inspection, "inspect", lambda *_: {}),
         mock.patch.object(os, "fsync", lambda _: None),
         mock.patch.object(jobs, "_children", {}),
         _descriptor(data) as stdin,
@@ -225,9 +239,39 @@ def onnx_file_nodes(data: bytes) -> None:
     """The agent's own reader says ``ValueError`` to what is no ONNX file, and names its nodes."""
     with _descriptor(data) as descriptor, contextlib.suppress(ValueError):
         nodes, initialisers = onnx_nodes.read_nodes(f"/proc/self/fd/{descriptor}")
-        origin = onnx_nodes.Origin(nodes, initialisers)
+        origin = onnx_nodes.Origin(nodes, initialisers, nodes)
         for node in nodes[:50]:
             assert isinstance(origin.of(node), str)
+            assert isinstance(origin.serves(node), str)
+
+
+def trtexec_log(data: bytes) -> None:
+    """A log of trtexec is read, or a ``ConfigError`` names its file."""
+    path = _home() / "trtexec.log"
+    path.write_bytes(data)
+    try:
+        for run in log.read_log(path):
+            assert load(ImportedSummary, dump(run)) == run
+            log.contradictions(run)
+    except ConfigError as error:
+        assert str(path) in str(error)
+        str(error).encode()
+
+
+def trtexec_files(data: bytes) -> None:
+    """The files of ``--exportTimes`` and ``--exportProfile`` likewise."""
+    path = _home() / "trtexec.json"
+    path.write_bytes(data)
+    source = _home() / "whole.log"
+    if not source.exists():
+        source.write_text(log_text([5.0] * 10))
+    (run,) = log.read_log(source)
+    for read in (files.read_times, lambda place: files.read_profile(place, run)):
+        try:
+            read(path)
+        except ConfigError as error:
+            assert str(path) in str(error)
+            str(error).encode()
 
 
 def boards_toml(data: bytes) -> None:

@@ -24,6 +24,7 @@ import onnx
 from harness.boards.wire import AGENT_MARK, schema
 from tests.boards.support import ROOT, float_network, int8_network
 from tests.fuzz.properties import REQUESTS, request
+from tests.trtexec.logs import log_text
 
 # One input may take so long and so much memory; both ends of the wire read 16 MiB at most.
 INPUT_TIMEOUT_S = 20
@@ -87,6 +88,8 @@ def _inventory_seeds() -> list[bytes]:
 def _seeds(target: str, folder: Path) -> list[bytes]:
     if target == "onnx_nodes":
         return _onnx_seeds(folder)
+    if target == "trtexec_log":
+        return [log_text([1.0 + 0.1 * i for i in range(n)]).encode() for n in (1, 10, 25)]
     return _inventory_seeds() if target == "boards_toml" else _wire_seeds()
 
 

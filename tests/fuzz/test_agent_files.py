@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from device_agent import cleaning, files, lease
+from device_agent import board, cleaning, files, lease, undo
 from harness.boards import wire
 from tests.contract.agent import Frame, RawAgent
 from tests.contract.conftest import StartAgent, agent, start_agent  # noqa: F401
@@ -150,6 +150,57 @@ def test_whatever_stands_in_the_leases_file_somebody_holds_it(data: bytes) -> No
         path.unlink()
 
 
+RECORD = {
+    "version": 1,
+    "boot_id": "b",
+    "power_mode": 1,
+    "clocks_file": None,
+    "files": {
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_min_freq": "1",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq": "2",
+        "sys/devices/pwm-fan/target_pwm": "9",
+    },
+}
+
+
+def _board(root: Path) -> board.Board:
+    """A board whose programs say nothing and whose knobs are files below ``root``."""
+    for name, text in {**RECORD["files"], "proc/sys/kernel/random/boot_id": "b"}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return board.Board(str(root), lambda argv, text="": (None, argv[0] + text), uid=1)
+
+
+@fuzzed(80)
+@given(st.one_of(mutated(RECORD).map(line), values().map(line), st.binary(max_size=40)))
+@example(line({**RECORD, "files": {"../canary": "dead"}}))
+@example(line({**RECORD, "files": {"sys/devices/../../../canary": "dead"}}))
+@example(line({**RECORD, "files": {"/etc/canary": "dead"}}))
+@example(line({**RECORD, "files": {"sys/devices/x/min_freq": "1"}}))
+@example(line({**RECORD, "power_mode": "MAXN; touch canary"}))
+@example(line({**RECORD, "clocks_file": "../canary"}))
+@example(line({"version": 1}))
+def test_a_record_of_settings_puts_back_settings_and_writes_to_nothing_else(data: bytes) -> None:
+    # The agent puts back what the record says as soon as it starts.
+    home = properties._home() / "settings"
+    cache, canary = home / "cache", home / "canary"
+    if home.exists():
+        shutil.rmtree(home)
+    cache.mkdir(parents=True)
+    canary.write_bytes(b"alive")
+    (cache / undo.RECORD).write_bytes(data)
+    knobs = _board(home / "board")
+    before = {p: p.read_bytes() for p in home.rglob("*") if p.is_file() and p.parent != cache}
+    problems = undo.restore(str(cache), knobs)
+    assert all(isinstance(problem, str) for problem in problems)
+    after = {p: p.read_bytes() for p in home.rglob("*") if p.is_file() and p.parent != cache}
+    assert set(after) == set(before)
+    assert all(
+        after[p] == before[p] or str(p.relative_to(home / "board")) in RECORD["files"]
+        for p in before
+    )
+
+
 # --- the real agent -----------------------------------------------------------------------------
 
 
@@ -175,6 +226,7 @@ def test_agent_starts_over_damaged_jobs_and_pipes_that_never_end(
     directories = tmp_path / "cache" / "jobs" / ("6" * 32)
     for name in ("request.json", "worker.json", "outcome.json", "events.jsonl", "alive"):
         (directories / name).mkdir(parents=True)
+    (tmp_path / "cache" / undo.RECORD).write_text('{"version": 1}')
     running = start_agent()
     for digit in "123456":
         frame, _ = running.call("status", job_id=digit * 32)

@@ -124,6 +124,15 @@ def test_paths_through_a_tangled_network_are_not_walked_one_by_one() -> None:
     assert onnx_nodes.Origin(nodes, set()).of(kernel) == "t5_0"
 
 
+def test_layout_kernels_that_feed_each_other_in_a_circle_serve_nobody() -> None:
+    kernels = [
+        onnx_nodes.Node("", "ReorderInput", ["b"], ["a"]),
+        onnx_nodes.Node("", "ReorderOutput", ["a"], ["b"]),
+    ]
+    origin = onnx_nodes.Origin([], set(), kernels)
+    assert [origin.serves(kernel) for kernel in kernels] == ["", ""]
+
+
 @fuzzed(40)
 @given(SEEDS, st.booleans())
 def test_a_damaged_file_is_a_network_or_a_config_error_with_its_name(seed: int, cut: bool) -> None:
