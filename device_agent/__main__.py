@@ -60,7 +60,7 @@ class Agent:
             "pid": os.getpid(),
         }
         # The newline before it ends whatever a login script has printed without one.
-        self._write(b"\nboardfit-agent " + json.dumps(hello).encode() + b"\n")
+        self._write(b"\nboardfit-agent " + wire.encode(hello))
         with contextlib.suppress(BrokenPipeError):
             while self._serve_one():
                 pass
@@ -128,13 +128,11 @@ class Agent:
             data = data[os.write(self._stdout, data) :]
 
     def _reply(self, name, content):
-        text = json.dumps({"id": self._id, name: content}, allow_nan=False, ensure_ascii=False)
-        # Names of files and the like may hold bytes that are no text, which are no JSON either.
-        frame = text.encode("utf-8", "replace") + b"\n"
+        frame = wire.encode({"id": self._id, name: content})
         if len(frame) > self._limit_bytes:
             text = "the reply has %d bytes; a frame is at most %d" % (len(frame), self._limit_bytes)
             error = {"code": "oversize", "message": text}
-            frame = json.dumps({"id": self._id, "error": error}).encode() + b"\n"
+            frame = wire.encode({"id": self._id, "error": error})
         self._write(frame)
 
     def _do_probe(self, runtime):

@@ -74,6 +74,20 @@ def parse(data):
     )
 
 
+def encode(frame):
+    """The line of a frame.
+
+    Names of files reach Python with the bytes that its locale cannot read as halves of characters:
+    they become those bytes again, which the host reads as UTF-8.
+    """
+    text = json.dumps(frame, allow_nan=False, ensure_ascii=False)
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "replace")
+    return data.decode("utf-8", "replace").encode() + b"\n"
+
+
 def shown(value):
     """The beginning of ``repr(value)``, for messages."""
     try:
