@@ -23,7 +23,7 @@ SHARE_TIMEOUT_S = 60.0
 # a boot, as the settings in it are.
 CLOCKS_FILE = "run/boardfit.clocks"
 # Nothing else is a control; a record that names another file is none of ours.
-OURS = re.compile(r"sys/(devices|kernel/debug|class/hwmon)/[ -~]+\Z")
+OURS = re.compile(r"sys/(devices|kernel/debug|class/hwmon|class/devfreq)/[ -~]+\Z")
 
 
 class ConditionsHeld(Exception):
