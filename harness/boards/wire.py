@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -15,7 +16,17 @@ import jsonschema
 
 from harness.errors import AgentException, ProtocolError, TransientBoardError
 
-__all__ = ["AGENT_MARK", "Channel", "Connection", "decode", "encode", "parse", "schema", "validate"]
+__all__ = [
+    "AGENT_MARK",
+    "Channel",
+    "Connection",
+    "decode",
+    "encode",
+    "parse",
+    "schema",
+    "sensible",
+    "validate",
+]
 
 AGENT_MARK = b"boardfit-agent "
 # Anything longer is no count of bytes, and adding it up takes the square of its length.
@@ -95,6 +106,15 @@ def validate(name: str, value: Any) -> None:
         raise ProtocolError(f"{name} is nested too deeply") from deep
     if error is not None:
         raise ProtocolError(f"{name} at {error.json_path}: {error.message[:500]}")
+
+
+@contextlib.contextmanager
+def sensible() -> Iterator[None]:
+    """Makes what fits the schema and yet no record (samples of no time) a ``ProtocolError``."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError) as error:
+        raise ProtocolError(f"the agent's answer makes no sense: {error}") from error
 
 
 def _refuse_constant(text: str) -> NoReturn:
