@@ -8,10 +8,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import compare as comparing
-from harness import profiles, runs
+from harness import profiles
 from harness.boards import inventory
 from harness.boards.session import EngineRequest, MeasurePlan, Session
+from harness.comparison import compare as comparing
+from harness.comparison import runs
 from harness.errors import ConfigError
 from harness.records import ImportedSummary, Measurement, Profile
 from harness.store import Store

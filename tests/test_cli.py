@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from harness import cli
+from harness.cli import options
 from latency_models import calibration, profiles
 from latency_models.graph import Dims, Work
 
@@ -213,7 +214,7 @@ def test_the_boards_are_listed_as_text_and_json(files, capsys):
 
 def commands():
     """Every command of the application with its help, sub-commands included."""
-    for group, prefix in ((cli.app, ()), (cli.boards_app, ("boards",))):
+    for group, prefix in ((cli.app, ()), (options.boards_app, ("boards",))):
         for command in group.registered_commands:
             name = command.name or command.callback.__name__
             yield (*prefix, name), command.callback

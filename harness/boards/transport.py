@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -281,8 +282,14 @@ class SSHTransport:
             transport = self._client.get_transport()
             if transport is None:
                 raise EOFError("connection closed")
-            channel = transport.open_session(timeout=20.0)
-            channel.exec_command(quote(argv, env))
+            channel = transport.open_session(timeout=SILENCE_S)
+            # paramiko waits for the answer without end, also on a link that has gone silent.
+            late = threading.Timer(SILENCE_S, channel.close)
+            late.start()
+            try:
+                channel.exec_command(quote(argv, env))
+            finally:
+                late.cancel()
         return SSHChannel(channel)
 
     def put(
@@ -305,6 +312,8 @@ class SSHTransport:
             self._expect_end(channel, f"sending {local}")
             said = channel.read(SILENCE_S).decode(errors="replace")
             return said.strip().rpartition("\n")[2]
+        except TimeoutError as error:
+            raise TransientBoardError(f"sending {local} stood still") from error
         finally:
             channel.close()
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Protocol
 
 import jsonschema
 
-from harness.errors import AgentException, ProtocolError, TransientBoardError
+from harness.errors import AgentException, ProtocolError, StreamDamaged, TransientBoardError
 
 __all__ = [
     "AGENT_MARK",
@@ -146,7 +146,7 @@ def parse(data: bytes) -> Any:
         if b"\\u" in data:
             json.dumps(found, ensure_ascii=False).encode()  # halves of characters have no UTF-8
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the agent sent {data[:80]!r}, which is no frame: {error}") from error
+        raise ProtocolError(f"{data[:80]!r} is no JSON: {error}") from error
     return found
 
 
@@ -163,9 +163,12 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(line: bytes) -> Frame:
-    """The reply in a line; ``ProtocolError`` if it is none."""
-    frame = parse(line)
-    validate("reply", frame)
+    """The reply in a line; ``StreamDamaged`` if it is none."""
+    try:
+        frame = parse(line)
+        validate("reply", frame)
+    except ProtocolError as error:
+        raise StreamDamaged(f"the agent sent {line[:80]!r}, which is no frame: {error}") from error
     reply: Frame = frame
     return reply
 
@@ -198,7 +201,7 @@ class Connection:
                 return found
             self._searched = len(self._buffer)
             if self._searched > limit:
-                raise ProtocolError(f"the agent sent a line of more than {limit} bytes")
+                raise StreamDamaged(f"the agent sent a line of more than {limit} bytes")
             try:
                 data = self._channel.read(max(0.0, deadline_s - time.monotonic()))
             except TimeoutError as error:
@@ -238,7 +241,8 @@ class Connection:
         method that ends by itself after its parameter ``timeout_s`` must do so.
 
         Raises ``AgentException`` for an exception on the board, ``ProtocolError`` for misuse and
-        ``TransientBoardError`` where the connection broke or the deadline passed.
+        ``TransientBoardError`` where the connection broke, the deadline passed or what came is no
+        frame.
         """
         validate(f"{method}.params", params)
         self._last_id += 1
@@ -257,6 +261,8 @@ class Connection:
             frame = decode(line)
             if frame["id"] is not None and frame["id"] < self._last_id:
                 continue  # the rest of a call that was given up
+            if frame["id"] is not None and frame["id"] > self._last_id:
+                raise StreamDamaged(f"the agent sent {line[:80]!r}, which nobody asked for")
             if "event" in frame:
                 if on_event is None:
                     raise ProtocolError(f"the agent sent an event during {method}, which has none")

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.compare import Change, Comparison, Side, Value
-from harness.differences import Difference, Outcome
+from harness.comparison.compare import Change, Comparison, Side, Value
+from harness.comparison.differences import Difference, Outcome
 from harness.records import KernelTime
 from harness.report import words
 from harness.report.tables import add_row, new_table, show

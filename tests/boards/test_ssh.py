@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import paramiko
 import pytest
 
 from harness.boards import ssh
@@ -21,6 +22,7 @@ from harness.errors import (
     HostKeyUnknown,
     ProtocolError,
     StableBoardError,
+    TransientBoardError,
 )
 from harness.records import BoardSpec
 from tests.boards.sshd import Sshd, free_port, make_key
@@ -78,6 +80,16 @@ def test_refused_key_says_what_to_do(trusted: Sshd, remote: BoardSpec, tmp_path:
     trusted.write_client_config(identity=tmp_path / "no_key_at_all")
     with pytest.raises(StableBoardError, match="ssh-copy-id board"):
         SSHTransport(remote)
+
+
+@pytest.mark.parametrize(
+    "words",  # paramiko's own
+    ["Authentication timeout.", "Authentication failed: transport shut down or saw EOF"],
+)
+def test_link_that_is_lost_during_the_login_is_no_refusal(words: str) -> None:
+    lost, where = paramiko.AuthenticationException(words), ssh.route("someone@127.0.0.1:22")
+    with pytest.raises(TransientBoardError, match="was lost"), ssh._explained("b", where):
+        raise lost
 
 
 def test_port_where_nobody_listens_is_unreachable(remote: BoardSpec) -> None:

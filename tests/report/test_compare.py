@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from harness.compare import compare
-from harness.differences import judge
+from harness.comparison.compare import compare
+from harness.comparison.differences import judge
 from harness.records import Conditions, Interval
 from harness.report.compare import comparison_json, comparison_text, outcome_text
 from harness.report.tables import show
-from tests.test_compare import LATER, kernel, profile, run
+from tests.comparison.test_compare import LATER, kernel, profile, run
 
 HOT = Conditions(cpu_clock_hz=(1.4e9,), temp_c=61.0, throttled=True)
 COLD = Conditions(cpu_clock_hz=(2.0e9,), temp_c=40.0, throttled=False)

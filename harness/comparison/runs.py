@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import stats
-from harness.compare import Run
+from harness.comparison.compare import Run
 from harness.errors import ConfigError
 from harness.records import FitResult, ImportedSummary, Measurement, Profile, load
 from harness.store import Store

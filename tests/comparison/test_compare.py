@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from harness.compare import Run, compare
-from harness.differences import difference_of, judge
+from harness.comparison.compare import Run, compare
+from harness.comparison.differences import difference_of, judge
+from harness.comparison.kernel_changes import keys
 from harness.errors import ConfigError, StableBoardError
-from harness.kernel_changes import keys
 from harness.profiles import join
 from harness.records import (
     BoardSettings,

@@ -11,9 +11,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 
 from harness import stats
-from harness.differences import COVERAGE, Difference, by_ratios, difference_of
+from harness.comparison.differences import COVERAGE, Difference, by_ratios, difference_of
+from harness.comparison.kernel_changes import KernelChange, kernel_change, matched, shared_rounds
 from harness.errors import ConfigError
-from harness.kernel_changes import KernelChange, kernel_change, matched, shared_rounds
 from harness.records import (
     BoardSettings,
     ImportedSummary,

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import verdict
+from harness.comparison.runs import find
 from harness.errors import ConfigError
 from harness.records import ImportedSummary, KernelTime, Profile
 from harness.report import plain
-from harness.runs import find
 from harness.store import Store
 from tests.test_stats import measurement
 from tests.trtexec.logs import log_text, write_log

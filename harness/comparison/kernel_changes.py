@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness import stats
-from harness.differences import COVERAGE, Difference, by_ratios, difference_of
+from harness.comparison.differences import COVERAGE, Difference, by_ratios, difference_of
 from harness.records import Interval, KernelTime, Profile
 
 __all__ = ["KernelChange", "kernel_change", "keys", "matched", "shared_rounds"]
