@@ -8,6 +8,7 @@ import statistics
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,11 +126,13 @@ def test_exact_integers_agree_with_brute_force(seed, monkeypatch):
     # A first attempt that breaks the budget sends an instance the second way, on integers.
     real, ways = dynamic.minimise, []
 
-    def first_attempt_spoilt(values, costs, budget, **rest):
-        ways.append(costs[0].dtype)
-        if costs[0].dtype != object:
-            return [int(c.argmax()) for c in costs], None
-        return real(values, costs, budget, **rest)
+    def first_attempt_spoilt(values, costs, first, owner, budget, **rest):
+        ways.append(costs.dtype)
+        if costs.dtype != object:
+            ends = [*first[1:], len(costs)]
+            dearest = [a + int(costs[a:b].argmax()) for a, b in zip(first, ends, strict=True)]
+            return dynamic.Found(np.array(dearest), None, 0.0)
+        return real(values, costs, first, owner, budget, **rest)
 
     monkeypatch.setattr(dynamic, "minimise", first_attempt_spoilt)
     rng = random.Random(200 + seed)
@@ -248,7 +251,7 @@ def test_out_of_time_gives_a_choice_and_a_gap():
 def test_too_many_states_give_a_choice_and_a_gap(monkeypatch):
     values, costs, budgets = hard_instance(40, 8, 3)
     exact = solve(values, costs, budgets)
-    monkeypatch.setattr(knapsack, "_MAX_STATES", 5)
+    monkeypatch.setattr(knapsack, "_MAX_STATES", (5,))
     beam = solve(values, costs, budgets)
     assert beam.costs[0] <= budgets[0]
     assert beam.bound <= exact.objective <= beam.objective
