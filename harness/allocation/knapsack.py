@@ -22,12 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.allocation import dynamic
+from harness.allocation.front import Front, sweep
 from harness.allocation.problem import Allocation, Problem
 from harness.allocation.program import solve_several
 from harness.allocation.reduction import quantum
 from harness.errors import InfeasibleBudget
 
-__all__ = ["Allocation", "solve"]
+__all__ = ["Allocation", "front", "solve"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -37,6 +38,9 @@ _EPS = float(np.finfo(float).eps)
 # Beyond so many partial sums the least promising are dropped, and the bound says so. A small number
 # makes good choices soon, which the next pass then has to beat.
 _MAX_STATES = (20_000, 200_000)
+# The same for the whole front, and how many numbers its choices may hold in all.
+_FRONT_STATES = (2_000, 20_000, 200_000)
+_MAX_CHOICES = 5_000_000
 # A gap of this, relative to the objective, is not worth another pass.
 _CLOSE = 1e-9
 
@@ -67,6 +71,71 @@ def solve(
         classes = problem.classes
         return problem.allocation(problem.expand(_least(classes.values, classes.first)), None)
     return _solve_one(problem, limited[0], lambda: clock() > deadline)
+
+
+def front(
+    values: Sequence[Sequence[float]],
+    costs: Sequence[Sequence[float]],
+    *,
+    tied: Iterable[Sequence[int]] = (),
+    time_limit_s: float = 30.0,
+    max_points: int = 10_000,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Allocation, ...]:
+    """All allocations that no other beats in both objective and cost, from loose to tight.
+
+    ``costs[l][j]`` is what option ``j`` of group ``l`` takes. For any budget the first allocation
+    within it is the one to take: ``bound`` is proven for all budgets below the cost of the
+    allocation before it, and ``gap`` is 0 where nothing better exists there. Where that cannot be
+    proven within ``time_limit_s``, and where more than ``max_points`` allocations (or five million
+    options in all of them) would be returned and some are left out, the gap says so.
+    """
+    searched = clock() + 0.8 * time_limit_s  # what is left goes into the allocations themselves
+    problem = Problem.of(values, [costs], [math.inf], tied)
+    classes = problem.classes
+    order = np.lexsort((classes.values, classes.costs[0], classes.owner))
+    cheapest = order[classes.first]
+    found = sweep(
+        classes.values,
+        classes.costs[0],
+        classes.owner,
+        cheapest,
+        out_of_time=lambda: clock() > searched,
+        max_states=_FRONT_STATES,
+    )
+    most = max(min(max_points, _MAX_CHOICES // len(problem.sizes)), 2)
+    objective = math.fsum(classes.values[cheapest].tolist())
+    return _points(problem, found, found.thinned(objective, most))
+
+
+def _points(problem: Problem, found: Front, shown: Ints) -> tuple[Allocation, ...]:
+    """The front's allocations ``shown``, from loose to tight."""
+    exact = quantum(problem.values, _size(problem.values, problem.first)) is not None
+    rounding = 0.0 if exact else found.rounding + 4 * _EPS * _size(problem.values, problem.first)
+    classes = problem.classes
+    lowest = math.fsum(np.minimum.reduceat(classes.values, classes.first).tolist()) - rounding
+    made: list[tuple[Allocation, float]] = []
+    for n, i in enumerate(shown):
+        following = shown[n + 1] if n + 1 < len(shown) else i + 1
+        choice = problem.expand((found.picks[i] - classes.first).tolist())
+        # Of those left out up to the next one shown, the last has the least bound.
+        short = float(found.values[i] - found.bounds[i:following].min())
+        made.append((problem.allocation(choice, None, rounding=rounding), short))
+    made.sort(key=lambda pair: (pair[0].costs[0], pair[0].objective))
+    kept: list[tuple[Allocation, float]] = []
+    for point, short in made:
+        if kept and point.objective >= kept[-1][0].objective:
+            # Different only by the rounding on the way here; what its bound says holds for both.
+            last, before = kept.pop()
+            kept.append((last, max(before, last.objective - point.objective + short)))
+        else:
+            kept.append((point, short))
+    return tuple(
+        point
+        if short <= rounding
+        else problem.allocation(point.choice, max(point.objective - short - rounding, lowest))
+        for point, short in reversed(kept)
+    )
 
 
 def _least(numbers: Floats, first: Ints) -> list[int]:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from harness.allocation import dynamic, knapsack
 from harness.allocation.knapsack import solve
@@ -108,8 +106,8 @@ def check_nearest(costs, budgets, tied, error):
 @pytest.mark.parametrize("seed", range(10))
 def test_one_budget_agrees_with_brute_force(seed):
     rng = random.Random(seed)
-    solved = [check_against_brute_force(*random_instance(rng, 1)) for _ in range(400)]
-    assert 200 < sum(solved) < 400
+    solved = [check_against_brute_force(*random_instance(rng, 1)) for _ in range(500)]
+    assert 250 < sum(solved) < 500
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -282,51 +280,3 @@ def test_published_hawq_instances_are_solved_to_their_optimum():
         assert both.objective == pytest.approx(found.objective, rel=1e-6, abs=1e-12)
         assert both.costs[0] <= instance["budget"]
     assert statistics.median(times) < 0.05
-
-
-# --- properties ---------------------------------------------------------------------------------
-
-AMOUNT = st.floats(-10, 10).map(lambda x: round(x, 2))
-
-
-@st.composite
-def instances(draw):
-    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=6))
-    n_budgets = draw(st.sampled_from([1, 1, 1, 2]))
-
-    def table():
-        return [draw(st.lists(AMOUNT, min_size=n, max_size=n)) for n in sizes]
-
-    costs = [table() for _ in range(n_budgets)]
-    # A budget at or above the first option of every group can always be met.
-    slack = st.floats(0, 20)
-    return table(), costs, [total(t, [0] * len(sizes)) + draw(slack) for t in costs]
-
-
-@settings(max_examples=150, deadline=None)
-@given(instances(), st.floats(0, 10))
-def test_loosening_a_budget_never_worsens(instance, more):
-    values, costs, budgets = instance
-    tight = solve(values, costs, budgets)
-    assert solve(values, costs, [b + more for b in budgets]).objective <= tight.objective + 1e-9
-
-
-@settings(max_examples=150, deadline=None)
-@given(instances(), st.randoms(use_true_random=False))
-def test_permuting_the_groups_changes_nothing(instance, rng):
-    values, costs, budgets = instance
-    order = list(range(len(values)))
-    rng.shuffle(order)
-    other = solve([values[i] for i in order], [[t[i] for i in order] for t in costs], budgets)
-    assert other.objective == pytest.approx(solve(values, costs, budgets).objective, abs=1e-9)
-
-
-@settings(max_examples=150, deadline=None)
-@given(instances(), st.data())
-def test_adding_an_option_never_worsens(instance, data):
-    values, costs, budgets = instance
-    before = solve(values, costs, budgets)
-    group = data.draw(st.integers(0, len(values) - 1))
-    for table in (values, *costs):
-        table[group] = [*table[group], data.draw(AMOUNT)]
-    assert solve(values, costs, budgets).objective <= before.objective + 1e-9
