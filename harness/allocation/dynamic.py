@@ -237,7 +237,8 @@ class _Search:
         relaxed = self.relaxed
         fixed = self.values[relaxed.base].sum()
         fixed += relaxed.slope * float(floats(self.costs[relaxed.base], self.scale).sum())
-        alive = relaxed.excess < self.threshold() - self.lowest + 1e-12 * (fixed + abs(self.lowest))
+        cut = self.threshold() - self.lowest
+        alive = relaxed.excess < cut + 1e-12 * (fixed + abs(self.lowest))
         alive[relaxed.base] = True
         core = Core.of(
             self.values,
@@ -256,7 +257,7 @@ class _Search:
             moved = (len(core.step_stage) + len(core.classes)) * float(widest.sum())
         else:
             moved = 0.0
-        self.rounding = 4 * _EPS * (moved + 4 * (fixed + abs(self.lowest)))
+        self.rounding = 4 * _EPS * (moved + 4 * (fixed + abs(self.lowest) + cut))
         if self.step is not None and self.step < 8 * self.rounding:
             self.step = None
         return core
@@ -306,7 +307,9 @@ class _Search:
             curve = np.concatenate((rest.values[:1], rest.values[0] + np.cumsum(steep)))
             bounds = sums + np.interp(left, rest.costs, curve)
             bounds -= grid.weight * np.maximum(left - rest.costs[-1], 0.0)
-        alive = (bounds < self.threshold()) & (left >= rest.costs[0] - self.hair)
+        # Exactly, where costs are integers: the cheapest option of a stage is its first.
+        still = core.costs[core.first[k + 1 : -1]].sum()
+        alive = (bounds < self.threshold()) & (spent + still <= self.budget).astype(np.bool_)
         index = np.flatnonzero(alive)
         index = index[pareto(spent[index], sums[index])]
         at, parents = np.divmod(index, len(states.sums))

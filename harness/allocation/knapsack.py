@@ -117,10 +117,10 @@ def _points(problem: Problem, found: Front, shown: Ints) -> tuple[Allocation, ..
     made: list[tuple[Allocation, float]] = []
     for n, i in enumerate(shown):
         following = shown[n + 1] if n + 1 < len(shown) else i + 1
-        choice = problem.expand((found.picks[i] - classes.first).tolist())
+        choice = problem.expand(found.picks[i] - classes.first)
         # Of those left out up to the next one shown, the last has the least bound.
         short = float(found.values[i] - found.bounds[i:following].min())
-        made.append((problem.allocation(choice, None, rounding=rounding), short))
+        made.append((problem.allocation(choice, None).proven(rounding), short))
     made.sort(key=lambda pair: (pair[0].costs[0], pair[0].objective))
     kept: list[tuple[Allocation, float]] = []
     for point, short in made:
@@ -133,7 +133,7 @@ def _points(problem: Problem, found: Front, shown: Ints) -> tuple[Allocation, ..
     return tuple(
         point
         if short <= rounding
-        else problem.allocation(point.choice, max(point.objective - short - rounding, lowest))
+        else point.bounded(max(point.objective - short - rounding, lowest))
         for point, short in reversed(kept)
     )
 
@@ -254,14 +254,16 @@ class _Best:
 
     @staticmethod
     def of(problem: Problem, found: dynamic.Found, tables: _Tables, last: _Best | None) -> _Best:
-        choice = problem.expand((found.picks - problem.classes.first).tolist())
+        choice = problem.expand(found.picks - problem.classes.first)
         rounding = found.rounding + tables.rounding
-        now = problem.allocation(choice, None, rounding=rounding)
-        if found.short is not None:
+        now = problem.allocation(choice, None)
+        if found.short is None:
+            now = now.proven(rounding)
+        else:
             bound = math.nextafter(now.objective - found.short - rounding, -math.inf)
             if last is not None:
                 bound = max(bound, last.allocation.bound)
-            now = problem.allocation(choice, bound)
+            now = now.bounded(bound)
         return _Best(found.picks, now)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ __all__ = ["Allocation", "Classes", "Problem"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
+
+# Numbers between these (and zero) can be divided by and multiplied with each other's differences
+# without overflow: float32 reaches from 1e-45 to 1e38.
+_SMALLEST, _LARGEST = 1e-60, 1e60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,18 @@ class Allocation:
     costs: tuple[float, ...]
     bound: float
     gap: float
+
+    def bounded(self, bound: float) -> Allocation:
+        """The same allocation with this bound, and its gap to it."""
+        bound = min(bound, self.objective)
+        width = max(abs(self.objective), abs(bound))
+        gap = (self.objective - bound) / width if self.objective > bound else 0.0
+        return replace(self, bound=bound, gap=gap)
+
+    def proven(self, rounding: float) -> Allocation:
+        """The same allocation, optimal but for ``rounding``."""
+        bound = math.nextafter(self.objective - rounding, -math.inf) if rounding else self.objective
+        return replace(self, bound=bound, gap=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +84,7 @@ class Problem:
     first: Ints
     budgets: tuple[float, ...]
     members: tuple[tuple[int, ...], ...]  # the groups of each class
+    class_of: Ints  # the class of each group
     classes: Classes
 
     @staticmethod
@@ -89,6 +106,9 @@ class Problem:
             if math.isnan(limit) or limit == -math.inf:
                 raise ConfigError(f"budget {b} is {limit}; it must be a number, or infinity")
         members = tuple(_members(sizes, tied))
+        class_of = np.empty(len(sizes), dtype=np.intp)
+        for k, groups in enumerate(members):
+            class_of[list(groups)] = k
         first = np.cumsum(sizes) - sizes
         return Problem(
             plain,
@@ -97,39 +117,30 @@ class Problem:
             first,
             limits,
             members,
+            class_of,
             _classes(plain, tables, sizes, first, members),
         )
 
-    def expand(self, picks: Sequence[int]) -> tuple[int, ...]:
+    def expand(self, picks: Sequence[int] | Ints) -> tuple[int, ...]:
         """The option of every group, from that of every class."""
-        choice = [0] * len(self.sizes)
-        for groups, pick in zip(self.members, picks, strict=True):
-            for group in groups:
-                choice[group] = int(pick)
-        return tuple(choice)
+        return tuple(np.asarray(picks, dtype=np.intp)[self.class_of].tolist())
 
     def cost(self, b: int, choice: Sequence[int]) -> float:
         """What the choice takes of budget ``b``: the sum, rounded once."""
         return math.fsum(self.costs[b][self.first + np.asarray(choice, dtype=np.intp)].tolist())
 
-    def allocation(
-        self, choice: tuple[int, ...], bound: float | None, *, rounding: float = 0.0
-    ) -> Allocation:
-        """The allocation; ``bound`` None where ``choice`` is optimal but for ``rounding``."""
+    def allocation(self, choice: tuple[int, ...], bound: float | None) -> Allocation:
+        """The allocation; ``bound`` None where ``choice`` is proven optimal."""
         at = self.first + np.asarray(choice, dtype=np.intp)
         objective = math.fsum(self.values[at].tolist())
-        if bound is None:
-            proven = math.nextafter(objective - rounding, -math.inf) if rounding else objective
-        else:
-            proven = min(bound, objective)
-        width = max(abs(objective), abs(proven))
-        return Allocation(
+        optimal = Allocation(
             choice=choice,
             objective=objective,
             costs=tuple(math.fsum(table[at].tolist()) for table in self.costs),
-            bound=proven,
-            gap=(objective - proven) / width if bound is not None and objective > proven else 0.0,
+            bound=objective,
+            gap=0.0,
         )
+        return optimal if bound is None else optimal.bounded(bound)
 
 
 def _table(rows: Sequence[Sequence[float]], name: str, like: Ints | None) -> tuple[Floats, Ints]:
@@ -145,13 +156,19 @@ def _table(rows: Sequence[Sequence[float]], name: str, like: Ints | None) -> tup
             f"{name}: group {group} has {sizes[group]} options, values has {like[group]}"
         )
     table = np.array(list(itertools.chain.from_iterable(rows)), dtype=np.float64)
-    wrong = ~np.isfinite(table)
+    size = np.abs(table)
+    wrong = ~((size >= _SMALLEST) & (size <= _LARGEST) | (size == 0))
     if wrong.any():
         at = int(wrong.argmax())
         group = int(np.searchsorted(np.cumsum(sizes), at, side="right"))
+        advice = (
+            f"scale so that all are 0 or between {_SMALLEST:g} and {_LARGEST:g} in size"
+            if np.isfinite(table[at])
+            else "leave out an option that is not to be used"
+        )
         raise ConfigError(
             f"{name}: option {at - int(sizes[:group].sum())} of group {group} is {table[at]}; "
-            "leave out an option that is not to be used"
+            f"{advice}"
         )
     return table, sizes
 

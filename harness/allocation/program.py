@@ -22,7 +22,7 @@ import scipy.sparse
 from harness.allocation.problem import Allocation, Problem
 from harness.errors import BoardfitError, InfeasibleBudget
 
-__all__ = ["solve_several"]
+__all__ = ["silent", "solve_several"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,7 +81,7 @@ class _Program:
         scaled = objective - shift[self.owner]
         unit = float(scaled.max()) / _MILP_SCALE or 1.0
         for _ in range(_MAX_CUTS):
-            with _silent():
+            with silent():
                 found = scipy.optimize.milp(
                     scaled / unit,
                     integrality=np.ones(len(ones), dtype=np.intp),
@@ -129,7 +129,7 @@ class _Program:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Drop what a native library prints to stdout: HiGHS lets a debugging line through."""
     sys.stdout.flush()
     kept = os.dup(1)
