@@ -7,7 +7,7 @@ VENV36 := .venv36
 PYTHON36 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python) $(shell command -v python3.6))
 DEMO := runs/demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test faults check format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/boardfit fit data/demo/network.py:factory --weights data/demo/weights.pt \
@@ -16,6 +16,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test $(VENV36)/.installed sshd check
 	$(BIN)/python -m pytest
+
+# Two hundred faults on the virtual Nano; a quarter of an hour.
+faults: $(VENV)/.installed-test $(VENV36)/.installed sshd
+	$(BIN)/python -m tests.faults.campaign --faults 200 --seed 1
 
 # Lint, format and types.
 check: $(VENV)/.installed-test

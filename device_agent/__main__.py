@@ -15,7 +15,19 @@ import sys
 import time
 import traceback
 
-from . import blobs, cleaning, files, jobs, lease, telemetry, wire, worker
+from . import (
+    blobs,
+    board,
+    cleaning,
+    controls,
+    files,
+    jobs,
+    lease,
+    telemetry,
+    undo,
+    wire,
+    worker,
+)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 HEARTBEAT_S = 1.0
@@ -36,6 +48,8 @@ class Agent:
         self._lines = wire.Lines(stdin, self._limit_bytes)
         self._stdout = stdout
         self._id = None
+        self._board = board.Board()
+        self._users = undo.Users()
 
     def serve(self):
         """Answer requests until stdin closes."""
@@ -122,10 +136,34 @@ class Agent:
         self._write(frame)
 
     def _do_probe(self, runtime):
-        return dict(telemetry.facts(), **probe_runtime(runtime))
+        mode = board.power_mode(self._board)
+        found = dict(telemetry.facts(), **probe_runtime(runtime))
+        return dict(found, power_mode=None if mode is None else mode["name"])
+
+    def _do_inspect(self, section):
+        # Only the doctor asks: the agent starts without it.
+        from . import inspection
+
+        return {"section": section, "facts": inspection.inspect(section, self._cache_dir)}
 
     def _do_conditions(self):
         return telemetry.conditions()
+
+    def _do_controls_state(self):
+        return controls.state_of(self._board)
+
+    def _do_controls_apply(self, wanted, change):
+        problems = controls.apply(wanted, self._cache_dir, self._board, self._users, change)
+        return {"problems": problems, "in_force": controls.summary(self._board)}
+
+    def _do_controls_restore(self):
+        problems = self.let_go()
+        return {"problems": problems, "pending": undo.read_record(self._cache_dir) is not None}
+
+    def let_go(self):
+        """Rely on the board's settings no more; what could not be put back, in sentences."""
+        self._users.release()
+        return undo.restore_unused(self._cache_dir, self._board) or []
 
     def _do_blob_has(self, sha256):
         return {"present": blobs.has(self._cache_dir, sha256)}
@@ -251,9 +289,20 @@ def main(argv):
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    Agent(cache_dir, stdin, stdout).serve()
+    agent = Agent(cache_dir, stdin, stdout)
+    # What an agent or a job has set that died before it could put it back.
+    _tell(agent.let_go())
+    try:
+        agent.serve()
+    finally:
+        _tell(agent.let_go())
     cleaning.sweep(cache_dir, wire.agent_hash())
     return 0
+
+
+def _tell(problems):
+    for problem in problems:
+        sys.stderr.write("boardfit: %s\n" % problem)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Simulated engines: deterministic times from a blob's content; no time passes unless asked.
 
 A blob that is a JSON object sets ``latency_s`` and, for tests of what goes wrong, ``sleep_s``
-(really sleep before each call), ``print`` (to file descriptor 1, as native libraries do),
+(really sleep before each call), ``heat_share`` and ``heat_s`` (slower by that share in the end,
+with that time constant), ``print`` (to file descriptor 1, as native libraries do),
 ``signal`` (kill the worker) and ``fail`` (raise). Any other content is simulated by its hash.
 """
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -68,7 +70,9 @@ class Engine:
             os.kill(os.getpid(), self._settings["signal"])
         time.sleep(self._settings.get("sleep_s", 0.0))
         ripple = RIPPLE[self._calls % len(RIPPLE)]
-        clock.now_s += self._settings.get("latency_s", 1e-3) * (1.0 + ripple)
+        heat = self._settings.get("heat_share", 0.0)
+        heat *= -math.expm1(-clock.now_s / self._settings.get("heat_s", 1.0))
+        clock.now_s += self._settings.get("latency_s", 1e-3) * (1.0 + ripple) * (1.0 + heat)
         self._calls += 1
 
     def close(self):
@@ -85,7 +89,8 @@ def profile(path, threads, seed, runs, folder):
     """One kernel that takes the whole time."""
     del threads, seed, runs, folder
     latency_s = Engine(path)._settings.get("latency_s", 1e-3)
-    return [{"name": "all", "op": "Fake", "node": "", "latency_s": latency_s, "provider": "fake"}]
+    one = {"name": "all", "op": "Fake", "node": "", "latency_s": latency_s, "provider": "fake"}
+    return {"kernels": [one]}
 
 
 def infer(path, threads, inputs_path, input_name, outputs_path, progress):

@@ -13,6 +13,8 @@ from . import onnx_nodes
 
 RUNTIME = "onnxruntime"
 PROFILE_WARMUP_RUNS = 10
+# What the profiler appends to the name of a kernel that it timed.
+KERNEL_TIME = "_kernel_time"
 ELEMENT_TYPES = {
     "tensor(float)": numpy.float32,
     "tensor(float16)": numpy.float16,
@@ -122,7 +124,7 @@ def kernel_latency_s(durations_us):
 
 
 def profile(path, threads, seed, runs, folder):
-    """Kernels in the order of execution, as the wire's ``profile.result`` wants them."""
+    """Kernels in the order of execution, whole runs and one run's trace: ``profile.result``."""
     optimised = os.path.join(folder, "optimised.onnx")
     options = _options(threads)
     options.optimized_model_filepath = optimised
@@ -137,15 +139,20 @@ def profile(path, threads, seed, runs, folder):
         events = json.load(stream)
     for leftover in glob.glob(os.path.join(folder, "profile*.json")):
         os.remove(leftover)
-    nodes = {node.name: node for node in onnx_nodes.read_nodes(optimised)[0]}
+    listed = onnx_nodes.read_nodes(optimised)[0]
     os.remove(optimised)
-    origin = onnx_nodes.Origin(*onnx_nodes.read_nodes(path))
-    suffix = "_kernel_time"
-    timed = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(suffix)]
+    nodes = {node.name: node for node in listed}
+    original, initialisers = onnx_nodes.read_nodes(path)
+    origin = onnx_nodes.Origin(original, initialisers, listed)
+    timed = [e for e in events if e.get("cat") == "Node" and e["name"].endswith(KERNEL_TIME)]
     timed.sort(key=lambda event: event["ts"])
+    columns = [calls[PROFILE_WARMUP_RUNS:] for calls in _chunks(timed, PROFILE_WARMUP_RUNS + runs)]
+    whole = [e for e in events if e.get("cat") == "Session" and e["name"] == "model_run"]
+    whole.sort(key=lambda event: event["ts"])
+    whole = whole[PROFILE_WARMUP_RUNS:]
     kernels = []
-    for calls in _chunks(timed, PROFILE_WARMUP_RUNS + runs):
-        name = calls[0]["name"][: -len(suffix)]
+    for calls in columns:
+        name = calls[0]["name"][: -len(KERNEL_TIME)]
         op = calls[0]["args"].get("op_name", "")
         node = nodes.get(name) or onnx_nodes.Node(name, op, [], [])
         kernels.append(
@@ -153,13 +160,44 @@ def profile(path, threads, seed, runs, folder):
                 "name": name,
                 "op": op,
                 "node": origin.of(node),
-                "latency_s": kernel_latency_s(
-                    [call["dur"] for call in calls[PROFILE_WARMUP_RUNS:]]
-                ),
+                "serves": origin.serves(node),
+                "latency_s": kernel_latency_s([call["dur"] for call in calls]),
                 "provider": calls[0]["args"].get("provider", ""),
+                "samples_s": [_duration_s(call["dur"]) for call in calls],
             }
         )
-    return kernels
+    return {
+        "kernels": kernels,
+        "runs_s": [_duration_s(run["dur"]) for run in whole],
+        "trace": _trace(columns, whole),
+    }
+
+
+def _duration_s(microseconds):
+    """A duration in seconds; + 0.5 because the profiler truncates, which sums would show."""
+    return round((microseconds + 0.5) * 1e-6, 7)
+
+
+def _seconds(microseconds):
+    """Whole microseconds in seconds, as the shortest decimal that says so."""
+    return round(microseconds * 1e-6, 6)
+
+
+def _trace(columns, whole):
+    """The kernels of the run whose duration is the median of all, from the run's start."""
+    run = sorted(range(len(whole)), key=lambda number: whole[number]["dur"])[len(whole) // 2]
+    return {
+        "run_s": _seconds(whole[run]["dur"]),
+        "kernels": [
+            {
+                "kernel": index,
+                "start_s": _seconds(calls[run]["ts"] - whole[run]["ts"]),
+                "latency_s": _seconds(calls[run]["dur"]),
+                "thread": calls[run]["tid"],
+            }
+            for index, calls in enumerate(columns)
+        ],
+    }
 
 
 def infer(path, threads, inputs_path, input_name, outputs_path, progress):

@@ -26,21 +26,21 @@ class LeaseHeld(Exception):
     """Another job held the board's lease for too long."""
 
 
-def path():
-    """The lease's file: the same for everyone on this machine."""
+def path(name=NAME):
+    """The lease's file, or another: the same for everyone on this machine."""
     named = os.environ.get(VARIABLE)
     if named:
-        return os.path.join(named, NAME)
+        return os.path.join(named, name)
     for folder in FOLDERS:
         with contextlib.suppress(OSError):
             if os.stat(folder).st_mode & stat.S_IWOTH:
-                return os.path.join(folder, NAME)
-    return os.path.join(FOLDERS[-1], NAME)
+                return os.path.join(folder, name)
+    return os.path.join(FOLDERS[-1], name)
 
 
-def _open():
+def open_shared(where):
+    """A descriptor of a file that everyone may lock, made if it is not there."""
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-    where = path()
     # Linux refuses O_CREAT on somebody else's file in a folder like /tmp: try without it first.
     try:
         return os.open(where, flags)
@@ -72,7 +72,7 @@ def _read(descriptor):
 def holder():
     """Who holds the lease, since when and for how long still (seconds); None if it is free."""
     try:
-        descriptor = _open()
+        descriptor = open_shared(path())
     except OSError:
         return None
     try:
@@ -99,7 +99,7 @@ def acquire(job_id, kind, owner, expected_s, timeout_s, tell):
     ``tell(sentence)`` is called at once and every few seconds while somebody else holds it.
     ``LeaseHeld`` after ``timeout_s``.
     """
-    descriptor = _open()
+    descriptor = open_shared(path())
     start_s, wait_s = time.monotonic(), 0.0
     while not files.lock(descriptor, wait_s):
         sentence = "the board's lease, held by " + describe(_read(descriptor))

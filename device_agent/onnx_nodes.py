@@ -13,8 +13,14 @@ Node = NamedTuple("Node", [("name", str), ("op", str), ("inputs", list), ("outpu
 LAYOUT_OPS = ("ReorderInput", "ReorderOutput", "Transpose")
 # onnxruntime numbers the copies of a node (_token_3) and marks its blocked layout (_nchwc).
 SUFFIX = re.compile(r"(_token_\d+|_nchwc)$")
-# How far a fused activation or addition can stand behind the operator that names the kernel.
+# A fusion names its kernel after one of the nodes: /act/Mul/QuickGeluFusion/ of /act/Mul.
+FUSION = re.compile(r"/\w+Fusion/?$")
+# A batch norm that runs as a convolution is named after its output, with this behind.
+AS_CONVOLUTION = "_bn"
+# How far a fused activation or addition can stand behind the operator that names the kernel, and
+# how far behind a known tensor the node of a kernel that has lost its name.
 MAX_STEPS_BACK = 4
+MAX_STEPS_ON = 3
 
 
 def _varint(data, at):
@@ -92,24 +98,31 @@ def _runs(kernel_op, op):
 
 
 class Origin:
-    """Finds the original node of a runtime's kernel; "" where the runtime put it in itself."""
+    """Finds the original node of a runtime's kernel; "" where the runtime put it in itself.
 
-    def __init__(self, original, initialisers):
+    ``kernels`` are the nodes of the optimised graph, by which kernels are found that have lost
+    every name (1.10's NhwcMaxPool), and the nodes that changes of layout are made for.
+    """
+
+    def __init__(self, original, initialisers, kernels=()):
         self._named = {node.name: node for node in original if node.name}
         self._producer = {output: node for node in original for output in node.outputs}
-        readers = {}
-        for node in original:
-            for name in node.inputs:
-                if name in initialisers and node.op != "DequantizeLinear":
-                    readers.setdefault(name, []).append(node)
+        self._readers = _readers(original)
+        self._maker = {output: kernel for kernel in kernels for output in kernel.outputs}
+        self._takers = _readers(kernels)
         # A weight or bias that one node alone reads names that node, whatever it was fused with.
-        self._reader = {name: nodes[0] for name, nodes in readers.items() if len(nodes) == 1}
+        self._reader = {}
+        for name in initialisers:
+            nodes = [node for node in self._readers.get(name, []) if node.op != "DequantizeLinear"]
+            if len(nodes) == 1:
+                self._reader[name] = nodes[0]
 
     def of(self, kernel):
         """Name of the original node of ``kernel``, a node of the optimised graph."""
         name = strip(kernel.name)
-        if name in self._named:
-            return name
+        for known in (name, FUSION.sub("", name)):
+            if known in self._named:
+                return known
         for output in kernel.outputs:
             # Integer kernels of onnxruntime 1.10 are nameless; their outputs carry the node's name.
             if kernel.op not in LAYOUT_OPS and strip(output) in self._named:
@@ -122,6 +135,57 @@ class Origin:
         for tensor in [name] + [strip(output) for output in kernel.outputs]:
             if tensor in self._producer:
                 return self._back(self._producer[tensor], kernel.op)
+        if name.endswith(AS_CONVOLUTION) and name[: -len(AS_CONVOLUTION)] in self._producer:
+            return self._producer[name[: -len(AS_CONVOLUTION)]].name
+        return self._on(kernel)
+
+    def serves(self, kernel):
+        """The original node that a layout kernel prepares the input of; "" for other kernels.
+
+        At the network's outputs it is the node that made the tensor.
+        """
+        if kernel.op not in LAYOUT_OPS or self.of(kernel):
+            return ""
+        queue = deque([kernel])
+        while queue:
+            for output in queue.popleft().outputs:
+                for taker in self._takers.get(output, []):
+                    if self.of(taker):
+                        return self.of(taker)
+                    queue.append(taker)
+        return self._source(kernel)
+
+    def _source(self, kernel):
+        """The original node that the first of the kernel's inputs comes from."""
+        for _ in range(MAX_STEPS_BACK):
+            if not kernel.inputs:
+                return ""
+            tensor = strip(kernel.inputs[0])
+            if tensor in self._named:
+                return tensor
+            if tensor in self._producer:
+                return self._producer[tensor].name
+            if kernel.inputs[0] not in self._maker:
+                return ""
+            kernel = self._maker[kernel.inputs[0]]
+            if kernel.op not in LAYOUT_OPS:
+                return self.of(kernel)
+        return ""
+
+    def _on(self, kernel):
+        """The one nearest node with the kernel's operator behind the node that made its input."""
+        known = self._named.get(self._source(kernel))
+        nodes = [known] if known is not None else []
+        for _ in range(MAX_STEPS_ON):
+            nodes = [
+                reader
+                for node in nodes
+                for output in node.outputs
+                for reader in self._readers.get(output, [])
+            ]
+            found = {node.name for node in nodes if _runs(kernel.op, node.op)}
+            if found:
+                return found.pop() if len(found) == 1 else ""
         return ""
 
     def _back(self, last, op):
@@ -135,3 +199,11 @@ class Origin:
                 before = (self._producer.get(name) for name in node.inputs)
                 queue.extend((one, steps + 1) for one in before if one is not None)
         return last.name
+
+
+def _readers(nodes):
+    readers = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    return readers

@@ -1,14 +1,26 @@
 """What a board tells of itself in /proc and /sys; whatever cannot be read is None."""
 
+import contextlib
 import glob
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
 
-# Nano (L4T 32.x): the GPU's devfreq node, the same path on all its carrier boards.
-NANO_GPU_CLOCK = "sys/devices/gpu.0/devfreq/57000000.gpu/cur_freq"
+# Where /proc and /sys lie; tests lay a board out in a folder.
+ROOT = os.environ.get("BOARDFIT_BOARD_ROOT", "/")
+# Where the GPU's devfreq node lies: L4T 32 (gpu.0 is a link, the same on all carrier boards), what
+# every kernel has, and the platform bus of JetPack 4 and 5.
+GPU_PLACES = (
+    "sys/devices/gpu.0/devfreq/*",
+    "sys/class/devfreq/*",
+    "sys/devices/*/devfreq/*",
+    "sys/devices/platform/*/devfreq/*",
+)
+# Nano and TX1, TX2, Xavier, Orin, and Orin with JetPack 6: other nodes are video engines.
+GPU_NAME = re.compile(r"^[0-9a-f]+\.(gpu|gm20b|gp10b|gv11b|ga10b)$|^gpu-gpc-0$")
 # The rails that carry the whole board's power, by the name their driver gives them.
 TOTAL_RAILS = ("POM_5V_IN", "VDD_IN")
 # Raspberry Pi: bits 0 to 3 of the firmware's word are what throttles now.
@@ -33,8 +45,27 @@ def read_number(path, scale=1.0):
         return None
 
 
+_remembered = None
+
+
+@contextlib.contextmanager
+def remembered_paths():
+    """Inside, files are looked for only once, which is most of a look's cost; none come or go."""
+    global _remembered
+    _remembered = {}
+    try:
+        yield
+    finally:
+        _remembered = None
+
+
 def _paths(root, pattern):
-    return sorted(glob.glob(os.path.join(root, pattern)))
+    path = os.path.join(root, pattern)
+    if _remembered is None:
+        return sorted(glob.glob(path))
+    if path not in _remembered:
+        _remembered[path] = sorted(glob.glob(path))
+    return _remembered[path]
 
 
 def _field_values(text, name):
@@ -42,7 +73,7 @@ def _field_values(text, name):
     return [value.strip() for key, _, value in rows if key.strip() == name]
 
 
-def cpu_clock_hz(root="/"):
+def cpu_clock_hz(root=ROOT):
     """Clock of every CPU in Hz."""
     found = [
         read_number(path, 1e3)
@@ -55,7 +86,7 @@ def cpu_clock_hz(root="/"):
     return known or None
 
 
-def temp_c(root="/"):
+def temp_c(root=ROOT):
     """The hottest thermal zone; zones outside -20 to 150 degrees are sensors that are not there."""
     zones = [
         read_number(path, 1e-3) for path in _paths(root, "sys/class/thermal/thermal_zone*/temp")
@@ -64,29 +95,72 @@ def temp_c(root="/"):
     return max(known) if known else None
 
 
-def power_w(root="/"):
-    """Power drawn by the whole board, where an INA3221 measures it (Jetson)."""
+def gpu_folder(root=ROOT):
+    """The devfreq folder of the GPU (Jetson), or None."""
+    for pattern in GPU_PLACES:
+        for path in _paths(root, pattern):
+            if GPU_NAME.match(os.path.basename(path)):
+                return path
+    return None
+
+
+def gpu_clock_hz(root=ROOT):
+    """Clock of the GPU (Jetson) in Hz."""
+    folder = gpu_folder(root)
+    return None if folder is None else read_number(os.path.join(folder, "cur_freq"))
+
+
+def power_w(root=ROOT):
+    """Power drawn by the whole board, where an INA3221 measures it (Jetson).
+
+    JetPack 4's driver tells milliwatts; that of JetPack 5 and later millivolts and milliamperes.
+    """
     for name in _paths(root, "sys/bus/i2c/drivers/ina3221x/*/iio:device*/rail_name_*"):
         if read_text(name) in TOTAL_RAILS:
             number = name.rpartition("_")[2]
             folder = os.path.dirname(name)
             return read_number(os.path.join(folder, "in_power%s_input" % number), 1e-3)
+    for name in _paths(root, "sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label"):
+        if read_text(name) in TOTAL_RAILS:
+            voltage = read_number(name[: -len("label")] + "input", 1e-3)
+            number = os.path.basename(name)[len("in") : -len("_label")]
+            current = os.path.join(os.path.dirname(name), "curr%s_input" % number)
+            current_a = read_number(current, 1e-3)
+            return None if voltage is None or current_a is None else voltage * current_a
     return None
 
 
-def throttle_count(root="/"):
-    """How often the CPUs have throttled since boot (x86), or None."""
-    counts = [
-        read_number(path)
-        for path in _paths(
-            root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count"
-        )
-    ]
-    known = [value for value in counts if value is not None]
-    return sum(known) if known else None
+def _sum(root, pattern):
+    known = [value for value in map(read_number, _paths(root, pattern)) if value is not None]
+    return int(sum(known)) if known else None
 
 
-def throttled(root="/", count_before=None):
+def over_current_count(root=ROOT):
+    """How often under-voltage or over-current has slowed the board down since boot (Orin)."""
+    return _sum(root, "sys/class/hwmon/hwmon*/oc[0-9]*_event_cnt")
+
+
+def throttle_count(root=ROOT):
+    """How often the board has throttled since boot: CPUs (x86) and over-current (Orin), or None."""
+    cpus = _sum(root, "sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/core_throttle_count")
+    events = over_current_count(root)
+    return None if cpus is None and events is None else (cpus or 0) + (events or 0)
+
+
+def cooling(root=ROOT):
+    """What is slowed down to cool the board now, by its type; None where nothing could be."""
+    active, known = [], False
+    for folder in _paths(root, "sys/class/thermal/cooling_device*"):
+        kind = read_text(os.path.join(folder, "type")) or ""
+        state = read_number(os.path.join(folder, "cur_state"))
+        # A fan that turns is no throttling; powerclamp reports -1 when idle.
+        if "fan" not in kind and state is not None:
+            known = True
+            active += [kind] if state > 0 else []
+    return active if known else None
+
+
+def throttled(root=ROOT, count_before=None):
     """Whether the board throttles now, or has since ``count_before`` was counted; None: unknown."""
     word = read_text(os.path.join(root, PI_THROTTLED))
     if word is not None:
@@ -94,27 +168,22 @@ def throttled(root="/", count_before=None):
             return bool(int(word, 16) & 0xF)
         except ValueError:
             return None
-    count = throttle_count(root)
+    count, active = throttle_count(root), cooling(root)
     if count is not None and count_before is not None:
-        return count > count_before
-    states = []
-    for folder in _paths(root, "sys/class/thermal/cooling_device*"):
-        kind = read_text(os.path.join(folder, "type")) or ""
-        state = read_number(os.path.join(folder, "cur_state"))
-        # A fan that turns is no throttling; powerclamp reports -1 when idle.
-        if "fan" not in kind and state is not None:
-            states.append(state > 0)
-    return any(states) if states else None
+        # A PC's other cooling devices do not tell; an Orin's do.
+        also = bool(active) and over_current_count(root) is not None
+        return count > count_before or also
+    return None if active is None else bool(active)
 
 
-def conditions(root="/", count_before=None):
+def conditions(root=ROOT, count_before=None):
     """The state of the board now, as the wire's ``conditions``."""
     meminfo = read_text(os.path.join(root, "proc/meminfo"))
     available = _field_values(meminfo, "MemAvailable")
     load = read_text(os.path.join(root, "proc/loadavg"))
     return {
         "cpu_clock_hz": cpu_clock_hz(root),
-        "gpu_clock_hz": read_number(os.path.join(root, NANO_GPU_CLOCK)),
+        "gpu_clock_hz": gpu_clock_hz(root),
         "temp_c": temp_c(root),
         "throttled": throttled(root, count_before),
         "load_1min": float(load.split()[0]) if load else None,

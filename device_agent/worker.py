@@ -4,13 +4,13 @@ import contextlib
 import importlib
 import json
 import os
-import select
 import signal
 import sys
 import time
 import traceback
 
-from . import blobs, files, jobs, lease, telemetry, timing
+from . import blobs, files, jobs, lease, sampling, telemetry, timing, undo
+from .board import Board
 
 LEASE_TIMEOUT_S = 600.0
 # How much later than the watching process the child ends itself.
@@ -27,6 +27,8 @@ class Reporter:
     def __init__(self, folder):
         self._path = os.path.join(folder, "events.jsonl")
         self._last_s = None
+        # When the job began to run, on the clock of its telemetry.
+        self.start_s = None
 
     def waiting(self, what):
         """Tell that the job waits for something."""
@@ -53,6 +55,8 @@ def work(folder):
     files.write_json(os.path.join(folder, "worker.json"), {"process_group": os.getpgrp()})
     request = files.read_json(os.path.join(folder, "request.json"))
     reporter = Reporter(folder)
+    # For as long as this process lives, nobody changes the board's settings under the job.
+    users = undo.Users()
     try:
         lease.acquire(
             os.path.basename(folder),
@@ -62,17 +66,20 @@ def work(folder):
             LEASE_TIMEOUT_S,
             reporter.waiting,
         )
-    except lease.LeaseHeld as error:
+        users.share()
+    except (lease.LeaseHeld, undo.ConditionsHeld) as error:
         jobs.write_outcome(folder, _failed(error, "", transient=True))
         return 0
     files.write_json(os.path.join(folder, "running"), True)
+    period_s = request["params"].get("telemetry_s", sampling.PERIOD_S)
+    sampler = sampling.Sampler(folder, period_s) if request["kind"] == "measure" else None
     ended, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(ended)
         _run_and_exit(folder, request, reporter)
     os.close(write)
-    if not select.select([ended], [], [], request["timeout_s"])[0]:
+    if not sampling.watch(ended, request["timeout_s"], sampler):
         text = "it took more than the %.0f s that it may take" % request["timeout_s"]
         jobs.write_outcome(folder, _failed(JobTimeout(text), "", transient=False))
         os.killpg(0, signal.SIGKILL)  # the child, all that it has started, and this process
@@ -81,6 +88,9 @@ def work(folder):
         number = os.WTERMSIG(code) if os.WIFSIGNALED(code) else None
         exit_code = os.WEXITSTATUS(code) if os.WIFEXITED(code) else None
         jobs.write_outcome(folder, jobs.died(folder, number, exit_code, child))
+    users.release()
+    # The host that wanted other settings may be gone, and its agent with it.
+    undo.restore_unused(os.path.dirname(os.path.dirname(folder)), Board())
     return 0
 
 
@@ -89,7 +99,8 @@ def expected_s(params):
     plan = params.get("plan")
     if plan is None:
         return None
-    return len(params["engines"]) * (plan["warmup_s"] + plan["rounds"] * plan["block_s"])
+    each_s = plan["warmup_s"] + plan["rounds"] * plan["block_s"]
+    return len(params["engines"]) * each_s + plan.get("soak_s", 0.0)
 
 
 def _run_and_exit(folder, request, reporter):
@@ -121,7 +132,7 @@ def _attempt(folder, request, reporter):
     cache_dir = os.path.dirname(os.path.dirname(folder))
     kind, params = request["kind"], request["params"]
     run = {"measure": _measure, "profile": _profile, "infer": _infer}[kind]
-    start_s = time.monotonic()
+    reporter.start_s = start_s = time.monotonic()
     try:
         engine = importlib.import_module("device_agent.engine_" + params["runtime"])
         result = run(engine, params, folder, cache_dir, reporter)
@@ -133,16 +144,26 @@ def _attempt(folder, request, reporter):
 
 
 def _measure(engine, params, folder, cache_dir, reporter):
-    del folder
     plan = timing.Plan(**params["plan"])
     paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
     reporter.progress("warming up", 0, plan.rounds)
     engines = [engine.load(path, params["threads"], params["seed"]) for path in paths]
-    conditions = []
+    conditions, soaked, timed_from = [], [], []
 
     def look():
+        if plan.soak_s > 0:
+            soaked.extend(
+                timing.soak(
+                    [one.run for one in engines],
+                    plan.soak_s,
+                    engine.clock,
+                    lambda: telemetry.conditions(count_before=count_before),
+                    lambda at_s: reporter.progress("seconds soaked", int(at_s), int(plan.soak_s)),
+                )
+            )
         # After warming up: an idle board's clocks say nothing of those it measures at.
         conditions.append(telemetry.conditions())
+        timed_from.append(time.monotonic() - reporter.start_s)
 
     count_before = telemetry.throttle_count()
     timed = timing.interleave(
@@ -157,16 +178,18 @@ def _measure(engine, params, folder, cache_dir, reporter):
         dict(one._asdict(), sha256=params["engines"][index], batch=engines[index].batch)
         for index, one in enumerate(timed)
     ]
+    for into, one in zip(found, soaked):  # noqa: B905 (strict= is Python 3.10)
+        into["soak"] = one.wire()
     for one in engines:
         one.close()
-    return {"engines": found, "before": conditions[0], "after": after}
+    taken = {"engines": found, "before": conditions[0], "after": after}
+    return dict(taken, timed_from_s=timed_from[0], **sampling.collect(folder))
 
 
 def _profile(engine, params, folder, cache_dir, reporter):
     path = blobs.require(cache_dir, params["network"])
     reporter.progress("profiling", 0, 1)
-    kernels = engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
-    return {"kernels": kernels}
+    return engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
 
 
 def _infer(engine, params, folder, cache_dir, reporter):

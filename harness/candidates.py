@@ -12,8 +12,8 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from harness import networks, pacing, stats
-from harness.boards import conditions, rules
+from harness import networks, pacing, stats, sustain, verdict
+from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.compression import quantize
 from harness.compression.build import Variant
@@ -26,8 +26,10 @@ from harness.records import (
     Interval,
     KernelPoint,
     Measurement,
+    MeasurementVerdict,
     Prediction,
     Profile,
+    SoakSummary,
     Strategy,
     dump,
 )
@@ -48,6 +50,8 @@ class Measured:
     candidate: Candidate
     profile: Profile
     warnings: tuple[str, ...]
+    # Those of ``warnings`` that speak of the measurement, which a later one replaces.
+    of_measuring: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line: latency, ratio, size, accuracy."""
@@ -69,6 +73,7 @@ class Workbench:
     store: Store
     folder: Folder
     board_images: int
+    sustain_s: float = 0.0
     _original_classes: np.ndarray | None = None
 
     @property
@@ -174,7 +179,8 @@ class Workbench:
         """All of them once more, interleaved: what the verdict rests on.
 
         Where ``decided`` says that an interval still holds a limit, they are measured again, and
-        the rounds of all campaigns count together.
+        the rounds of all campaigns count together. Each campaign begins with ``sustain_s`` of the
+        engines running in turn without a pause: the verdict is of the soaked board.
         """
         engines = [
             EngineRequest(
@@ -187,7 +193,9 @@ class Workbench:
 
         def take(campaign: str) -> str:
             for measurement in self.session.measure(
-                engines, plan=PRESETS["standard"], campaign=campaign
+                engines,
+                plan=replace(PRESETS["standard"], soak_s=self.sustain_s),
+                campaign=campaign,
             ):
                 self.store.add(measurement)
             return campaign
@@ -206,13 +214,43 @@ class Workbench:
         return final
 
     def _remeasured(self, measured: Measured, taken: Mapping[str, Measurement]) -> Measured:
-        ours = taken[measured.candidate.label]
-        fields = _latency_fields(ours, taken["baseline"])
-        warnings = dict.fromkeys((*measured.warnings, *self._warnings(ours)))
+        ours, base = taken[measured.candidate.label], taken["baseline"]
+        fields = self._latency_fields(ours, base)
+        # What was found wrong with an earlier measurement does not touch this one.
+        kept = [text for text in measured.warnings if text not in measured.of_measuring]
+        found = _warnings(measured.candidate.label, fields["verdict"])
         return replace(
             measured,
             candidate=replace(measured.candidate, **fields),
-            warnings=tuple(warnings),
+            warnings=(*kept, *found),
+            of_measuring=found,
+        )
+
+    def _latency_fields(self, measurement: Measurement, baseline: Measurement) -> "_Latency":
+        ratios = stats.ratio_by_round(measurement, baseline)
+        return {
+            "latency_s": stats.median(measurement.samples_s),
+            # A budget is to hold tomorrow as well, not only over the span of this measurement.
+            "latency_interval_s": stats.interval_over_time(measurement),
+            "latency_cv": stats.coefficient_of_variation(measurement.samples_s),
+            "n_samples": len(measurement.samples_s),
+            "ratio": stats.median(ratios),
+            "ratio_interval": stats.ratio_interval(ratios),
+            "verdict": self._judge(measurement, baseline),
+            "soak": None if measurement.soak is None else sustain.summarise(measurement.soak),
+        }
+
+    def _judge(self, measurement: Measurement, baseline: Measurement) -> MeasurementVerdict:
+        if self.session.spec.host is None:
+            # The load of the last minute is our own: this computer has just built the variant.
+            unloaded = replace(measurement.before, load_1min=None)
+            measurement = replace(measurement, before=unloaded)
+        return verdict.judge(
+            measurement,
+            baseline=baseline if baseline.label != measurement.label else None,
+            percentiles=(50,),
+            shown=(90, 99),
+            cores=self.session.facts.cores,
         )
 
     def _predict(
@@ -264,17 +302,11 @@ class Workbench:
             board_agreement=float(np.mean(classes == original[: len(some)])),
             host_agreement=float(np.mean(classes == logits[: len(some)].argmax(axis=1))),
             n_board_images=len(some),
-            **_latency_fields(measurement, baseline),
+            **self._latency_fields(measurement, baseline),
         )
-        return Measured(candidate=candidate, profile=profile, warnings=self._warnings(measurement))
-
-    def _warnings(self, measurement: Measurement) -> tuple[str, ...]:
-        before = measurement.before
-        if self.session.spec.host is None:
-            # The load of the last minute is our own: this computer has just built the variant.
-            before = replace(before, load_1min=None)
-        found = conditions.warnings(before, measurement.after, cores=self.session.facts.cores)
-        return tuple(f"{measurement.label}: {text}" for text in found)
+        assert candidate.verdict is not None
+        found = _warnings(candidate.label, candidate.verdict)
+        return Measured(candidate=candidate, profile=profile, warnings=found, of_measuring=found)
 
     def _classes_of_original(self) -> np.ndarray:
         if self._original_classes is None:
@@ -337,18 +369,12 @@ class _Latency(TypedDict):
     n_samples: int
     ratio: float
     ratio_interval: Interval
+    verdict: MeasurementVerdict
+    soak: SoakSummary | None
 
 
-def _latency_fields(measurement: Measurement, baseline: Measurement) -> _Latency:
-    ratios = stats.ratio_by_round(measurement, baseline)
-    return {
-        "latency_s": stats.median(measurement.samples_s),
-        "latency_interval_s": stats.interval_of_median(measurement),
-        "latency_cv": stats.coefficient_of_variation(measurement.samples_s),
-        "n_samples": len(measurement.samples_s),
-        "ratio": stats.median(ratios),
-        "ratio_interval": stats.ratio_interval(ratios),
-    }
+def _warnings(label: str, found: MeasurementVerdict) -> tuple[str, ...]:
+    return tuple(f"{label}: {c.finding}: {c.remedy}" for c in found.violated)
 
 
 def _allocation(strategy: Strategy, groups: Sequence[Group]) -> tuple[GroupAllocation, ...]:

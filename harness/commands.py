@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 
 from harness import calibrate as calibrating
-from harness import loop, networks, pacing, units
+from harness import loop, networks, pacing, profiling, units
 from harness.boards import inventory, rules
-from harness.boards.session import EngineRequest, MeasurePlan, Session
+from harness.boards.session import EngineRequest, Session
 from harness.compression import quantize
 from harness.errors import ConfigError, latency_errors
 from harness.folder import write_atomically
@@ -47,8 +47,6 @@ __all__ = [
 ]
 
 METHODS = ("prune", "quantize")
-# Rounds of a measurement outside a fit: enough for an interval, short enough to wait for.
-ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +102,7 @@ def fit(
     seed: int,
     alternatives: bool,
     out: Path,
+    sustain: str | None = None,
 ) -> FitResult:
     """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
     spec = inventory.find(board)
@@ -125,6 +124,7 @@ def fit(
                 seed=seed,
                 alternatives=alternatives,
                 methods=methods,
+                sustain_s=profiling.sustain_s(sustain, spec),
             ),
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),
@@ -144,21 +144,29 @@ def profile(
     board: str,
     warm_up_s: float,
     duration_s: float,
-    iterations: int,
+    iterations: int | None,
     store: Path,
+    percentile: float | None = None,
+    sustain: str = "0",
 ) -> tuple[Measurement, Profile]:
-    """``boardfit profile``: one network measured alone, end to end and per kernel."""
+    """``boardfit profile``: one network measured alone, end to end and per kernel.
+
+    After running without a pause for as long as ``sustain`` says ("5min").
+    """
     spec = inventory.find(board)
-    plan = MeasurePlan(
-        warmup_s=warm_up_s,
-        rounds=ROUNDS,
-        block_s=duration_s / ROUNDS,
-        block_min=-(-iterations // ROUNDS),
-        drop=0,
+    plan = profiling.plan(
+        warm_up_s=warm_up_s,
+        duration_s=duration_s,
+        iterations=iterations,
+        percentile=percentile,
+        soak_s=units.parse_duration(sustain, name="--sustain"),
     )
     with (
         networks.as_onnx(network, weights, shape) as path,
-        Session(spec) as session,
+        profiling.resumable(store, path, spec, plan) as nonce,
+        ConsoleObserver() as observer,
+        observer.stage("profile"),
+        Session(spec, on_event=observer.event, nonce=nonce) as session,
         Store(store) as kept,
     ):
         (measurement,) = session.measure(

@@ -12,6 +12,7 @@
     ├── AgentError                   1   the agent answered, but not with a result
     │   ├── AgentException               an exception on the board, with its traceback
     │   └── ProtocolError                the wire was not spoken correctly
+    │       └── StreamDamaged                bytes that are no frame; transient, see BoardError
     ├── BuildError                   1   a variant or an engine could not be built
     ├── LatencyModelError            1   the latency model cannot answer
     ├── ConditionError               1   the board is not in the state that was required
@@ -40,6 +41,7 @@ __all__ = [
     "LatencyModelError",
     "ProtocolError",
     "StableBoardError",
+    "StreamDamaged",
     "TransientBoardError",
     "latency_errors",
 ]
@@ -97,6 +99,13 @@ class AgentException(AgentError):
 
 class ProtocolError(AgentError):
     """The wire was not spoken correctly by one of its two ends."""
+
+
+class StreamDamaged(ProtocolError, TransientBoardError):
+    """Bytes that are no frame came in the agent's stream: it is of no more use, a new one may be.
+
+    Something else prints there (a library, a program of the login's), or the agent was cut off.
+    """
 
 
 class BuildError(BoardfitError):

@@ -53,6 +53,7 @@ class FitSettings:
     seed: int = 0
     alternatives: bool = True
     methods: tuple[str, ...] = ("prune", "quantize")
+    sustain_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -94,6 +95,7 @@ def fit(
             store=store,
             folder=folder,
             board_images=settings.board_images,
+            sustain_s=settings.sustain_s,
         )
         try:
             return _fit(bench, settings)
@@ -116,6 +118,8 @@ def _asked(
         "board": facts.board,
         "runtime": f"{facts.runtime} {facts.runtime_version}",
         "threads": session.spec.threads,
+        # Only where there is one: folders from before there were soaks resume.
+        **({"sustain_s": settings.sustain_s} if settings.sustain_s else {}),
     }
 
 

@@ -87,11 +87,16 @@ class ConsoleObserver:
             self.warn(f"the connection to the board broke; trying again ({event.get('reason')})")
         elif kind == "retry":
             self.warn(f"{event.get('reason')}; running it again")
+        elif kind == "conditions":
+            self.warn(str(event.get("reason")))
         elif kind == "waiting" and event.get("job") != self._waiting:
             self._waiting = event.get("job")
             self.warn(f"waiting for {event.get('what')}")
         if self._task is not None and kind in ("progress", "waiting"):
-            self._bar.update(self._task, description=f"{self._stage} ({event.get('what')})")
+            what = str(event.get("what"))
+            if event.get("total"):
+                what += f": {event.get('done')} of {event.get('total')}"
+            self._bar.update(self._task, description=f"{self._stage} ({what})")
 
     def end(self, stage: Stage) -> None:
         """Print the finished stage's line."""

@@ -16,7 +16,15 @@ from typing import TypeVar
 
 from harness import stats
 from harness.errors import ConfigError
-from harness.records import Failure, Measurement, Prediction, Profile, dump, load
+from harness.records import (
+    Failure,
+    ImportedSummary,
+    Measurement,
+    Prediction,
+    Profile,
+    dump,
+    load,
+)
 
 __all__ = ["MUST_MATCH", "Store", "pool"]
 
@@ -43,9 +51,10 @@ MUST_MATCH = (
     "batch",
     "threads",
     "power_mode",
+    "timed",
 )
-Record = TypeVar("Record", Measurement, Profile, Prediction, Failure)
-AnyRecord = Measurement | Profile | Prediction | Failure
+Record = TypeVar("Record", Measurement, Profile, Prediction, Failure, ImportedSummary)
+AnyRecord = Measurement | Profile | Prediction | Failure | ImportedSummary
 
 
 class Store:
@@ -115,6 +124,32 @@ class Store:
             "SELECT json FROM record WHERE kind = ? ORDER BY id", (kind.__name__,)
         )
         return tuple(load(kind, text) for (text,) in rows)
+
+    def runs(self) -> tuple[tuple[Measurement | ImportedSummary, Profile | None], ...]:
+        """Every run in the order added, with the profile that was taken after it, if one was.
+
+        A profile belongs to the last measurement of the same network by the same runtime, or to
+        the first of its own campaign that has none yet.
+        """
+        kinds: dict[str, type[Measurement | ImportedSummary | Profile]] = {
+            kind.__name__: kind for kind in (Measurement, ImportedSummary, Profile)
+        }
+        rows = self._connection.execute("SELECT kind, json FROM record ORDER BY id")
+        found: list[tuple[Measurement | ImportedSummary, Profile | None]] = []
+        of_engine: dict[tuple[str, str, str], list[int]] = {}
+        for kind, text in rows:
+            if kind not in kinds:
+                continue
+            record = load(kinds[kind], text)
+            engine = (record.network_sha256, record.runtime, record.runtime_version)
+            indices = of_engine.setdefault(engine, [])
+            if not isinstance(record, Profile):
+                indices.append(len(found))
+                found.append((record, None))
+            elif indices:
+                index = next((i for i in indices if _waits(found[i], record)), indices[-1])
+                found[index] = (found[index][0], record)
+        return tuple(found)
 
     def first_prediction(self, network_sha256: str) -> Prediction | None:
         """The frozen prediction of a network: the first that was ever written for it."""
@@ -189,11 +224,18 @@ class Store:
         )
 
 
+def _waits(run: tuple[Measurement | ImportedSummary, Profile | None], profile: Profile) -> bool:
+    """Whether the profile was taken in the campaign of this run, which has none yet."""
+    measured, known = run
+    ours = measured.campaign if isinstance(measured, Measurement) else ""
+    return known is None and ours != "" and ours == profile.campaign
+
+
 def _row(record: AnyRecord) -> tuple[str, str, str, str, str]:
     kind, text = type(record).__name__, dump(record)
     if isinstance(record, Failure):
         return kind, record.label, "", record.at, text
-    if isinstance(record, Measurement):
+    if isinstance(record, Measurement | ImportedSummary):
         return kind, record.label, record.network_sha256, record.taken_at, text
     if isinstance(record, Prediction):
         return kind, record.label, record.network_sha256, record.made_at, text

@@ -14,12 +14,16 @@ __all__ = [
     "format_size",
     "format_time",
     "parse_accuracy_drop",
+    "parse_duration",
     "parse_latency",
     "parse_size",
 ]
 
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _SIZE = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20}
+# A board's job may hold its lease for no longer than a working day.
+MAX_DURATION_S = 8 * 3600.0
 _QUANTITY = re.compile(r"\s*([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([^\s]*)\s*")
 
 
@@ -49,6 +53,24 @@ def parse_size(text: str) -> Budget:
     """The size budget in ``text``: "1.5MB", or "20%" of the baseline's file."""
     limit, relative = _parse(text, name="--size", units=_SIZE, example="1.5MB or 20%")
     return Budget(quantity="size", limit=limit, relative=relative, text=text.strip())
+
+
+def parse_duration(text: str, *, name: str) -> float:
+    """The seconds in ``text``: "5min", "90s", "1h" or "0"; ``name`` is the option's."""
+    if text.strip() == "0":
+        return 0.0
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in _DURATION:
+        raise ConfigError(
+            f"{name} {text!r} is no duration; write a number and one of {', '.join(_DURATION)}, "
+            "for example 5min, or 0 for none"
+        )
+    seconds = float(match[1]) * _DURATION[match[2]]
+    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_DURATION_S):
+        raise ConfigError(
+            f"{name} {text!r} must be between 0 and {MAX_DURATION_S / 3600:.0f} hours"
+        )
+    return seconds
 
 
 def parse_accuracy_drop(points: float) -> Budget:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from harness import cli
+from harness.cli import options
 from latency_models import calibration, profiles
 from latency_models.graph import Dims, Work
 
@@ -163,6 +164,32 @@ def test_an_unreachable_board_exits_with_its_own_code(files, capsys):
     assert "internal error" not in err
 
 
+def test_the_doctor_exits_with_1_for_a_board_that_cannot_be_used_and_3_for_none(files, capsys):
+    (files / "boards.toml").write_text(
+        '[boards.nano]\nhost = "127.0.0.1:9"\n'
+        "[boards.local]\n"
+        'python = "no-such-python"\n'
+        f'cache_dir = "{files / "cache"}"\n'
+    )
+    for board, code, verdict in (("nano", 3, "unreachable"), ("local", 1, "unusable")):
+        got, out, _ = run(capsys, "doctor", board, "--json")
+        found = json.loads(out)
+        assert (got, found["verdict"], found["board"]) == (code, verdict, board)
+        got, out, err = run(capsys, "doctor", board)
+        assert (got, err) == (code, "")
+        assert "then run the doctor again" in out
+
+
+def test_the_doctor_exits_with_0_for_this_computer_and_with_2_for_an_unknown_board(files, capsys):
+    (files / "boards.toml").write_text(
+        f'[boards.local]\nruntime = "fake"\ncache_dir = "{files / "cache"}"\n'
+    )
+    got, out, _ = run(capsys, "doctor", "local")
+    assert (got, "local is ready" in out) == (0, True)
+    got, _, err = run(capsys, "doctor", "nowhere")
+    assert (got, "nowhere" in err) == (2, True)
+
+
 def test_predict_without_a_latency_model_says_how_to_get_one(files, capsys):
     (files / "net.onnx").write_bytes(b"not onnx")
     code, _, err = run(capsys, "predict", "net.onnx", "--latency-model", "gone.json")
@@ -187,7 +214,7 @@ def test_the_boards_are_listed_as_text_and_json(files, capsys):
 
 def commands():
     """Every command of the application with its help, sub-commands included."""
-    for group, prefix in ((cli.app, ()), (cli.boards_app, ("boards",))):
+    for group, prefix in ((cli.app, ()), (options.boards_app, ("boards",))):
         for command in group.registered_commands:
             name = command.name or command.callback.__name__
             yield (*prefix, name), command.callback

@@ -96,6 +96,20 @@ def test_the_result_folder_is_complete_and_agrees_with_its_files(fitted):
     assert kept == {entry.group: len(entry.kept) for entry in strategy.entries}
 
 
+def test_every_candidate_has_a_verdict_on_its_measurement(fitted):
+    done, run = fitted
+    result = load(FitResult, (run / "result.json").read_bytes())
+    everyone = [result.baseline, result.result, *result.candidates, *result.alternatives.values()]
+    for candidate in everyone:
+        assert candidate.verdict.status in ("VALID", "UNSTABLE")
+        named = {criterion.name for criterion in candidate.verdict.criteria}
+        assert {"samples for p50", "throttling", "CPU clock", "baseline drift"} <= named
+        assert candidate.soak is None  # local is not sustained unless asked
+    assert "The measurement is" in done.stdout
+    assert result.result.verdict.status in done.stdout
+    assert "The measurement is" in (run / "report.html").read_text()
+
+
 def test_the_top1_is_that_of_the_shipped_file(fitted, folder):
     import onnxruntime
 
@@ -211,13 +225,19 @@ def test_the_same_fit_runs_over_ssh_on_python_36_with_onnxruntime_110(folder, tm
         trusted = boardfit(folder, "boards", "trust", "nano", "--yes", **extra)
         assert trusted.returncode == 0, trusted.stderr
         arguments = (*ARGUMENTS, "--size", "50%", "--board", "nano", "--out", "over-ssh")
-        done = boardfit(folder, *arguments, "--no-alternatives", **extra)
+        arguments = (*arguments, "--no-alternatives", "--sustain", "3s")
+        done = boardfit(folder, *arguments, **extra)
         assert done.returncode == 0, done.stderr
     finally:
         server.stop()
     result = load(FitResult, (folder / "over-ssh" / "result.json").read_bytes())
     assert result.board.python.startswith("3.6.")
     assert result.board.runtime_version == "1.10.0"
+    # The verdict is of a board that ran both networks for three seconds without a pause.
+    assert result.result.soak.duration_s >= 3.0
+    with Store(folder / "over-ssh" / "measurements.db") as store:
+        soaked = {m.campaign for m in store.all(Measurement) if m.soak is not None}
+    assert "final campaign 1" in soaked and "baseline" not in soaked
     assert result.result.int8_layers_real == result.result.int8_layers > 0
 
 

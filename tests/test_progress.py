@@ -40,10 +40,12 @@ def test_what_delays_a_job_is_told_once_a_job(capsys):
             {**held, "what": "the board's lease, held by me@here, for 5 s"},
             {"kind": "reconnect", "attempt": 1, "reason": "the link is down"},
             {"kind": "retry", "attempt": 1, "reason": "the job died by signal 9"},
+            {"kind": "conditions", "reason": "board nano: power mode 5W was asked for"},
         ):
             observer.event(event)
     assert capsys.readouterr().err.splitlines() == [
         "! waiting for the board's lease, held by me@here",
         "! the connection to the board broke; trying again (the link is down)",
         "! the job died by signal 9; running it again",
+        "! board nano: power mode 5W was asked for",
     ]

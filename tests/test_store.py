@@ -1,11 +1,12 @@
 import dataclasses
+import json
 import sqlite3
 
 import pandas
 import pytest
 
 from harness.errors import ConfigError
-from harness.records import Interval, Measurement, Prediction
+from harness.records import Interval, Measurement, Prediction, Profile, dump
 from harness.store import Store, pool
 from tests.test_stats import measurement
 
@@ -85,3 +86,24 @@ def test_pool_refuses_mixed_power_modes():
     a = measurement([1.0], [0])
     with pytest.raises(ConfigError, match="power_mode is None in one and '5W' in the other"):
         pool([a, dataclasses.replace(a, power_mode="5W")])
+
+
+def test_what_older_versions_stored_is_read_with_what_they_did_not_know(tmp_path):
+    new = ("timed", "machine", "agent_hash", "busy_s")
+    content = json.loads(dump(measurement([0.001], [0])))
+    old = {name: value for name, value in content.items() if name not in new}
+    kernel = {"name": "k", "op": "Conv", "node": "/k", "latency_s": 0.001}
+    engine = {"network_sha256": "0", "runtime": "fake", "runtime_version": "1"}
+    with Store(tmp_path / "m.db") as store, sqlite3.connect(store.path) as connection:
+        for kind, record in (("Measurement", old), ("Profile", {**engine, "kernels": [kernel]})):
+            connection.execute(
+                "INSERT INTO record (kind, label, network_sha256, at, json)"
+                " VALUES (?, 'a', '0', '', ?)",
+                (kind, json.dumps(record)),
+            )
+        connection.commit()
+        (one,) = store.all(Measurement)
+        (profile,) = store.all(Profile)
+    connection.close()
+    assert (one.timed, one.machine, one.agent_hash) == ("host", None, None)
+    assert (profile.runs_s, profile.trace, profile.kernels[0].samples_s) == ((), None, ())

@@ -10,7 +10,6 @@ import contextlib
 import getpass
 import hashlib
 import json
-import math
 import re
 import secrets
 import signal
@@ -19,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +26,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from harness.boards import deploy
+from harness.boards import answers, controls, deploy
+from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
 from harness.boards.transport import Transport, open_transport
 from harness.boards.wire import Frame, exception_of, schema, validate
 from harness.errors import (
     BoardfitError,
+    BoardUnreachable,
     ConfigError,
     ProtocolError,
     StableBoardError,
@@ -42,7 +43,6 @@ from harness.records import (
     BoardSpec,
     CacheState,
     Conditions,
-    KernelTime,
     LeaseHolder,
     Measurement,
     Profile,
@@ -74,50 +74,6 @@ class _AnotherTime(TransientBoardError):
         self.died = died
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineRequest:
-    """An ONNX file on the host that is to be measured under ``label``."""
-
-    label: str
-    path: Path
-    precision: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MeasurePlan:
-    """How long to measure: per round and engine one block of ``block_s`` and ``block_min`` calls.
-
-    A block's first ``drop`` calls are not timed. ``warmup_s`` is for each engine, and longer (up
-    to four times) where its times have not settled.
-    """
-
-    warmup_s: float
-    rounds: int
-    block_s: float
-    block_min: int
-    drop: int
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.block_min < 1 or self.drop < 0:
-            raise ValueError(f"a plan needs rounds and calls, got {self}")
-        if not all(math.isfinite(t) and t >= 0 for t in (self.warmup_s, self.block_s)):
-            raise ValueError(f"a plan's times cannot be negative, got {self}")
-
-    @property
-    def duration_s(self) -> float:
-        """What one engine is measured for where its calls are short; a long warm-up is four."""
-        return 4 * self.warmup_s + self.rounds * self.block_s
-
-
-# Calls an engine at least, for a percentile with 99 % confidence: p50 11, p90 64, p99 662. MLPerf's
-# single stream wants 1,024 queries and a minute or more.
-PRESETS = {
-    "quick": MeasurePlan(warmup_s=0.2, rounds=6, block_s=0.05, block_min=4, drop=2),
-    "standard": MeasurePlan(warmup_s=0.5, rounds=10, block_s=0.2, block_min=8, drop=3),
-    "mlperf": MeasurePlan(warmup_s=2.0, rounds=20, block_s=3.0, block_min=52, drop=3),
-}
-
-
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         digest = hashlib.sha256()
@@ -133,11 +89,6 @@ def _owner() -> str:
     except (KeyError, OSError):
         user = "unknown"
     return re.sub(r"[^ -~]", "?", f"{user}@{socket.gethostname()}")[:120]
-
-
-def _conditions(content: Frame) -> Conditions:
-    clocks = content["cpu_clock_hz"]
-    return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
 
 
 class Session:
@@ -169,11 +120,17 @@ class Session:
         self._transport: Transport | None = None
         self._agent: deploy.Deployed | None = None
         self._facts: BoardFacts | None = None
+        self._hold = controls.Hold(spec, self._ask, self._tell)
 
     def __enter__(self) -> Session:
-        self._open()
         try:
-            self._facts = self._probe()
+            self._open()
+        except BoardUnreachable:
+            raise  # a board that is off is told at once
+        except TransientBoardError:
+            pass  # it is there, and the connection broke: below that is tried again
+        try:
+            self._facts = self._lasting(self._probe)
         except BaseException:
             self.close()
             raise
@@ -185,6 +142,10 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._agent is not None:
+            # Else the board puts its settings back itself, when its agent or the job ends.
+            with contextlib.suppress(BoardfitError):
+                self._hold.release(self._call)
         self.close()
 
     @property
@@ -229,10 +190,11 @@ class Session:
         self.close()
 
     def _call(
-        self, method: str, params: Frame, timeout_s: float = CALL_TIMEOUT_S, **options: Any
+        self, method: str, params: Frame, timeout_s: float | None = None, **options: Any
     ) -> Frame:
         if self._agent is None:
             raise TransientBoardError(f"there is no connection to board {self._spec.name}")
+        timeout_s = CALL_TIMEOUT_S if timeout_s is None else timeout_s
         return self._agent.connection.call(method, params, timeout_s=timeout_s, **options)
 
     def _tell(self, event: Frame) -> None:
@@ -281,9 +243,12 @@ class Session:
             **found,
         )
 
+    def _ask(self, method: str, params: Frame, timeout_s: float) -> Frame:
+        return self._lasting(lambda: self._call(method, params, timeout_s))
+
     def conditions(self) -> Conditions:
         """The state of the board now."""
-        return _conditions(self._lasting(lambda: self._call("conditions", {})))
+        return answers.conditions(self._lasting(lambda: self._call("conditions", {})))
 
     def lease(self) -> LeaseHolder | None:
         """Who holds the board's lease now; None if nobody does."""
@@ -448,16 +413,21 @@ class Session:
         if not engines:
             raise ValueError("there is no engine to measure")
         hashes = [self.put(engine.path) for engine in engines]
+        warnings = self._hold.ensure()
+        params = {"seed": SEED, "engines": hashes, "plan": asdict(plan)}
         found = self._run(
             "measure",
-            {"seed": SEED, "engines": hashes, "plan": asdict(plan)},
+            {**params, "telemetry_s": self._spec.telemetry_s},
             files=[engine.path for engine in engines],
             campaign=campaign,
-            duration_s=plan.duration_s * len(engines),
+            duration_s=plan.duration_s * len(engines) + plan.soak_s,
         )
-        before, after = _conditions(found["before"]), _conditions(found["after"])
+        before, after = answers.conditions(found["before"]), answers.conditions(found["after"])
         if [one["sha256"] for one in found["engines"]] != hashes:
             raise ProtocolError("the agent measured other engines than those it was asked for")
+        settings = controls.settings_of(found.get("in_force"))
+        warnings += self._hold.check(settings)
+        mode = None if settings is None else settings.power_mode
         taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
         return tuple(
             Measurement(
@@ -476,8 +446,15 @@ class Session:
                 board=self._spec.name,
                 campaign=campaign,
                 taken_at=taken_at,
-                power_mode=self.facts.power_mode,
+                power_mode=mode or self.facts.power_mode,
+                machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
+                agent_hash=self.facts.agent_hash,
                 busy_s=found["busy_s"],
+                soak=answers.soak(timed.get("soak")),
+                telemetry=answers.telemetry(found.get("telemetry")),
+                settings=settings,
+                warnings=warnings,
+                timed_from_s=found.get("timed_from_s"),
             )
             for engine, timed in zip(engines, found["engines"], strict=True)
         )
@@ -485,17 +462,17 @@ class Session:
     def profile(self, path: Path, *, runs: int = 60) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sha256 = self.put(path)
+        self._hold.ensure()
         params = {"seed": SEED, "network": sha256, "runs": runs}
         found = self._run("profile", params, files=[path])
-        kernels = tuple(
-            KernelTime(name=one["name"], op=one["op"], node=one["node"], latency_s=one["latency_s"])
-            for one in found["kernels"]
-        )
+        trace = found.get("trace")
         return Profile(
             network_sha256=sha256,
             runtime=self._spec.runtime,
             runtime_version=found["runtime_version"],
-            kernels=kernels,
+            kernels=tuple(answers.kernel(one) for one in found["kernels"]),
+            runs_s=tuple(found.get("runs_s", ())),
+            trace=None if trace is None else answers.trace(trace),
         )
 
     def infer(

@@ -32,6 +32,9 @@ CONNECT_TIMEOUT_S = 15.0
 # What paramiko's threads log is told by the errors below; without a handler it goes to stderr.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 KEEP_ALIVE_S = 15
+# What was sent must be acknowledged in so long. The kernel's own limit is a quarter of an hour, and
+# paramiko waits for it without end once the socket's buffer is full.
+SILENT_S = 30.0
 KNOWN_HOSTS = "known_hosts"
 MAX_HOPS = 8
 
@@ -131,6 +134,9 @@ def _explained(board: str, where: Route) -> Iterator[None]:
             "if not, someone may be listening"
         ) from error
     except paramiko.AuthenticationException as error:
+        # paramiko tells by words alone that nobody has refused anything: the link was lost.
+        if any(word in str(error) for word in ("timeout", "saw EOF")):
+            raise TransientBoardError(f"{place} was lost during the login: {error}") from error
         raise StableBoardError(
             f"{place} accepts none of your keys ({error}). Install one with ssh-copy-id "
             f"{where.alias}, name it with IdentityFile in ~/.ssh/config, or add it to ssh-agent"
@@ -181,6 +187,12 @@ def _transport(sock: Any, **options: Any) -> paramiko.Transport:
     return transport
 
 
+def _give_up_in_time(sock: Any) -> None:
+    """Have the kernel end a connection whose other side has gone silent (Linux only)."""
+    if isinstance(sock, socket.socket) and hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(SILENT_S * 1e3))
+
+
 def _connect(
     board: str, where: Route, depth: int = 0
 ) -> tuple[paramiko.SSHClient, tuple[paramiko.SSHClient, ...]]:
@@ -209,6 +221,7 @@ def _connect(
             transport = client.get_transport()
             if transport is not None:
                 transport.set_keepalive(KEEP_ALIVE_S)
+                _give_up_in_time(transport.sock)
     except BaseException:
         for one in (client, *hops):
             one.close()

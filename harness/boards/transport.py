@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ import paramiko
 
 from harness.boards import ssh
 from harness.boards.wire import Channel
-from harness.errors import StableBoardError, TransientBoardError
+from harness.errors import ProtocolError, StableBoardError, TransientBoardError
 from harness.records import BoardSpec
 
 __all__ = ["LocalTransport", "SSHTransport", "Transport", "open_transport", "quote"]
@@ -44,8 +45,12 @@ with open(path, "r+b", 0) as out:
         digest.update(data)
         while data:
             data = data[out.write(data):]
-print(digest.hexdigest())
+print("\\n" + digest.hexdigest())
 """
+# Before it there may be what a login script has printed.
+FILE_MARK = b"\nboardfit-file\n"
+MAX_NOISE_BYTES = 1 << 16
+SEND = f'printf "\\n%s\\n" {FILE_MARK.decode().strip()}; exec cat -- "$1"'
 OnSent = collections.abc.Callable[[int], None]
 # What tunes this process's allocator for training has no place in a measured one.
 NOT_INHERITED = ("MALLOC_", "GLIBC_TUNABLES")
@@ -276,8 +281,14 @@ class SSHTransport:
             transport = self._client.get_transport()
             if transport is None:
                 raise EOFError("connection closed")
-            channel = transport.open_session(timeout=20.0)
-            channel.exec_command(quote(argv, env))
+            channel = transport.open_session(timeout=SILENCE_S)
+            # paramiko waits for the answer without end, also on a link that has gone silent.
+            late = threading.Timer(SILENCE_S, channel.close)
+            late.start()
+            try:
+                channel.exec_command(quote(argv, env))
+            finally:
+                late.cancel()
         return SSHChannel(channel)
 
     def put(
@@ -298,15 +309,30 @@ class SSHTransport:
                         on_sent(offset)
             channel.end()
             self._expect_end(channel, f"sending {local}")
-            return channel.read(SILENCE_S).decode().strip()
+            said = channel.read(SILENCE_S).decode(errors="replace")
+            return said.strip().rpartition("\n")[2]
+        except TimeoutError as error:
+            raise TransientBoardError(f"sending {local} stood still") from error
         finally:
             channel.close()
 
     def get(self, remote: str, local: Path) -> None:
         """Download a file."""
-        channel = self.start(["cat", "--", remote], env={})
+        channel = self.start(["sh", "-c", SEND, "sh", remote], env={})
         try:
             with local.open("wb") as target:
+                head = b""
+                while FILE_MARK not in head and len(head) < MAX_NOISE_BYTES:
+                    if not (chunk := channel.read(SILENCE_S)):
+                        break
+                    head += chunk
+                noise, mark, start = head.partition(FILE_MARK)
+                if not mark and len(noise) >= MAX_NOISE_BYTES:
+                    raise ProtocolError(
+                        f"{len(noise)} bytes came before {remote}; does a login script on the "
+                        "board print without end?"
+                    )
+                target.write(start)
                 while chunk := channel.read(SILENCE_S):
                     target.write(chunk)
             self._expect_end(channel, f"fetching {remote}")

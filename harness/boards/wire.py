@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol
 
 import jsonschema
 
-from harness.errors import AgentException, ProtocolError, TransientBoardError
+from harness.errors import AgentException, ProtocolError, StreamDamaged, TransientBoardError
 
 __all__ = ["AGENT_MARK", "Channel", "Connection", "decode", "encode", "schema", "validate"]
 
@@ -95,12 +95,12 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(line: bytes) -> Frame:
-    """The reply in a line; ``ProtocolError`` if it is none."""
+    """The reply in a line; ``StreamDamaged`` if it is none."""
     try:
         frame = json.loads(line.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the agent sent {line[:80]!r}, which is no frame: {error}") from error
-    validate("reply", frame)
+        validate("reply", frame)
+    except (ValueError, RecursionError, ProtocolError) as error:
+        raise StreamDamaged(f"the agent sent {line[:80]!r}, which is no frame: {error}") from error
     reply: Frame = frame
     return reply
 
@@ -133,7 +133,7 @@ class Connection:
                 return found
             self._searched = len(self._buffer)
             if self._searched > limit:
-                raise ProtocolError(f"the agent sent a line of more than {limit} bytes")
+                raise StreamDamaged(f"the agent sent a line of more than {limit} bytes")
             try:
                 data = self._channel.read(max(0.0, deadline_s - time.monotonic()))
             except TimeoutError as error:
@@ -170,7 +170,8 @@ class Connection:
         """The result of a method; ``timeout_s`` is the longest silence between two frames.
 
         Raises ``AgentException`` for an exception on the board, ``ProtocolError`` for misuse and
-        ``TransientBoardError`` where the connection broke or the deadline passed.
+        ``TransientBoardError`` where the connection broke, the deadline passed or what came is no
+        frame.
         """
         validate(f"{method}.params", params)
         self._last_id += 1
@@ -186,6 +187,8 @@ class Connection:
             frame = decode(line)
             if frame["id"] is not None and frame["id"] < self._last_id:
                 continue  # the rest of a call that was given up
+            if frame["id"] is not None and frame["id"] > self._last_id:
+                raise StreamDamaged(f"the agent sent {line[:80]!r}, which nobody asked for")
             if "event" in frame:
                 if on_event is not None:
                     on_event(frame["event"])

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from harness import stats
-from harness.records import Interval, Measurement, Profile
+from harness.attribution import attribution
+from harness.records import Interval, Measurement, MeasurementVerdict, Profile, SoakSummary
+from harness.report import judged
+from harness.report.running import running_json
 
 __all__ = [
     "PredictionRow",
     "ValidationRow",
+    "attribution_json",
     "measurement_json",
     "prediction_json",
     "profile_json",
@@ -60,7 +65,7 @@ def _interval(interval: Interval) -> dict[str, float]:
     return {"low": interval.low, "high": interval.high, "coverage": interval.coverage}
 
 
-def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str, Any]:
+def measurement_json(measurement: Measurement) -> dict[str, Any]:
     """One measurement: what it was taken of, its statistics and its samples."""
     samples = measurement.samples_s
     return {
@@ -76,25 +81,55 @@ def measurement_json(measurement: Measurement, *, percentile: float) -> dict[str
         "taken_at": measurement.taken_at,
         "latency_s": stats.median(samples),
         "latency_interval_s": _interval(stats.interval_of_median(measurement)),
-        "percentile": percentile,
-        "percentile_s": stats.percentile(samples, percentile),
         "min_s": min(samples),
         "spread": stats.coefficient_of_variation(samples),
         "n_samples": len(samples),
         "samples_s": list(samples),
+        # The rest of the record, by which boardfit compare reads the measurement back.
+        "rounds": list(measurement.rounds),
+        "warmup_s": list(measurement.warmup_s),
+        "campaign": measurement.campaign,
+        "before": asdict(measurement.before),
+        "after": asdict(measurement.after),
+        "busy_s": measurement.busy_s,
+        "timed": measurement.timed,
+        "machine": measurement.machine,
+        "agent_hash": measurement.agent_hash,
+        **running_json(measurement),
     }
 
 
 def profile_json(
-    measurement: Measurement, profile: Profile, *, percentile: float = 99.0
+    measurement: Measurement,
+    profile: Profile,
+    *,
+    verdict: MeasurementVerdict,
+    soak: SoakSummary | None = None,
 ) -> dict[str, Any]:
-    """One network: its measurement and its kernels."""
+    """One network: its measurement with the verdict on it, its soak and its kernels."""
     return {
-        "measurement": measurement_json(measurement, percentile=percentile),
-        "kernels": [
-            {"name": k.name, "op": k.op, "node": k.node, "latency_s": k.latency_s}
-            for k in profile.kernels
-        ],
+        "measurement": measurement_json(measurement),
+        "verdict": judged.verdict_json(verdict),
+        **({} if soak is None else {"soak": judged.soak_json(measurement, soak)}),
+        "kernels": [asdict(kernel) for kernel in profile.kernels],
+        "runs_s": list(profile.runs_s),
+        "attribution": attribution_json(profile, stats.median(measurement.samples_s)),
+    }
+
+
+def attribution_json(profile: Profile, end_to_end_s: float) -> dict[str, Any]:
+    """How much of the kernels' time belongs to ONNX nodes, and how much of a call they explain."""
+    found = attribution(profile, end_to_end_s=end_to_end_s)
+    return {
+        "attributed": found.attributed,
+        "computing": found.computing,
+        "layout": found.layout,
+        "unattributed": list(found.unattributed),
+        "kernels_s": found.kernels_s,
+        "profiled_run_s": found.profiled_run_s,
+        "end_to_end_s": found.end_to_end_s,
+        "kernels_of_profiled_run": found.of_profiled_run,
+        "kernels_of_end_to_end": found.of_end_to_end,
     }
 
 

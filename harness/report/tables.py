@@ -13,17 +13,22 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import stats
+from harness.attribution import attribution
 from harness.records import (
     BoardFacts,
     BoardSpec,
     CacheState,
     FitResult,
     Interval,
+    KernelTime,
     Measurement,
+    MeasurementVerdict,
     Profile,
+    SoakSummary,
     SweepTimes,
 )
-from harness.report import words
+from harness.report import judged, words
+from harness.report.attribution import attribution_lines
 from harness.report.plain import (
     PredictionRow,
     ValidationRow,
@@ -32,6 +37,7 @@ from harness.report.plain import (
     profile_json,
     validation_json,
 )
+from harness.report.running import running_lines
 from harness.units import format_count, format_size, format_time
 
 if TYPE_CHECKING:
@@ -148,16 +154,13 @@ def _comparison(result: FitResult) -> Table:
 # --- measurements and profiles ------------------------------------------------------------------
 
 
-def measurement_table(
-    measurements: Sequence[Measurement], *, percentile: float = 99.0
-) -> RenderableType:
-    """Each measurement: median with interval, a percentile, spread, n and what may be compared."""
+def measurement_table(measurements: Sequence[Measurement]) -> RenderableType:
+    """Each measurement: median with interval, spread, n and what may be compared."""
     table = new_table(
         "Measured",
         "network",
         "median",
         "interval",
-        f"p{percentile:g}",
         "min",
         "spread",
         "samples",
@@ -174,7 +177,6 @@ def measurement_table(
             ),
             format_time(stats.median(taken.samples_s)),
             words.Cell(words.between(interval, format_time), words.percent(interval.coverage, 0)),
-            format_time(stats.percentile(taken.samples_s, percentile)),
             format_time(min(taken.samples_s)),
             words.percent(stats.coefficient_of_variation(taken.samples_s)),
             str(len(taken.samples_s)),
@@ -182,28 +184,41 @@ def measurement_table(
     return table
 
 
-def profile_table(profile: Profile) -> RenderableType:
-    """The kernels of a profile in the order of execution, with their shares of the sum."""
+def profile_table(profile: Profile, *, end_to_end_s: float | None = None) -> RenderableType:
+    """The kernels of a profile in the order of execution, with their shares of the sum.
+
+    Below it stands how much of that is attributed and explained, with ``end_to_end_s`` the median
+    call without the profiler.
+    """
     total = sum(kernel.latency_s for kernel in profile.kernels)
     table = new_table(
         f"Kernels ({profile.runtime} {profile.runtime_version}, measured by its profiler)",
         "kernel",
         "operator",
+        "ONNX node, where its name is another",
         "median",
         "share",
-        left=2,
+        left=3,
     )
     for kernel in profile.kernels:
         add_row(
             table,
             kernel.name,
             kernel.op,
+            _origin(kernel),
             format_time(kernel.latency_s),
             words.percent(kernel.latency_s / total) if total else "",
         )
     table.add_section()
-    add_row(table, f"sum of {len(profile.kernels)} kernels", "", format_time(total), "")
-    return table
+    add_row(table, f"sum of {len(profile.kernels)} kernels", "", "", format_time(total), "")
+    found = attribution(profile, end_to_end_s=end_to_end_s)
+    return Group(table, *(Text(line) for line in attribution_lines(found)))
+
+
+def _origin(kernel: KernelTime) -> str:
+    if kernel.node == kernel.name:
+        return ""
+    return kernel.node or (f"layout for {kernel.serves}" if kernel.serves else "none")
 
 
 def validation_table(rows: Iterable[ValidationRow]) -> RenderableType:
@@ -371,9 +386,20 @@ def print_fit(result: FitResult, report: Path | None = None) -> None:
     show(fit_summary(result, report=report))
 
 
-def print_profile(measurement: Measurement, profile: Profile, *, percentile: float = 99.0) -> None:
-    """Print one network's measurement and its kernels."""
-    show(Group(measurement_table([measurement], percentile=percentile), profile_table(profile)))
+def print_profile(
+    measurement: Measurement,
+    profile: Profile,
+    *,
+    verdict: MeasurementVerdict,
+    soak: SoakSummary | None = None,
+) -> None:
+    """Print one network's measurement with the verdict on it, its soak and its kernels."""
+    lines = (Text(line) for line in running_lines(measurement))
+    parts = [measurement_table([measurement]), *lines, judged.verdict_text(verdict)]
+    if soak is not None:
+        parts.append(judged.soak_text(soak))
+    kernels = profile_table(profile, end_to_end_s=stats.median(measurement.samples_s))
+    show(Group(*parts, kernels))
 
 
 def print_prediction(prediction: PredictionRow) -> None:

@@ -265,6 +265,23 @@ def _spread(candidate: Candidate) -> Cell:
     return Cell(percent(candidate.latency_cv), f"{candidate.n_samples} samples")
 
 
+def _verdict(candidate: Candidate) -> Cell:
+    found = candidate.verdict
+    if found is None:
+        return Cell("not judged")
+    return Cell(found.status, and_list([c.name for c in found.violated]))
+
+
+def _soak(candidate: Candidate) -> Cell:
+    found = candidate.soak
+    if found is None:
+        return Cell("not sustained")
+    warm = "" if found.soaked.temp_c is None else f", {found.soaked.temp_c:.0f} °C"
+    settled = "" if found.settled else ", still changing"
+    detail = f"after {found.duration_s:.0f} s{warm}{settled}"
+    return Cell(f"{100 * found.change:+.1f} %", detail)
+
+
 def _ratio(candidate: Candidate) -> Cell:
     if candidate.role == "baseline":
         return Cell("100 %")
@@ -320,6 +337,8 @@ def comparison(result: FitResult) -> tuple[Row, ...]:
         ("Latency", "predicted", _predicted),
         ("Against the baseline", "measured", _ratio),
         ("Spread of latency", "measured", _spread),
+        ("From cold to soaked", "measured", _soak),
+        ("The measurement is", "measured", _verdict),
         ("File size", "measured", lambda c: _size(c, base)),
         ("File size", "predicted", _predicted_size),
         ("Parameters", "counted", lambda c: Cell(format_count(c.parameters))),
@@ -345,7 +364,7 @@ def comparison(result: FitResult) -> tuple[Row, ...]:
 
 
 def candidate_rows(result: FitResult) -> tuple[tuple[Candidate, tuple[Cell, ...]], ...]:
-    """For every candidate: predicted, measured, predicted over measured, size, top-1."""
+    """For every candidate: predicted, measured, verdict, predicted over measured, size, top-1."""
     rows = []
     for candidate in all_candidates(result):
         predicted = candidate.predicted_latency_s
@@ -353,6 +372,7 @@ def candidate_rows(result: FitResult) -> tuple[tuple[Candidate, tuple[Cell, ...]
         cells = (
             _predicted(candidate),
             _latency(candidate),
+            _verdict(candidate),
             Cell(error),
             _size(candidate, result.baseline),
             _top1(candidate, result.baseline),

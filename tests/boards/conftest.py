@@ -1,15 +1,17 @@
-"""Boards for the tests: this computer, and this computer over a real SSH server."""
+"""Boards for the tests: this computer, the same over a real SSH server, and the virtual Nano."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.records import BoardSpec
+from tests.boards.nano import Nano
 from tests.boards.sshd import SSHD, Sshd
 from tests.boards.support import float_network, int8_network
 
@@ -31,6 +33,15 @@ def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def local(tmp_path: Path) -> BoardSpec:
     return BoardSpec(name="local", python=sys.executable, cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=["local", "nano"])
+def board(request: pytest.FixtureRequest, local: BoardSpec) -> BoardSpec:
+    """This computer, and the virtual Nano; both keep their files in ``cache_dir``."""
+    if request.param == "local":
+        return local
+    nano: Nano = request.getfixturevalue("nano")
+    return replace(nano.spec, cache_dir=str(nano.cache))
 
 
 @pytest.fixture

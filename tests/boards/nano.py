@@ -29,6 +29,7 @@ from tests.boards.board_python import BoardPython, User, for_user
 from tests.boards.sshd import SSHD, Sshd
 
 ACCOUNT = re.compile(r"^bfnano([0-9]+)x[0-9a-f]+$")
+FOLDER = re.compile(r"^boardfit-nano-([0-9]+)-")
 SBIN = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 DEADLINE_S = 20.0
 
@@ -95,7 +96,7 @@ def _shared_folder() -> Path:
     """A fresh folder that every account of this computer can reach."""
     for parent in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")):
         if all(place.stat().st_mode & 0o001 for place in (parent, *parent.parents)):
-            folder = Path(tempfile.mkdtemp(prefix="boardfit-nano-", dir=parent))
+            folder = Path(tempfile.mkdtemp(prefix=f"boardfit-nano-{os.getpid()}-", dir=parent))
             folder.chmod(0o755)
             return folder
     pytest.skip("no folder for temporary files that another account can reach")
@@ -120,12 +121,19 @@ def _remove_account(entry: pwd.struct_passwd) -> None:
     assert not failure, failure
 
 
-def _remove_forgotten_accounts() -> None:
-    """Accounts of test runs that were killed before they could clean up."""
+def _remove_forgotten() -> None:
+    """Accounts and folders of test runs that were killed before they could clean up."""
     for entry in pwd.getpwall():
         found = ACCOUNT.match(entry.pw_name)
         if found and not Path("/proc", found[1]).exists():
             _remove_account(entry)
+    for folder in Path(tempfile.gettempdir()).glob("boardfit-nano-*"):
+        found = FOLDER.match(folder.name)
+        if found and not Path("/proc", found[1]).exists():
+            cache = folder / "home" / ".cache"
+            if cache.is_mount():
+                subprocess.run(["umount", "--lazy", str(cache)], check=True)
+            shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -139,7 +147,7 @@ def account() -> Iterator[tuple[User, Path]]:
             me = pwd.getpwuid(os.getuid())
             yield User(name=me.pw_name, uid=me.pw_uid, gid=me.pw_gid, home=home), folder
             return
-        _remove_forgotten_accounts()
+        _remove_forgotten()
         name = f"bfnano{os.getpid()}x{secrets.token_hex(3)}"
         # A password of * fits nothing, but does not lock the account as ! would.
         options = ("-M", "-d", str(home), "-s", "/bin/sh", "-p", "*")

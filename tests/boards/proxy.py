@@ -14,6 +14,7 @@ from typing import Any
 CHUNK_BYTES = 1 << 14
 # What a switch or a Wi-Fi adapter holds beside what is under way on the line itself.
 BUFFER_BYTES = 1 << 18
+RECEIVE_BYTES = 1 << 16
 # The line of a proxy without a rate holds this much, as TCP's largest default window does.
 UNLIMITED_BYTES = 4 << 20
 END = b""
@@ -53,6 +54,8 @@ class Proxy:
         self._target = ("127.0.0.1", target_port)
         self._up, self._down = _Line(rate_bytes_s, delay_s), _Line(rate_bytes_s, delay_s)
         self._listener = socket.create_server(("127.0.0.1", 0))
+        # Fixed before the first connection; the kernel would take in megabytes for a stalled line.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BYTES)
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -87,10 +90,15 @@ class Proxy:
         """Deliver what was held up."""
         self._do(self._moving.set)
 
-    def abandon(self) -> None:
-        """Never deliver anything on the connections there are; new ones work, as after a NAT's
-        time-out or a changed address: neither end learns that the other has gone."""
-        self._do(lambda: [moving.clear() for moving in self._links.values()])
+    def abandon(self) -> int:
+        """Never deliver anything on the connections there are; how many that concerns.
+
+        New ones work, as after a NAT's time-out or a changed address: neither end learns that the
+        other has gone.
+        """
+        links = [moving for moving in self._links.values() if moving.is_set()]
+        self._do(lambda: [moving.clear() for moving in links])
+        return len(links)
 
     def cut(self) -> int:
         """Reset every connection (RST at both ends); how many there were. New ones work."""

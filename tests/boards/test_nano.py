@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from harness.boards import ssh, transport
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from tests.boards.board_python import run_as
 from tests.boards.nano import Nano
@@ -83,3 +85,36 @@ def test_nano_is_reached_through_a_slow_line_too(nano: Nano) -> None:
         with Session(nano.spec_of("fake")) as session:
             assert session.facts.board == "nano"
         assert proxy.carried_bytes[1] > 0
+
+
+@pytest.mark.parametrize("silence", ["stall", "abandon"])
+def test_upload_over_a_line_that_goes_silent_goes_on_over_a_new_one(
+    nano: Nano, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silence: str
+) -> None:
+    monkeypatch.setattr(transport, "SILENCE_S", 2.0)
+    monkeypatch.setattr(ssh, "SILENT_S", 2.0)
+    monkeypatch.setattr(ssh, "CONNECT_TIMEOUT_S", 2.0)
+    path = tmp_path / "large"
+    path.write_bytes(np.random.default_rng(0).bytes(24 << 20))
+    events: list[dict[str, object]] = []
+    with Proxy(nano.sshd.port, rate_bytes_s=20e6) as proxy:
+
+        def go_silent(event: dict[str, object]) -> None:
+            events.append(event)
+            if len(events) == 1:
+                # As on a network card; loopback takes megabytes, and nothing would ever block.
+                link = session._transport._client.get_transport()
+                link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+            if event["kind"] == "progress" and len(events) == 10:
+                getattr(proxy, silence)()
+            elif event["kind"] == "reconnect":
+                proxy.resume()
+
+        nano.behind(proxy.port)
+        with Session(nano.spec_of("fake"), on_event=go_silent) as session:
+            sha256 = session.put(path)
+        sent_bytes, _ = proxy.carried_bytes
+    assert [event["kind"] for event in events].count("reconnect") == 1
+    assert (nano.cache / "blobs" / sha256).read_bytes() == path.read_bytes()
+    assert sent_bytes < 40 << 20  # what had arrived is not sent again
+    assert nano.leftovers() == []

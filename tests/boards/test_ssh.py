@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import paramiko
 import pytest
 
 from harness.boards import ssh
@@ -18,7 +20,9 @@ from harness.errors import (
     BoardUnreachable,
     ConfigError,
     HostKeyUnknown,
+    ProtocolError,
     StableBoardError,
+    TransientBoardError,
 )
 from harness.records import BoardSpec
 from tests.boards.sshd import Sshd, free_port, make_key
@@ -78,6 +82,16 @@ def test_refused_key_says_what_to_do(trusted: Sshd, remote: BoardSpec, tmp_path:
         SSHTransport(remote)
 
 
+@pytest.mark.parametrize(
+    "words",  # paramiko's own
+    ["Authentication timeout.", "Authentication failed: transport shut down or saw EOF"],
+)
+def test_link_that_is_lost_during_the_login_is_no_refusal(words: str) -> None:
+    lost, where = paramiko.AuthenticationException(words), ssh.route("someone@127.0.0.1:22")
+    with pytest.raises(TransientBoardError, match="was lost"), ssh._explained("b", where):
+        raise lost
+
+
 def test_port_where_nobody_listens_is_unreachable(remote: BoardSpec) -> None:
     spec = replace(remote, host=f"someone@127.0.0.1:{free_port()}")
     with pytest.raises(BoardUnreachable, match=r"someone@127\.0\.0\.1 port"):
@@ -98,6 +112,37 @@ def test_noise_of_a_login_script_is_skipped(sshd: Sshd, remote: BoardSpec) -> No
     ssh.trust(remote)
     with Session(remote) as session:
         assert session.facts.board == "nano"
+
+
+def test_noise_of_a_login_script_gets_into_no_file(
+    sshd: Sshd, remote: BoardSpec, tmp_path: Path
+) -> None:
+    sshd.stop()
+    sshd.start("ForceCommand printf 'Welcome\\n42 updates'; eval \"$SSH_ORIGINAL_COMMAND\"")
+    ssh.trust(remote)
+    sent, there, back = tmp_path / "sent", tmp_path / "there", tmp_path / "back"
+    content = b"\nboardfit-file\n" + np.random.default_rng(0).bytes(300_000)
+    sent.write_bytes(content)
+    there.write_bytes(b"")
+    transport = SSHTransport(remote)
+    try:
+        assert transport.put(sent, str(there)) == hashlib.sha256(content).hexdigest()
+        transport.get(str(there), back)
+    finally:
+        transport.close()
+    assert there.read_bytes() == back.read_bytes() == content
+
+
+def test_noise_without_end_is_no_file(sshd: Sshd, remote: BoardSpec, tmp_path: Path) -> None:
+    sshd.stop()
+    sshd.start("ForceCommand exec yes")
+    ssh.trust(remote)
+    transport = SSHTransport(remote)
+    try:
+        with pytest.raises(ProtocolError, match="login script"):
+            transport.get("/etc/hostname", tmp_path / "back")
+    finally:
+        transport.close()
 
 
 def test_dropped_connection_is_opened_again_and_the_job_attached_to(

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from harness.boards import wire
-from harness.errors import AgentException, ProtocolError, TransientBoardError
+from harness.errors import AgentException, ProtocolError, StreamDamaged, TransientBoardError
 
 
 class Recording:
@@ -101,6 +101,24 @@ def test_the_end_of_the_stream_is_told_with_code_and_last_words() -> None:
 def test_what_is_no_valid_reply_is_a_protocol_error(line: bytes, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         _call(line + b"\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[TensorRT] WARNING: deprecated",
+        b'garbage{"id": 1, "result": {"present": true}}',
+        b'{"id": 2, "result": {"present": true}}',
+        b"[" * 100_000,
+        b"x" * (1 << 24) + b"x",
+    ],
+    ids=["print", "glued", "unasked", "nested", "oversized"],
+)
+def test_damage_in_the_stream_is_worth_a_new_connection(line: bytes) -> None:
+    with pytest.raises(TransientBoardError, match="the agent sent") as caught:
+        _call(line + b"\n")
+    assert isinstance(caught.value, StreamDamaged)
+    assert caught.value.exit_code == 3
 
 
 def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

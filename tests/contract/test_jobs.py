@@ -145,5 +145,5 @@ def test_two_jobs_never_measure_at_once(start_agent: StartAgent) -> None:
     two.submit_fake(other, {"latency_s": 0.001})
     frame, events = two.call("wait", job_id=other, after=0, timeout_s=30.0)
     assert frame["result"]["state"] == "done"
-    assert f"held by me@here, measure job {JOB[:8]}, for 0 s" in events[0]["what"]
+    assert f"held by me@here, measure job {JOB[:8]}, for " in events[0]["what"]
     assert one.result("status", job_id=JOB)["state"] == "done"

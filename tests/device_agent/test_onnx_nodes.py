@@ -76,3 +76,62 @@ def test_float_kernels_find_their_nodes(tmp_path: Path, kernel: Node, node: str)
 )
 def test_integer_kernels_find_their_nodes(tmp_path: Path, kernel: Node, node: str) -> None:
     assert _origin(int8_network(tmp_path / "n.onnx")).of(kernel) == node
+
+
+def test_a_fusion_that_carries_a_nodes_name_finds_that_node() -> None:
+    nodes = [
+        Node("/act/Sigmoid", "Sigmoid", ["x"], ["s"]),
+        Node("/act/Mul", "Mul", ["x", "s"], ["y"]),
+    ]
+    fused = Node("/act/Mul/QuickGeluFusion/", "QuickGelu", ["reorder_1"], ["reorder_2"])
+    assert Origin(nodes, set()).of(fused) == "/act/Mul"
+
+
+def test_a_batch_norm_that_runs_as_a_convolution_is_not_taken_for_the_one_before_it() -> None:
+    nodes = [
+        Node("/conv", "Conv", ["x", "w"], ["c"]),
+        Node("/norm", "BatchNormalization", ["c", "scale", "b", "m", "v"], ["n"]),
+    ]
+    kernel = Node("n_bn_nchwc", "Conv", ["reorder", "bn_scale", "bn_B"], ["reorder_token_3"])
+    assert Origin(nodes, {"w"}).of(kernel) == "/norm"
+
+
+# onnxruntime 1.10's integer pooling keeps neither its node's name nor a tensor of the network.
+POOLED = [
+    Node("/conv", "Conv", ["x", "w"], ["c"]),
+    Node("c_q", "QuantizeLinear", ["c"], ["cq"]),
+    Node("c_dq", "DequantizeLinear", ["cq"], ["cd"]),
+    Node("/pool", "MaxPool", ["cd"], ["p"]),
+]
+POOLED_KERNELS = [
+    Node("Transpose", "Transpose", ["xq"], ["Transpose"]),
+    Node("QLinearConv", "QLinearConv", ["Transpose"], ["/conv"]),
+    Node("NhwcMaxPool", "NhwcMaxPool", ["/conv"], ["NhwcMaxPool"]),
+    Node("Transpose_token_7", "Transpose", ["NhwcMaxPool"], ["y"]),
+]
+
+
+def test_a_nameless_kernel_is_the_next_node_of_its_kind_behind_its_input() -> None:
+    origin = Origin(POOLED, {"w"}, POOLED_KERNELS)
+    assert [origin.of(kernel) for kernel in POOLED_KERNELS] == ["", "/conv", "/pool", ""]
+
+
+def test_of_two_nodes_that_a_nameless_kernel_could_be_neither_is_taken() -> None:
+    twice = [*POOLED, Node("/other", "MaxPool", ["cd"], ["q"])]
+    assert Origin(twice, {"w"}, POOLED_KERNELS).of(POOLED_KERNELS[2]) == ""
+
+
+def test_a_layout_kernel_serves_the_node_that_reads_it_or_at_the_end_the_one_before() -> None:
+    origin = Origin(POOLED, {"w"}, POOLED_KERNELS)
+    assert [origin.serves(kernel) for kernel in POOLED_KERNELS] == ["/conv", "", "", "/pool"]
+
+
+def test_a_chain_of_layout_kernels_serves_the_node_behind_them() -> None:
+    kernels = [
+        Node("ReorderOutput", "ReorderOutput", ["r0"], ["t"]),
+        Node("ReorderInput", "ReorderInput", ["t"], ["r1"]),
+        Node("r2_nchwc", "Conv", ["r1"], ["reorder_token_2"]),
+    ]
+    nodes = [Node("/conv", "Conv", ["x", "w"], ["r2"])]
+    origin = Origin(nodes, set(), kernels)
+    assert [origin.serves(kernel) for kernel in kernels] == ["/conv", "/conv", ""]

@@ -98,3 +98,43 @@ def test_int8_capability_follows_the_instruction_set(line: str, capability: str)
 )
 def test_the_widest_vector_unit_is_named(line: str, unit: str | None) -> None:
     assert telemetry.simd(f"processor : 0\n{line}\n") == unit
+
+
+def test_power_of_jetpack_5_is_voltage_times_current(tmp_path: Path) -> None:
+    rails = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
+    root = _write(
+        tmp_path,
+        {
+            f"{rails}/in1_label": "VDD_IN\n",
+            f"{rails}/in1_input": "4984\n",
+            f"{rails}/curr1_input": "1856\n",
+            f"{rails}/in2_label": "VDD_SOC\n",
+            f"{rails}/in2_input": "4984\n",
+            f"{rails}/curr2_input": "400\n",
+        },
+    )
+    # 4.984 V x 1.856 A = 9.250304 W; the other rail is a part of it.
+    assert telemetry.power_w(root) == pytest.approx(9.250304)
+
+
+def test_over_current_events_count_as_throttling(tmp_path: Path) -> None:
+    place = "sys/class/hwmon/hwmon3"
+    cooling = "sys/class/thermal/cooling_device0"
+    root = _write(
+        tmp_path,
+        {
+            f"{place}/oc1_event_cnt": "0\n",
+            f"{place}/oc3_event_cnt": "37\n",
+            f"{place}/oc3_throt_en": "1\n",
+            f"{cooling}/type": "gpu-throttle-alert\n",
+            f"{cooling}/cur_state": "0\n",
+        },
+    )
+    assert telemetry.over_current_count(root) == telemetry.throttle_count(root) == 37
+    # What happened before the run is none of its business, unless something still slows it down.
+    assert telemetry.throttled(root) is False
+    assert telemetry.throttled(root, count_before=37) is False
+    assert telemetry.throttled(root, count_before=36) is True
+    _write(tmp_path, {f"{cooling}/cur_state": "1\n"})
+    assert telemetry.throttled(root, count_before=37) is True
+    assert telemetry.cooling(root) == ["gpu-throttle-alert"]

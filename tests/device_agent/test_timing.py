@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from device_agent import timing
@@ -86,3 +89,65 @@ def test_warming_up_that_never_settles_is_bounded() -> None:
 
     # 1 + 2 + ... + n >= 4 x 10: n = 9.
     assert timing.warm_up(run, 10.0, clock) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def _soak(script: Scripted, seconds: float, *latencies_s: float):
+    runs = [
+        script.engine(name, latency_s) for name, latency_s in zip("abc", latencies_s, strict=False)
+    ]
+    told: list[float] = []
+    soaked = timing.soak(runs, seconds, script.clock, lambda: {"now": script.clock()}, told.append)
+    return [one.wire() for one in soaked], told
+
+
+def test_engines_soak_in_turn_in_windows_of_a_second() -> None:
+    script = Scripted()
+    (a, b), told = _soak(script, 4.0, 0.25, 0.5)
+    # A window of a lasts 4 x 0.25 s, one of b 2 x 0.5 s; after two of each 4 s have passed.
+    assert "".join(script.order) == "aaaabb" * 2
+    assert told == [1.0, 2.0, 3.0, 4.0]
+    assert a["samples_s"] == [0.25] * 8
+    assert [w["at_s"] for w in b["windows"]] == [2.0, 4.0]
+    assert b["windows"][0] == {
+        "at_s": 2.0,
+        "n": 2,
+        "median_s": 0.5,
+        "p10_s": 0.5,
+        "p90_s": 0.5,
+        "conditions": {"now": 2.0},
+    }
+
+
+def test_a_long_soak_keeps_every_nth_call_and_a_bounded_number_of_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing, "MAX_SOAK_SAMPLES", 100)
+    # 3,000 s of 0.5 s in at most 300 windows: 6,000 calls, of which every 64th is call 0, 64, ...
+    (found,), _ = _soak(Scripted(), 3000.0, 0.5)
+    assert len(found["windows"]) == 300
+    assert sum(w["n"] for w in found["windows"]) == 6000
+    assert found["every"] == 64
+    assert len(found["samples_s"]) == 94  # 6000 / 64, rounded up
+
+
+def test_what_is_kept_of_a_soak_is_every_nth_call_from_the_first_on() -> None:
+    kept = timing.Soaked(4)
+    for start in (0, 10):
+        kept.add([float(i) for i in range(start, start + 10)], 1.0, {})
+    # 20 calls; with every 4th kept there are five, one too many; so every 8th: 0, 8 and 16.
+    assert kept.wire()["every"] == 8
+    assert kept.wire()["samples_s"] == [0.0, 8.0, 16.0]
+
+
+def test_a_soak_of_one_long_call_has_one_window() -> None:
+    (found,), _ = _soak(Scripted(), 2.0, 30.0)
+    assert [w["n"] for w in found["windows"]] == [1]
+
+
+def test_the_longest_soak_fits_into_a_frame_many_times_over() -> None:
+    limit = json.loads((Path(timing.__file__).parent / "wire_v1.json").read_text())
+    kept = timing.Soaked(timing.MAX_SOAK_SAMPLES)
+    for second in range(timing.SOAK_WINDOWS):
+        kept.add([1 / 3] * 500, float(second), {"cpu_clock_hz": [1.479e9] * 4})
+    assert kept.wire()["every"] == 2  # 150,000 calls, of which 100,000 may be kept
+    assert 4 * len(json.dumps(kept.wire())) < limit["x-max-frame-bytes"]

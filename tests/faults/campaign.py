@@ -15,7 +15,9 @@ import os
 import random
 import re
 import shutil
+import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,7 +33,7 @@ from tests.boards.proxy import Proxy
 from tests.boards.support import float_network
 from tests.faults.host import Candidate, Task
 from tests.faults.inject import FAULTS, Fault
-from tests.faults.scene import CAMPAIGN_TIMEOUT_S, Host, Scene
+from tests.faults.scene import Host, Scene
 
 # Two calls to warm up and six that are timed, 20 ms each: 0.2 s a candidate.
 PLAN = MeasurePlan(warmup_s=0.0, rounds=3, block_s=0.0, block_min=2, drop=0)
@@ -39,17 +41,20 @@ SLEEP_S = 0.02
 # An upload takes as long as on Wi-Fi: 20 ms for this many bytes.
 PAD_BYTES = 100_000
 RATE_BYTES_S, DELAY_S = 10e6, 0.003
-# A candidate that fails because of a fault is measured when the campaign is run again.
+# A campaign that the host gives up, because it cannot reach the board, is run again.
 MAX_RUNS = 4
+# So many of the candidates are real networks.
+REAL = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """What one fault did to one campaign.
 
-    ``runs`` is how often the host was started to complete it, its own death not counted; ``named``
-    how many candidates failed by name on the way; ``unnamed`` how many of those that had to fail
-    did not, or not for the right reason; ``files`` counts what was left in the board's cache.
+    ``reconnects`` and ``retries`` are what the host did about it. ``runs`` is how often it was
+    started to complete the campaign, its own death not counted; ``failed`` how many candidates it
+    named; ``unnamed`` how many of those that had to fail did not, or not for the right reason;
+    ``files`` counts what was left in the board's cache.
     """
 
     fault: str
@@ -58,8 +63,10 @@ class Row:
     duplicated: int
     orphans: int
     files: int
-    named: int
+    failed: int
     unnamed: int
+    reconnects: int
+    retries: int
     runs: int
     wall_s: float
 
@@ -149,7 +156,7 @@ class Campaigns:
             hits = len(special)
             if fault.strike is not None:
                 hits = self._strike(fault, strikes, len(candidates))
-            failed, first, runs = self._finish(must_fail)
+            failed, runs = self._finish(must_fail)
             orphans = scene.nano.leftovers()
             files = scene.stray_files()
             self._forget(fault, orphans, files)
@@ -158,6 +165,7 @@ class Campaigns:
             for label in must_fail
             if fault.named and not re.search(fault.named, failed.get(label, ""))
         ]
+        noticed = scene.host.noticed()
         lost, duplicated = self._judge({one.label for one in candidates} - must_fail)
         return Row(
             fault=fault.name,
@@ -166,8 +174,10 @@ class Campaigns:
             duplicated=duplicated,
             orphans=len(orphans),
             files=len(files),
-            named=len(first),
+            failed=len(failed),
             unnamed=len(unnamed),
+            reconnects=noticed["reconnect"],
+            retries=noticed["retry"],
             runs=runs,
             wall_s=round(time.monotonic() - start_s, 1),
         )
@@ -189,7 +199,9 @@ class Campaigns:
         """How often the fault has hit, at random moments of the campaign."""
         assert fault.strike is not None
         hits = 0
-        moments = sorted(self._random.choices(range(candidates), k=strikes))
+        # Behind the first measurement: a board that cannot be used at all is told at once.
+        possible = range(1, candidates)
+        moments = sorted(self._random.sample(possible, min(strikes, len(possible))))
         for moment in moments:
             if not self._scene.wait_for(moment):
                 break
@@ -200,20 +212,20 @@ class Campaigns:
             hits += fault.strike(self._scene)
         return hits
 
-    def _finish(self, must_fail: set[str]) -> tuple[dict[str, str], dict[str, str], int]:
-        """Failures of the last run and of the first, and how many runs it took."""
-        first: dict[str, str] | None = None
+    def _finish(self, must_fail: set[str]) -> tuple[dict[str, str], int]:
+        """Failures, and how many runs it took until there was nothing left to measure."""
         failed: dict[str, str] = {}
         for run in range(1, MAX_RUNS + 1):
-            code = self._scene.host.wait(CAMPAIGN_TIMEOUT_S)
-            failed = self._scene.host.failures() if code == 0 else {"": self._scene.host.log_tail()}
-            first = failed if first is None else first
-            for label, reason in failed.items():
-                print(f"  run {run}: {label}: {reason[:300]}", file=sys.stderr)
-            if set(failed) <= must_fail or run == MAX_RUNS:
+            code = self._scene.finish()
+            if code == 0:
+                failed = self._scene.host.failures()
                 break
-            self._scene.host.start()
-        return failed, first or {}, run
+            print(f"  run {run} ended with {code}: {self._scene.host.log_tail()}", file=sys.stderr)
+            if run < MAX_RUNS:
+                self._scene.host.start()
+        for label in sorted(set(failed) - must_fail):
+            print(f"  failed: {label}: {failed[label][:500]}", file=sys.stderr)
+        return failed, run
 
     def _forget(self, fault: Fault, orphans: Sequence[object], files: Sequence[str]) -> None:
         """Tell what was left on the board, and end it, or the next campaign would count it."""
@@ -244,19 +256,20 @@ class Campaigns:
 
 
 @contextlib.contextmanager
-def board(folder: Path) -> Iterator[tuple[Nano, Proxy]]:
-    """A virtual Nano behind a proxy, with settings of its own; as the fixture ``nano`` gives."""
-    with virtual.makers() as made:
-        nano = Nano(made)
-        try:
-            os.environ["BOARDFIT_SSH_CONFIG"] = str(nano.ssh_config)
-            os.environ["BOARDFIT_CONFIG_DIR"] = str(folder / "settings")
-            os.environ.pop("SSH_AUTH_SOCK", None)
-            with Proxy(nano.sshd.port, rate_bytes_s=RATE_BYTES_S, delay_s=DELAY_S) as proxy:
-                nano.behind(proxy.port)
-                yield nano, proxy
-        finally:
-            nano.close()
+def board(
+    makers: virtual.Makers, folder: Path, patch: pytest.MonkeyPatch
+) -> Iterator[tuple[Nano, Proxy]]:
+    """A virtual Nano behind a proxy, in this process's settings for as long as ``patch`` holds."""
+    nano = Nano(makers)
+    try:
+        patch.setenv("BOARDFIT_SSH_CONFIG", str(nano.ssh_config))
+        patch.setenv("BOARDFIT_CONFIG_DIR", str(folder / "settings"))
+        patch.delenv("SSH_AUTH_SOCK", raising=False)
+        with Proxy(nano.sshd.port, rate_bytes_s=RATE_BYTES_S, delay_s=DELAY_S) as proxy:
+            nano.behind(proxy.port)
+            yield nano, proxy
+    finally:
+        nano.close()
 
 
 def run_all(
@@ -286,7 +299,7 @@ def totals(rows: Sequence[Row]) -> dict[str, object]:
             }
             row = replace(row, **sums)
         by_fault[row.fault] = row
-    keys = ("injected", "lost", "duplicated", "orphans", "files", "named", "unnamed", "runs")
+    keys = [key for key in asdict(rows[0]) if key not in ("fault", "wall_s")]
     found: dict[str, object] = {
         key: sum(getattr(row, key) for row in by_fault.values()) for key in keys
     }
@@ -301,6 +314,20 @@ def table(summary: dict[str, object]) -> str:
     lines = [f"{'fault':22}" + "".join(f"{key:>11}" for key in keys)]
     lines += [f"{row['fault']:22}" + "".join(f"{row[key]:11}" for key in keys) for row in rows]
     return "\n".join(lines)
+
+
+def _rows(arguments: argparse.Namespace, faults: Sequence[Fault]) -> Iterator[Row]:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="boardfit-faults-")))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        makers = stack.enter_context(virtual.makers())
+        nano, proxy = stack.enter_context(board(makers, folder, patch))
+        real = REAL if makers.python.runtime else 0
+        files = make_files(folder / "files", arguments.candidates, real)
+        campaigns = Campaigns(nano, proxy, folder, files=files, seed=arguments.seed)
+        yield from run_all(
+            campaigns, faults, total=arguments.faults, per_campaign=arguments.per_campaign
+        )
 
 
 def main() -> int:
@@ -319,25 +346,17 @@ def main() -> int:
         if (not arguments.only or fault.name in arguments.only)
         and (os.getuid() == 0 or not fault.needs_root)
     ]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # and clean up
     print(f"seed {arguments.seed}", file=sys.stderr)
     start_s = time.monotonic()
     rows = []
     try:
-        folder = Path(virtual.tempfile.mkdtemp(prefix="boardfit-faults-"))
-        with board(folder) as (nano, proxy):
-            real = 4 if nano.python.runtime else 0
-            files = make_files(folder / "files", arguments.candidates, real)
-            campaigns = Campaigns(nano, proxy, folder, files=files, seed=arguments.seed)
-            for row in run_all(
-                campaigns, faults, total=arguments.faults, per_campaign=arguments.per_campaign
-            ):
-                print(json.dumps(asdict(row)), file=sys.stderr)
-                rows.append(row)
+        for row in _rows(arguments, faults):
+            print(json.dumps(asdict(row)), file=sys.stderr)
+            rows.append(row)
     except pytest.skip.Exception as skipped:
         print(skipped.msg, file=sys.stderr)
         return 1
-    finally:
-        shutil.rmtree(folder)
     summary = {
         "seed": arguments.seed,
         "wall_s": round(time.monotonic() - start_s, 1),

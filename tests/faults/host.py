@@ -7,17 +7,19 @@ names the candidates that failed.
 
 from __future__ import annotations
 
+import faulthandler
 import json
+import signal
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import records
-from harness.boards import deploy, session, ssh
+from harness import campaign, records
+from harness.boards import deploy, session, ssh, transport
 from harness.boards.session import EngineRequest, MeasurePlan, Session
+from harness.campaign import Entry
 from harness.errors import BoardfitError
-from harness.records import BoardSpec, Measurement
+from harness.records import BoardSpec
 from harness.store import Store
 
 
@@ -46,14 +48,15 @@ def shorten() -> None:
     session.SILENCE_S = 2.5
     session.CALL_TIMEOUT_S = 5.0
     session.BACK_OFF_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-    ssh.CONNECT_TIMEOUT_S = 3.0
+    ssh.CONNECT_TIMEOUT_S = ssh.SILENT_S = 3.0
+    transport.SILENCE_S = 3.0
     deploy.START_TIMEOUT_S = 6.0
 
 
 def tell(event: dict[str, object]) -> None:
-    """Write to the host's log, without the heartbeats."""
-    if event["kind"] != "heartbeat":
-        print(f"{time.time():.3f}", json.dumps(event), file=sys.stderr, flush=True)
+    """Write to the host's log what is not mere progress."""
+    if event["kind"] not in ("heartbeat", "progress"):
+        print(json.dumps(event), file=sys.stderr, flush=True)
 
 
 def run(folder: Path) -> dict[str, str]:
@@ -62,32 +65,24 @@ def run(folder: Path) -> dict[str, str]:
     failed: dict[str, str] = {}
     with Store(folder / "store.db") as store:
         for runtime in dict.fromkeys(one.runtime for one in task.candidates):
-            wanted = [one for one in task.candidates if one.runtime == runtime]
-            failed.update(_campaign(task, runtime, wanted, store))
+            entries = [_entry(one) for one in task.candidates if one.runtime == runtime]
+            spec = replace(task.spec, runtime=runtime)
+            with Session(spec, on_event=tell, nonce=task.nonce) as session:
+                name = f"{task.name} {runtime}"
+                found = campaign.run(session, store, entries, plan=task.plan, name=name)
+            failed.update({one.label: f"{one.kind}: {one.reason}" for one in found.failures})
     return failed
 
 
-def _campaign(task: Task, runtime: str, wanted: list[Candidate], store: Store) -> dict[str, str]:
-    failed: dict[str, str] = {}
-    known = {one.label for one in store.all(Measurement)}
-    spec = records.load(BoardSpec, records.dump(task.spec).replace('"fake"', f'"{runtime}"'))
-    with Session(spec, on_event=tell, nonce=task.nonce) as board:
-        for one in wanted:
-            if one.label in known:
-                continue
-            engine = EngineRequest(label=one.label, path=Path(one.path), precision="fp32")
-            try:
-                (found,) = board.measure([engine], plan=task.plan, campaign=task.name)
-            except BoardfitError as error:
-                failed[one.label] = str(error)
-            else:
-                store.add(found)
-    return failed
+def _entry(one: Candidate) -> Entry:
+    request = EngineRequest(label=one.label, path=Path(one.path), precision="fp32")
+    return Entry(label=one.label, prepare=lambda: [request])
 
 
 def main() -> int:
     """Exit code: 0 where the campaign came to its end, whatever failed in it."""
     shorten()
+    faulthandler.register(signal.SIGUSR1)  # says where it hangs, should it
     try:
         failed = run(Path(sys.argv[1]))
     except BoardfitError as error:

@@ -78,26 +78,26 @@ def _seek(look: Callable[[], bool]) -> bool:
 
 def cut(scene: Scene) -> bool:
     """The server's processes of every connection are gone."""
-    return scene.nano.sshd.drop_connections() > 0
+    return _seek(lambda: scene.nano.sshd.drop_connections() > 0)
 
 
 def reset(scene: Scene) -> bool:
     """Both ends get a RST."""
-    return scene.proxy.cut() > 0
+    return _seek(lambda: scene.proxy.cut() > 0)
 
 
 def stall(scene: Scene) -> bool:
     """The line delivers nothing for a while, and closes nothing."""
     scene.proxy.stall()
-    scene.pause(1.0, 5.0)
+    # Either the connection outlives it, or the host has given it up before it is over.
+    scene.pause(*scene.random.choice(((0.5, 1.5), (6.0, 7.0))))
     scene.proxy.resume()
     return True
 
 
 def abandon(scene: Scene) -> bool:
     """The connections there are never deliver anything again; neither end is told."""
-    scene.proxy.abandon()
-    return True
+    return _seek(lambda: scene.proxy.abandon() > 0)
 
 
 # --- processes ----------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def greet(scene: Scene) -> bool:
     text = "Welcome to the board\n{updates} updates can be applied\nLast login: never"
     content = text.format(updates=scene.random.randrange(1000)).encode()
     (scene.nano.hooks / "greeting").write_bytes(content * scene.random.randrange(1, 200))
-    return scene.proxy.cut() > 0
+    return _seek(lambda: scene.proxy.cut() > 0)
 
 
 # --- all of them --------------------------------------------------------------------------------

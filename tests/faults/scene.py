@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness import records
@@ -30,9 +30,16 @@ ALLOWED = re.compile(
     r"|blobs(/incoming|/[0-9a-f]{64})?"
     r"|jobs(/[0-9a-f]{32}"
     r"(/(request\.json|worker\.json|events\.jsonl|stderr\.txt|outcome\.json(\.damaged)?"
-    r"|alive|running|fetched))?)?)$"
+    r"|alive|running|fetched|telemetry\.jsonl))?)?)$"
 )
-CAMPAIGN_TIMEOUT_S = 300.0
+# Longer than any wait of the host, see ``host.shorten``.
+HANG_S = 60.0
+
+
+def _owner(entry: os.DirEntry[str]) -> int | None:
+    with contextlib.suppress(OSError):  # somebody else's, and gone by now
+        return entry.stat(follow_symlinks=False).st_uid
+    return None
 
 
 class Host:
@@ -70,23 +77,33 @@ class Host:
             self._process.wait()
         return was_running
 
-    def wait(self, timeout_s: float) -> int | None:
-        """Exit code, or None if it had to be killed because it went on for longer."""
-        assert self._process is not None
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+    def exit_code(self) -> int | None:
+        """Exit code, None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def hangs(self) -> None:
+        """End it, after it has said in its log where it was."""
+        if self._process is not None and self.running():
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(1.0)
             self.kill()
-            return None
 
     def failures(self) -> dict[str, str]:
         """What failed in the run that came to its end, by label."""
         failed: dict[str, str] = json.loads((self.folder / "host.out").read_text() or "{}")
         return failed
 
+    def noticed(self) -> dict[str, int]:
+        """How often the host had to reconnect, and how often it had a job run again."""
+        lines = (self.folder / "host.log").read_text().splitlines()
+        return {
+            kind: sum(f'"kind": "{kind}"' in line for line in lines)
+            for kind in ("reconnect", "retry")
+        }
+
     def log_tail(self) -> str:
         """The end of what the host said."""
-        return (self.folder / "host.log").read_text()[-2000:]
+        return (self.folder / "host.log").read_text()[-3000:]
 
 
 @dataclass(slots=True)
@@ -97,6 +114,7 @@ class Scene:
     proxy: Proxy
     host: Host
     random: random.Random
+    _before: set[str] = field(default_factory=set)
 
     def prepare(self, task: Task) -> None:
         """Everything of an earlier campaign is gone, the next one's task is written."""
@@ -105,6 +123,8 @@ class Scene:
                 shutil.rmtree(path)
         self.host.folder.mkdir(parents=True)
         (self.host.folder / "task.json").write_text(records.dump(task))
+        # Numbers of users are used again: these may be of one who is gone.
+        self._before = self._shared_files()
 
     def stored(self) -> int:
         """How many measurements the host has kept so far."""
@@ -121,7 +141,7 @@ class Scene:
 
     def wait_for(self, count: int) -> bool:
         """Until that many measurements are kept; False where the host ends before."""
-        deadline_s = time.monotonic() + CAMPAIGN_TIMEOUT_S
+        deadline_s = time.monotonic() + HANG_S
         while time.monotonic() < deadline_s:
             if self.stored() >= count:
                 return True
@@ -129,6 +149,20 @@ class Scene:
                 return False
             time.sleep(0.02)
         return False
+
+    def finish(self) -> int | None:
+        """The host's exit code; None where it had to be ended, having kept nothing for a minute."""
+        count, since_s = -1, time.monotonic()
+        while (code := self.host.exit_code()) is None:
+            now = self.stored()
+            if now != count:
+                count, since_s = now, time.monotonic()
+            if time.monotonic() - since_s > HANG_S:
+                print(f"  hangs: {self.nano.processes()}", file=sys.stderr)
+                self.host.hangs()
+                return None
+            time.sleep(0.05)
+        return code
 
     def pause(self, low_s: float, high_s: float) -> None:
         """Sleep for a random time."""
@@ -145,11 +179,15 @@ class Scene:
         found = [str(path.relative_to(cache)) for path in cache.rglob("*")]
         strays = [name for name in found if not ALLOWED.match(name)]
         home = [path.name for path in self.nano.user.home.iterdir() if path.name != ".cache"]
-        shared = [
+        shared = sorted(self._shared_files() - self._before)
+        return strays + home + shared
+
+    def _shared_files(self) -> set[str]:
+        """What the board's user has in folders that are everybody's, where it is a user apart."""
+        return {
             entry.path
             for parent in ("/tmp", "/var/tmp", "/dev/shm")
-            if Path(parent).is_dir()
+            if os.getuid() == 0 and Path(parent).is_dir()
             for entry in os.scandir(parent)
-            if entry.stat(follow_symlinks=False).st_uid == self.nano.user.uid
-        ]
-        return strays + home + (shared if os.getuid() == 0 else [])
+            if _owner(entry) == self.nano.user.uid
+        }

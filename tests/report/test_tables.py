@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 from rich.console import Console
 
+from harness import verdict
 from harness.records import (
     BoardSpec,
     Conditions,
@@ -119,11 +120,9 @@ def test_brackets_in_names_are_no_markup(nasty):
     assert NASTY in text(tables.facts_table(replace(FACTS, hostname=NASTY)))
 
 
-def test_a_measurement_shows_median_percentile_and_n():
-    shown = text(tables.measurement_table([measurement()], percentile=90))
+def test_a_measurement_shows_median_and_n():
+    shown = text(tables.measurement_table([measurement()]))
     assert "1.50 ms" in shown  # the middle one of 1.00 to 2.00 ms
-    assert "1.90 ms" in shown  # the 91st of 101 sorted samples
-    assert "p90" in shown
     assert "101" in shown
     assert "onnxruntime 1.23.2 on local" in shown
 
@@ -195,9 +194,12 @@ def test_json_holds_the_numbers_unrounded():
     assert predicted["kernels"][0]["latency_s"] == 2.4e-4 * 1.25
     assert predicted["kernels"][0]["formula_s"] == 2.4e-4
     profile = Profile(network_sha256="0", runtime="r", runtime_version="1", kernels=())
-    taken = tables.profile_json(measurement(), profile, percentile=90)
+    found = verdict.judge(measurement())
+    taken = tables.profile_json(measurement(), profile, verdict=found)
     assert taken["measurement"]["latency_s"] == 1.5e-3
-    assert taken["measurement"]["percentile_s"] == pytest.approx(1.9e-3)
+    # The 91st of 101 sorted samples; p99 needs 662.
+    values = {row["percent"]: row["value_s"] for row in taken["verdict"]["percentiles"]}
+    assert values == {50: 1.5e-3, 90: pytest.approx(1.9e-3), 99: None}
     assert len(taken["measurement"]["samples_s"]) == 101
     json.dumps([row, predicted, taken], allow_nan=False)
 

@@ -1,0 +1,58 @@
+"""The agent's answers as records; the wire's schema has checked them."""
+
+from __future__ import annotations
+
+from harness.boards.wire import Frame
+from harness.records import (
+    Conditions,
+    KernelTime,
+    Soak,
+    SoakWindow,
+    Telemetry,
+    TelemetrySample,
+    Trace,
+    TracedKernel,
+)
+
+
+def conditions(content: Frame) -> Conditions:
+    """The state of a board."""
+    clocks = content["cpu_clock_hz"]
+    return Conditions(**{**content, "cpu_clock_hz": None if clocks is None else tuple(clocks)})
+
+
+def soak(content: Frame | None) -> Soak | None:
+    """What a board did while it was heated up; None where it was not."""
+    if content is None:
+        return None
+    windows = tuple(
+        SoakWindow(**{**window, "conditions": conditions(window["conditions"])})
+        for window in content["windows"]
+    )
+    return Soak(every=content["every"], samples_s=tuple(content["samples_s"]), windows=windows)
+
+
+def telemetry(content: Frame | None) -> Telemetry | None:
+    """What was looked at during a job; None where nothing was."""
+    if content is None:
+        return None
+    samples = tuple(TelemetrySample(**one) for one in content["samples"])
+    return Telemetry(**{**content, "samples": samples})
+
+
+def kernel(content: Frame) -> KernelTime:
+    """One kernel of a profile."""
+    return KernelTime(
+        name=content["name"],
+        op=content["op"],
+        node=content["node"],
+        latency_s=content["latency_s"],
+        serves=content.get("serves", ""),
+        samples_s=tuple(content.get("samples_s", ())),
+    )
+
+
+def trace(content: Frame) -> Trace:
+    """The kernels of one run, in time."""
+    kernels = tuple(TracedKernel(**kernel) for kernel in content["kernels"])
+    return Trace(run_s=content["run_s"], kernels=kernels)

@@ -1,0 +1,103 @@
+"""Commands about one fit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import (
+    BoardOption,
+    DataOption,
+    JsonOption,
+    StrictOption,
+    WeightsOption,
+    app,
+)
+
+
+@app.command()
+def fit(
+    network: Annotated[str, typer.Argument(help="module:factory or file.py:factory.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="The result folder; rerunning resumes.")],
+    board: BoardOption = "local",
+    weights: WeightsOption = None,
+    latency: Annotated[
+        str | None, typer.Option("--latency", help="4ms, or 22% of the baseline's.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", help="1.5MB, or 20% of the baseline's file.")
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option("--max-drop", help="Points of top-1 that may be lost.")
+    ] = 1.0,
+    methods: Annotated[
+        str, typer.Option("--methods", help="prune, quantize, or both with a comma.")
+    ] = "prune,quantize",
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Allocate and measure at most this often.")
+    ] = 3,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=0, help="Epochs of distillation from the original.")
+    ] = 4,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    alternatives: Annotated[
+        bool, typer.Option(help="Also build and measure each method alone.")
+    ] = True,
+    sustain: Annotated[
+        str | None,
+        typer.Option(
+            "--sustain",
+            help="Run without a pause this long before the final verdict: 5min, or 0. "
+            "2min if not given; 0 on local.",
+        ),
+    ] = None,
+    strict: StrictOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compress NETWORK until it meets the budget on the board, by measurement."""
+    from harness import commands, profiling
+
+    requested = commands.budgets(latency=latency, size=size, max_drop=max_drop)
+    result = commands.fit(
+        network,
+        weights=weights,
+        data=data,
+        board=board,
+        budgets=requested,
+        methods=commands.methods(methods),
+        rounds=rounds,
+        epochs=epochs,
+        seed=seed,
+        alternatives=alternatives,
+        out=out,
+        sustain=sustain,
+    )
+    if as_json:
+        print((out / "result.json").read_text())
+    else:
+        from harness.report import tables
+
+        tables.print_fit(result, out / "report.html")
+    if strict:
+        profiling.require_valid_fit(result, out)
+    raise typer.Exit(0 if result.verdict == "meets" else 4)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A result folder of boardfit fit.")],
+    allow_fake: Annotated[
+        bool, typer.Option(help="Accept results that the fake engine made.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a fit's result and write its report.html anew."""
+    from harness import commands
+    from harness.report import tables
+
+    result = commands.report(folder, allow_fake=allow_fake)
+    if as_json:
+        print((folder / "result.json").read_text())
+    else:
+        tables.print_fit(result, folder / "report.html")

@@ -1,0 +1,1 @@
+"""trtexec's logs, read, and its JSON files, read and written."""
