@@ -14,7 +14,7 @@ from harness.allocation.knapsack import front, solve
 from harness.allocation.reduction import quantum
 from harness.errors import InfeasibleBudget
 from tests.allocation.test_knapsack import hard_instance, total
-from tests.benchmarks.allocation import FAMILIES, network, pisinger
+from tests.benchmarks.knapsacks import FAMILIES, network, pisinger
 
 AMOUNT = st.floats(-10, 10).map(lambda x: round(x, 2))
 
@@ -33,7 +33,7 @@ def instances(draw):
     return table(), costs, [total(t, [0] * len(sizes)) + draw(slack) for t in costs]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(instances(), st.floats(0, 10))
 def test_loosening_a_budget_never_worsens(instance, more):
     values, costs, budgets = instance
@@ -41,7 +41,7 @@ def test_loosening_a_budget_never_worsens(instance, more):
     assert solve(values, costs, [b + more for b in budgets]).objective <= tight.objective + 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(instances(), st.randoms(use_true_random=False))
 def test_permuting_the_groups_changes_nothing(instance, rng):
     values, costs, budgets = instance
@@ -51,7 +51,7 @@ def test_permuting_the_groups_changes_nothing(instance, rng):
     assert other.objective == pytest.approx(solve(values, costs, budgets).objective, abs=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(instances(), st.data())
 def test_adding_an_option_never_worsens(instance, data):
     values, costs, budgets = instance
@@ -62,7 +62,7 @@ def test_adding_an_option_never_worsens(instance, data):
     assert solve(values, costs, budgets).objective <= before.objective + 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(instances(), st.integers(-30, 30), st.floats(0.001, 1000))
 def test_scaling_changes_nothing(instance, power, factor):
     # A power of two scales floats exactly, so that the same choices stay within the budgets.
@@ -116,6 +116,30 @@ def test_families_agree_with_brute_force_at_any_budget(family, states, monkeypat
         assert found.costs[0] <= budget
         if states > 3 or found.gap == 0:
             assert found.objective == best == found.bound
+
+
+def by_every_cost(instance, budget):
+    """The optimum by a table over every whole cost: nothing of it is shared with ``solve``."""
+    best = np.full(budget + 1, np.inf)
+    best[0] = 0.0
+    for values, costs in zip(instance.values, instance.costs, strict=True):
+        after = np.full(budget + 1, np.inf)
+        for value, cost in zip(values, costs, strict=True):
+            c = int(cost)
+            after[c:] = np.minimum(after[c:], best[: budget + 1 - c] + value)
+        best = after
+    return best.min()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_agree_with_a_table_over_every_cost(family):
+    rng = random.Random(8)
+    for seed in range(8):
+        instance = pisinger(family, 40, 8, seed, largest=rng.choice([15, 120]))
+        low, high = (sum(f(row) for row in instance.costs) for f in (min, max))
+        budget = int(low + rng.random() * (high - low))
+        found = solve(instance.values, [instance.costs], [float(budget)])
+        assert found.objective == found.bound == by_every_cost(instance, budget)
 
 
 def test_strongly_correlated_instances_are_proven_by_the_grid_they_lie_on():
