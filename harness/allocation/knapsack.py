@@ -25,7 +25,7 @@ from harness.allocation import dynamic
 from harness.allocation.front import Front, sweep
 from harness.allocation.problem import Allocation, Problem
 from harness.allocation.program import solve_several
-from harness.allocation.reduction import quantum
+from harness.allocation.reduction import decimals, quantum
 from harness.errors import InfeasibleBudget
 
 __all__ = ["Allocation", "front", "solve"]
@@ -148,44 +148,58 @@ def _least(numbers: Floats, first: Ints) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The classes' values and costs less the least of each class, and what sums may be off by."""
+    """The classes' values and costs, less the least of each class, as the search takes them.
+
+    Decimal numbers become integers: sums of those do not round, and what is optimal for them is so
+    for the numbers given, but for the rounding of these.
+    """
 
     values: Floats
-    costs: Floats
-    left: float  # the budget above the least costs
-    hair: float  # what a sum of costs may be off by; 0 where all are exact
-    rounding: float  # what a sum of values may be off by before the search begins
+    value_unit: float  # what one of a value stands for
     step: float | None  # all values are whole multiples of it, and their sums exact
-    unit: float | None  # the same for costs
+    rounding: float  # what a sum of the values given may be off by beside the search
+    costs: Floats
+    unit: float | None  # the same as ``step`` for costs
+    loose: float  # the budget above the least costs: what no rounding makes too small
+    tight: float  # and what no rounding makes too large
+    hair: float  # what a sum of the costs given may be off by; 0 where all are exact
 
     @staticmethod
-    def of(problem: Problem, b: int, smallest: float) -> _Tables:
-        classes = problem.classes
-        costs = classes.costs[b]
-        least = np.minimum.reduceat(classes.values, classes.first)
-        cheapest = np.minimum.reduceat(costs, classes.first)
+    def of(problem: Problem, b: int) -> _Tables:
+        classes, budget = problem.classes, problem.budgets[b]
         # Sums are made of the groups' numbers, of whose absolute values these are the largest.
-        width = _size(problem.costs[b], problem.first)
+        width = _size(problem.costs[b], problem.first) + abs(budget)
         height = _size(problem.values, problem.first)
-        step = quantum(problem.values, height)
-        unit = quantum(problem.costs[b], width + abs(problem.budgets[b]))
-        error = 4 * classes.count * _EPS * (width + abs(problem.budgets[b]))
+        value_parts = decimals(problem.values, height)
+        values = _whole(classes.values, value_parts)
+        cost_parts = decimals(problem.costs[b], width)
+        costs = _whole(classes.costs[b], cost_parts)
+        exact = cost_parts == 1 and quantum(problem.costs[b], width) is not None
+        hair = 0.0 if exact else 4 * classes.count * _EPS * width
+        cheapest = np.minimum.reduceat(costs, classes.first)
+        unit = quantum(costs, width * cost_parts)
+        step = quantum(values, height * value_parts)
+        spent = Fraction(math.fsum(cheapest.tolist()))
+        loose, tight = (
+            (Fraction(budget) + sign * Fraction(hair)) * cost_parts - spent for sign in (1, -1)
+        )
+        if unit is not None:
+            loose, tight = (x // Fraction(unit) * Fraction(unit) for x in (loose, tight))
         return _Tables(
-            classes.values - least[classes.owner],
-            costs - cheapest[classes.owner],
-            _left(problem.budgets[b], smallest, unit),
-            error if unit is None else 0.0,
-            0.0 if step is not None else 4 * _EPS * height,
-            step,
-            unit,
+            values=values - np.minimum.reduceat(values, classes.first)[classes.owner],
+            value_unit=1 / value_parts,
+            step=step,
+            rounding=0.0 if step is not None and value_parts == 1 else 4 * _EPS * height,
+            costs=costs - cheapest[classes.owner],
+            unit=unit,
+            loose=float(loose),
+            tight=float(tight),
+            hair=hair,
         )
 
 
-def _left(budget: float, smallest: float, unit: float | None) -> float:
-    """The budget less the least costs: rounded, or the whole units that fit exactly."""
-    if unit is None:
-        return budget - smallest
-    return unit * float((Fraction(budget) - Fraction(smallest)) // Fraction(unit))
+def _whole(table: Floats, parts: int) -> Floats:
+    return np.rint(table * parts) if parts > 1 else table
 
 
 def _size(table: Floats, first: Ints) -> float:
@@ -210,7 +224,7 @@ def _solve_one(problem: Problem, b: int, out_of_time: Callable[[], bool]) -> All
                 for i in range(len(problem.budgets))
             ),
         )
-    tables = _Tables.of(problem, b, smallest)
+    tables = _Tables.of(problem, b)
 
     def found(costs: Costs, left: Any, start: Ints | None = None, **how: Any) -> _Best:
         best = None
@@ -234,12 +248,12 @@ def _solve_one(problem: Problem, b: int, out_of_time: Callable[[], bool]) -> All
         assert best is not None
         return best
 
-    best = found(tables.costs, tables.left + tables.hair, unit=tables.unit)
+    best = found(tables.costs, tables.loose, unit=tables.unit)
     if best.allocation.costs[b] <= budget:
         return best.allocation
     start = None
-    if tables.left > tables.hair:
-        strict = found(tables.costs, tables.left - tables.hair)
+    if tables.tight >= 0:
+        strict = found(tables.costs, tables.tight, unit=tables.unit)
         start = strict.picks if strict.allocation.costs[b] <= budget else None
     whole, limit, scale = _integers(problem, b)
     return found(whole, limit, start, scale=scale, hair=tables.hair).allocation
@@ -255,12 +269,14 @@ class _Best:
     @staticmethod
     def of(problem: Problem, found: dynamic.Found, tables: _Tables, last: _Best | None) -> _Best:
         choice = problem.expand(found.picks - problem.classes.first)
-        rounding = found.rounding + tables.rounding
+        rounding = found.rounding * tables.value_unit + tables.rounding
         now = problem.allocation(choice, None)
         if found.short is None:
             now = now.proven(rounding)
         else:
-            bound = math.nextafter(now.objective - found.short - rounding, -math.inf)
+            bound = math.nextafter(
+                now.objective - found.short * tables.value_unit - rounding, -math.inf
+            )
             if last is not None:
                 bound = max(bound, last.allocation.bound)
             now = now.bounded(bound)

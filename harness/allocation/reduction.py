@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Core", "Relaxed", "Steps", "floats", "quantum", "relax"]
+__all__ = ["Core", "Relaxed", "Steps", "decimals", "floats", "quantum", "relax"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -49,6 +49,23 @@ def quantum(table: Floats, size: float) -> float | None:
         return None
     step = np.gcd.reduce(np.ldexp(numbers, -power).astype(np.int64))
     return float(np.ldexp(float(step), power))
+
+
+def decimals(table: Floats, size: float) -> int:
+    """The power of ten that makes all numbers whole: they are decimals of as many digits.
+
+    1 where it is not needed or does not help: where sums are exact already, or would not be as
+    integers, or more than six digits are needed. ``size`` is what sums come to at most.
+    """
+    if quantum(table, size) is not None:
+        return 1
+    for digits in range(1, 7):
+        parts = int(10**digits)
+        if size * parts > 2.0**50:
+            break
+        if (np.rint(table * parts) / parts == table).all():
+            return parts
+    return 1
 
 
 @dataclass(frozen=True, slots=True)

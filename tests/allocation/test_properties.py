@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from harness.allocation import knapsack
 from harness.allocation.knapsack import front, solve
-from harness.allocation.reduction import quantum
+from harness.allocation.reduction import decimals, quantum
 from harness.errors import InfeasibleBudget
 from tests.allocation.test_knapsack import hard_instance, total
 from tests.benchmarks.knapsacks import FAMILIES, network, pisinger
@@ -162,6 +162,29 @@ def test_strongly_correlated_instances_are_proven_by_the_grid_they_lie_on():
 )
 def test_quantum_is_what_all_numbers_are_multiples_of(numbers, size, step):
     assert quantum(np.array(numbers), size) == step
+
+
+@pytest.mark.parametrize(
+    ("numbers", "parts"),
+    [([0.1, 2.5], 10), ([0.25, 3.0], 1), ([0.07, -12.3], 100), ([1 / 3], 1), ([0.1, 1e15], 1)],
+)
+def test_decimals_are_told_by_their_digits(numbers, parts):
+    # Quarters are exact as they are; 1e16 tenths are more than floats count one by one.
+    assert decimals(np.array(numbers), sum(map(abs, numbers))) == parts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decimal_tables_are_solved_as_the_integers_that_they_stand_for(family):
+    instance = pisinger(family, 30, 8, 3)
+    whole = solve(instance.values, [instance.costs], [instance.budget])
+    found = solve(
+        [[v / 10 for v in row] for row in instance.values],
+        [[[c / 100 for c in row] for row in instance.costs]],
+        [instance.budget / 100 + 1e-9],  # so that no rounding of the sums matters
+    )
+    assert found.objective == pytest.approx(whole.objective / 10, rel=1e-12)
+    assert found.gap == 0.0
+    assert found.bound <= found.objective
 
 
 def test_proven_bounds_are_below_by_the_rounding_only():
