@@ -60,7 +60,7 @@ class Agent:
             "pid": os.getpid(),
         }
         # The newline before it ends whatever a login script has printed without one.
-        self._write(b"\nboardfit-agent " + json.dumps(hello).encode() + b"\n")
+        self._write(b"\nboardfit-agent " + wire.encode(hello))
         with contextlib.suppress(BrokenPipeError):
             while self._serve_one():
                 pass
@@ -103,7 +103,7 @@ class Agent:
 
     def _answer(self, line):
         try:
-            request = json.loads(line.decode(), parse_constant=wire.refuse_constant)
+            request = wire.parse(line)
         except (ValueError, RecursionError) as error:
             raise wire.Misuse("not_json", "a request is one JSON object a line: %s" % error)
         if not isinstance(request, dict) or set(request) != {"id", "method", "params"}:
@@ -114,7 +114,7 @@ class Agent:
         method = request["method"]
         definitions = self._definitions
         if method not in definitions["request"]["properties"]["method"]["enum"]:
-            raise wire.Misuse("unknown_method", "this agent has no method %r" % (method,))
+            raise wire.Misuse("unknown_method", "this agent has no method " + wire.shown(method))
         wire.check(request["params"], definitions[method + ".params"], method, definitions)
         if method == "submit":
             kind = request["params"]["kind"]
@@ -128,11 +128,11 @@ class Agent:
             data = data[os.write(self._stdout, data) :]
 
     def _reply(self, name, content):
-        frame = json.dumps({"id": self._id, name: content}, allow_nan=False).encode() + b"\n"
+        frame = wire.encode({"id": self._id, name: content})
         if len(frame) > self._limit_bytes:
             text = "the reply has %d bytes; a frame is at most %d" % (len(frame), self._limit_bytes)
             error = {"code": "oversize", "message": text}
-            frame = json.dumps({"id": self._id, "error": error}).encode() + b"\n"
+            frame = wire.encode({"id": self._id, "error": error})
         self._write(frame)
 
     def _do_probe(self, runtime):
@@ -203,8 +203,10 @@ class Agent:
             # The state first: events that were written before the end are not missed.
             state = jobs.status(self._cache_dir, job_id)
             for event in jobs.events(jobs.folder_of(self._cache_dir, job_id), after):
-                self._reply("event", event)
                 after = event["seq"]
+                with contextlib.suppress(wire.Misuse):  # the disk has damaged it
+                    wire.check(event, self._definitions["event"], "event", self._definitions)
+                    self._reply("event", event)
             now_s = time.perf_counter()
             if state["state"] not in ("waiting", "running") or now_s - start_s >= timeout_s:
                 return state

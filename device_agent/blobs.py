@@ -52,7 +52,7 @@ def path_of(cache_dir, sha256):
 def require(cache_dir, sha256):
     """Path of a blob that must be there and whole; ``BlobMissing`` or ``BlobDamaged`` if not."""
     path = path_of(cache_dir, sha256)
-    if not os.path.isfile(path):
+    if not _is_file(path):
         raise BlobMissing("blob %s is not on the board: upload it first" % sha256)
     found = sha256_of(path)
     if found != sha256:
@@ -62,10 +62,15 @@ def require(cache_dir, sha256):
     return path
 
 
+def _is_file(path):
+    """Whether it is a file itself: what a link points to is not the cache's to write or age."""
+    return os.path.isfile(path) and not os.path.islink(path)
+
+
 def has(cache_dir, sha256):
     """Whether the blob is here; being asked for keeps it from the next clean-up."""
     path = path_of(cache_dir, sha256)
-    if not os.path.isfile(path):
+    if not _is_file(path):
         return False
     with contextlib.suppress(OSError):
         os.utime(path, None)
@@ -91,6 +96,8 @@ def begin(cache_dir, sha256, size_bytes, limit_bytes, needed):
     """
     path = incoming(cache_dir, sha256)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.lexists(path) and not _is_file(path):
+        os.remove(path)
     # Made here, so that the transport need neither create it nor cut it.
     with open(path, "ab") as stream:
         offset = stream.tell()
@@ -116,6 +123,8 @@ def commit(cache_dir, sha256, arrived=None):
     """
     path = incoming(cache_dir, sha256)
     try:
+        if not _is_file(path):
+            raise FileNotFoundError(path)
         found = arrived or sha256_of(path)
         if found != sha256:
             os.remove(path)

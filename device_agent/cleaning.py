@@ -32,13 +32,19 @@ def _age_s(path):
 
 
 def _size_bytes(path):
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(
-        os.path.getsize(os.path.join(folder, name))
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
+    if not _is_folder(path):
+        return os.lstat(path).st_size
+    total_bytes = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):  # a job has just removed it
+                total_bytes += os.lstat(os.path.join(folder, name)).st_size
+    return total_bytes
+
+
+def _is_folder(path):
+    """Whether it is a folder itself, and no link to one, behind which nothing is ours."""
+    return os.path.isdir(path) and not os.path.islink(path)
 
 
 class Removed:
@@ -52,7 +58,7 @@ class Removed:
         """Remove ``path``; what cannot be removed stays."""
         with contextlib.suppress(OSError):
             size_bytes = _size_bytes(path)
-            if os.path.isdir(path):
+            if _is_folder(path):
                 shutil.rmtree(path)
             else:
                 os.remove(path)
@@ -90,6 +96,8 @@ def sweep(cache_dir, own_agent, keep_s=KEEP_S, unfetched=False):
 
 
 def _sweep_job(removed, folder, keep_s, unfetched):
+    if os.path.islink(folder):
+        return
     if os.path.basename(folder).startswith("."):
         if files.is_leftover(folder):
             removed.take("leftovers", folder)

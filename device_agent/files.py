@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
+
+from . import wire
 
 POLL_S = 0.1
 # What a full, read-only or failing disk answers; none of it is the fault of who asked.
@@ -16,19 +19,41 @@ STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 TEMPORARY = re.compile(r"\.(\d+)(\.new)?$")
 SEAL = '{"sha256": "%s", "content": '
 SEAL_BYTES = len(SEAL) - 2 + 64
+# More than any frame holds.
+MOST_BYTES = 1 << 26
 
 
 class Damaged(Exception):
     """A file's content is not what was written to it."""
 
 
+def open_file(path):
+    """A file to read bytes from; ``OSError`` for what is none, as a pipe, which would never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "%s is no file" % path)
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path):
+    """Content of a file, cut where it is longer than any that is ours."""
+    with open_file(path) as stream:
+        return stream.read(MOST_BYTES)
+
+
 def read_json(path):
-    """Content of a JSON file, or None where there is none."""
+    """Content of a JSON file, or None where there is none or none that is whole."""
     try:
-        with open(path) as stream:
-            return json.load(stream)
-    except (OSError, ValueError):
+        return wire.parse(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_object(path):
+    """The object in a JSON file; {} where there is none."""
+    found = read_json(path)
+    return found if isinstance(found, dict) else {}
 
 
 def write_text(path, text):
@@ -69,14 +94,18 @@ def write_sealed_once(path, content):
 def read_sealed(path):
     """Content of a sealed file, None where there is none; ``Damaged`` if it is not as written."""
     try:
-        with open(path, "rb") as stream:
-            data = stream.read()
+        data = read_bytes(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise Damaged("%s cannot be read: %s" % (path, error))
     body = data[SEAL_BYTES:-1]
     if data[:SEAL_BYTES] != (SEAL % hashlib.sha256(body).hexdigest()).encode():
         raise Damaged("%s is damaged" % path)
-    return json.loads(body.decode())
+    try:
+        return wire.parse(body)
+    except (ValueError, RecursionError) as error:
+        raise Damaged("%s is damaged: %s" % (path, error))
 
 
 def _sync_folder(folder):

@@ -8,7 +8,6 @@ Ages are told by the monotonic clock and the boot, because a board's clock jumps
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import sys
 import tempfile
 import time
 
-from . import files, telemetry
+from . import files, telemetry, wire
 
 # Import errors and full disks kill a worker before it takes its lock; it gets this long.
 START_TIMEOUT_S = 30.0
@@ -68,9 +67,15 @@ def folder_of(cache_dir, job_id):
 def outcome_of(folder):
     """The job's outcome, or None while it runs or where its file is damaged."""
     try:
-        return files.read_sealed(os.path.join(folder, "outcome.json"))
+        found = files.read_sealed(os.path.join(folder, "outcome.json"))
     except files.Damaged:
         return None
+    return found if isinstance(found, dict) and found.get("state") in OVER else None
+
+
+def request_of(folder):
+    """The job's request; {} where its file is missing or damaged."""
+    return files.read_object(os.path.join(folder, "request.json"))
 
 
 def write_outcome(folder, outcome):
@@ -106,11 +111,12 @@ def needed_blobs(cache_dir):
         folder = os.path.join(parent, name)
         if os.path.exists(os.path.join(folder, "outcome.json")):
             continue
-        request = files.read_json(os.path.join(folder, "request.json"))
-        if request is not None:
-            params = request["params"]
-            found.update(params.get("engines", ()))
-            found.update(params[key] for key in ("network", "inputs") if key in params)
+        params = request_of(folder).get("params")
+        if isinstance(params, dict):
+            engines = params.get("engines")
+            names = list(engines) if isinstance(engines, list) else []
+            names += [params.get("network"), params.get("inputs")]
+            found.update(name for name in names if isinstance(name, str))
     return found
 
 
@@ -118,10 +124,11 @@ def submit(cache_dir, job_id, kind, params, owner, timeout_s):
     """Start a job, or attach to the one that has this id."""
     request = {"kind": kind, "params": params}
     folder = folder_of(cache_dir, job_id)
+    _refuse_link(folder)
     if not os.path.exists(os.path.join(folder, "request.json")):
         _create(folder, dict(request, owner=owner, timeout_s=timeout_s))
-    found = files.read_json(os.path.join(folder, "request.json"))
-    if found is None or {key: found[key] for key in request} != request:
+    found = request_of(folder)
+    if {key: found.get(key) for key in request} != request:
         raise JobIdReused("job %s exists with another request" % job_id)
     started = os.path.exists(os.path.join(folder, "worker.json"))
     if not started and outcome_of(folder) is None and job_id not in _children:
@@ -144,9 +151,16 @@ def _create(folder, request):
             raise
 
 
+def _refuse_link(folder):
+    # Whatever it points to is none of ours, and jobs write into their folders.
+    if os.path.islink(folder):
+        raise UnknownJob("%s is a link, and no job's folder is one: remove it" % folder)
+
+
 def status(cache_dir, job_id):
     """The job's state and how many events it has written."""
     folder = folder_of(cache_dir, job_id)
+    _refuse_link(folder)
     if not os.path.isdir(folder):
         raise UnknownJob("there is no job %s on this board" % job_id)
     return {
@@ -188,37 +202,42 @@ def _state(folder, job_id):
     outcome = outcome_of(folder)
     if outcome is None:
         path = os.path.join(folder, "outcome.json")
-        if os.path.exists(path):
+        if os.path.lexists(path):
             os.replace(path, path + ".damaged")
         number = -returned if returned is not None and returned < 0 else None
         write_outcome(folder, died(folder, number, None, _process_group(folder)))
         outcome = outcome_of(folder)
+        if outcome is None:
+            raise files.Damaged("%s cannot be written: is the disk failing?" % path)
     _forget(job_id)
     return outcome["state"]
 
 
 def _is_young(folder):
     """Whether another agent may still be starting the worker; not after a boot."""
-    request = files.read_json(os.path.join(folder, "request.json")) or {}
+    request = request_of(folder)
     if request.get("boot_id") != files.boot_id() or files.boot_id() == "":
         return False
-    return time.monotonic() - request["at_s"] < START_TIMEOUT_S
+    at_s = request.get("at_s")
+    return isinstance(at_s, float) and 0.0 <= time.monotonic() - at_s < START_TIMEOUT_S
 
 
 def _process_group(folder):
     """The number of the worker and of its process group, or None before it has started."""
-    worker = files.read_json(os.path.join(folder, "worker.json"))
-    return None if worker is None else worker["process_group"]
+    group = files.read_object(os.path.join(folder, "worker.json")).get("process_group")
+    # Numbers that mean more than one group, or this agent's own, are in no file that is whole.
+    known = isinstance(group, int) and 1 < group < 1 << 31 and group != os.getpgrp()
+    return group if known else None
 
 
 def died(folder, number, exit_code, process):
     """The outcome of a job whose ``process`` ended without one."""
-    tail = ""
-    with contextlib.suppress(OSError), open(os.path.join(folder, "stderr.txt"), "rb") as stream:
+    tail, path = "", os.path.join(folder, "stderr.txt")
+    with contextlib.suppress(OSError), files.open_file(path) as stream:
         stream.seek(0, os.SEEK_END)
         stream.seek(max(0, stream.tell() - STDERR_TAIL_BYTES))
         tail = stream.read().decode(errors="replace")
-    request = files.read_json(os.path.join(folder, "request.json")) or {}
+    request = request_of(folder)
     return {
         "state": "died",
         "signal": number,
@@ -232,13 +251,17 @@ def died(folder, number, exit_code, process):
 
 def events(folder, after):
     """Events number ``after + 1`` and later."""
-    text = telemetry.read_text(os.path.join(folder, "events.jsonl")) or ""
+    data = b""
+    with contextlib.suppress(OSError):
+        data = files.read_bytes(os.path.join(folder, "events.jsonl"))
     found = []
-    for number, line in enumerate(text.splitlines()[after:], after + 1):
+    for number, line in enumerate(data.strip().split(b"\n")[after:], after + 1):
         try:
-            event = json.loads(line)
-        except ValueError:
+            event = wire.parse(line)
+        except (ValueError, RecursionError):
             break  # its second half is still being written
+        if not isinstance(event, dict):
+            break  # the disk has damaged it
         event["seq"] = number
         found.append(event)
     return found

@@ -7,11 +7,13 @@ Times are those of the monotonic clock, which is the same in all processes and w
 
 import contextlib
 import json
+import math
 import os
+import re
 import stat
 import time
 
-from . import files
+from . import files, wire
 
 NAME = "boardfit.lease"
 # World-writable folders that are emptied at boot; a container or a test may name another.
@@ -20,6 +22,8 @@ VARIABLE = "BOARDFIT_LEASE_DIR"
 # How often those who wait are told who holds it.
 TELL_S = 5.0
 TEXT_BYTES = 4096
+# Everyone on the board may write into the file, and others print what it says.
+PRINTABLE = re.compile(r"[ -~]{0,120}\Z")
 
 
 class LeaseHeld(Exception):
@@ -56,17 +60,23 @@ def open_shared(where):
 
 def _read(descriptor):
     try:
-        found = json.loads(os.pread(descriptor, TEXT_BYTES, 0).decode())
-    except ValueError:
-        found = None
-    # The lock is taken a moment before its holder has written who it is.
-    if not isinstance(found, dict) or found.get("boot_id") != files.boot_id():
+        return _holder(wire.parse(os.pread(descriptor, TEXT_BYTES, 0)))
+    except (ValueError, RecursionError, KeyError, TypeError, OverflowError):
+        # The lock is taken a moment before its holder has written who it is.
         return {"owner": "unknown", "kind": "unknown", "job_id": "", "held_s": 0.0, "left_s": None}
+
+
+def _holder(found):
+    """What the file says; one of several errors where a holder of this boot has not written it."""
+    if found["boot_id"] != files.boot_id():
+        raise ValueError("the board has been started since")
     held_s = max(0.0, time.monotonic() - found["since_s"])
     expected_s = found["expected_s"]
     left_s = None if expected_s is None else max(0.0, expected_s - held_s)
-    names = ("owner", "kind", "job_id")
-    return dict({name: found[name] for name in names}, held_s=held_s, left_s=left_s)
+    texts = {name: found[name] for name in ("owner", "kind", "job_id")}
+    if not all(PRINTABLE.match(text) for text in texts.values()) or not math.isfinite(held_s):
+        raise ValueError("this is no text of ours")
+    return dict(texts, held_s=held_s, left_s=left_s)
 
 
 def holder():

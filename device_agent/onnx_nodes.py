@@ -23,15 +23,18 @@ MAX_STEPS_BACK = 4
 MAX_STEPS_ON = 3
 
 
+class NoOnnxFile(ValueError):
+    """A file is damaged, cut off, or no ONNX file at all."""
+
+
 def _varint(data, at):
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
+    value = 0
+    # 64 bits are ten bytes; a number without end would take for ever to add up.
+    for place, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * place)
         if byte < 0x80:
-            return value, at
-        shift += 7
+            return value, at + place + 1
+    raise NoOnnxFile("this is no ONNX file: a number at byte %d has no end" % at)
 
 
 def _fields(data):
@@ -49,7 +52,9 @@ def _fields(data):
         elif wire in (1, 5):
             at += 8 if wire == 1 else 4
         else:
-            raise ValueError("this is no ONNX file: wire type %d" % wire)
+            raise NoOnnxFile("this is no ONNX file: wire type %d" % wire)
+    if at > len(data):
+        raise NoOnnxFile("this ONNX file is cut off: %d bytes are missing" % (at - len(data)))
 
 
 def _text(content):
@@ -146,10 +151,12 @@ class Origin:
         """
         if kernel.op not in LAYOUT_OPS or self.of(kernel):
             return ""
-        queue = deque([kernel])
+        queue, seen = deque([kernel]), set()
         while queue:
             for output in queue.popleft().outputs:
-                for taker in self._takers.get(output, []):
+                takers = [] if output in seen else self._takers.get(output, [])
+                seen.add(output)  # once: a graph that goes in a circle has no end
+                for taker in takers:
                     if self.of(taker):
                         return self.of(taker)
                     queue.append(taker)
@@ -177,12 +184,13 @@ class Origin:
         known = self._named.get(self._source(kernel))
         nodes = [known] if known is not None else []
         for _ in range(MAX_STEPS_ON):
-            nodes = [
-                reader
+            readers = {
+                id(reader): reader
                 for node in nodes
                 for output in node.outputs
                 for reader in self._readers.get(output, [])
-            ]
+            }
+            nodes = list(readers.values())
             found = {node.name for node in nodes if _runs(kernel.op, node.op)}
             if found:
                 return found.pop() if len(found) == 1 else ""
@@ -190,14 +198,17 @@ class Origin:
 
     def _back(self, last, op):
         """The nearest node before ``last`` that has the kernel's operator; ``last`` if none has."""
-        queue = deque([(last, 0)])
+        queue, seen = deque([(last, 0)]), {id(last)}
         while queue:
             node, steps = queue.popleft()
             if _runs(op, node.op):
                 return node.name
-            if steps < MAX_STEPS_BACK:
-                before = (self._producer.get(name) for name in node.inputs)
-                queue.extend((one, steps + 1) for one in before if one is not None)
+            before = (self._producer.get(name) for name in node.inputs)
+            for one in before if steps < MAX_STEPS_BACK else ():
+                # Once is enough: nodes that read many tensors of each other make paths without end.
+                if one is not None and id(one) not in seen:
+                    seen.add(id(one))
+                    queue.append((one, steps + 1))
         return last.name
 
 

@@ -9,6 +9,7 @@ that nobody does.
 import errno
 import fcntl
 import os
+import re
 import time
 
 from . import board as knobs
@@ -21,6 +22,8 @@ SHARE_TIMEOUT_S = 60.0
 # In /run only root writes, so that the file is safe to let root restore from; and it is gone after
 # a boot, as the settings in it are.
 CLOCKS_FILE = "run/boardfit.clocks"
+# Nothing else is a control; a record that names another file is none of ours.
+OURS = re.compile(r"sys/(devices|kernel/debug|class/hwmon|class/devfreq)/[ -~]+\Z")
 
 
 class ConditionsHeld(Exception):
@@ -80,9 +83,27 @@ def read_record(cache_dir):
     """The record, or None; one that is damaged counts as none and is kept aside."""
     path = os.path.join(cache_dir, RECORD)
     found = files.read_json(path)
-    if found is None and os.path.exists(path):
+    if _is_record(found):
+        return found
+    if os.path.lexists(path):
         os.replace(path, path + ".damaged")
-    return found
+    return None
+
+
+def _is_record(found):
+    """Whether it is what ``keep`` writes: the names in it are files that are then written to."""
+    if not isinstance(found, dict) or not isinstance(found.get("files"), dict):
+        return False
+    mode, clocks, texts = found.get("power_mode"), found.get("clocks_file"), found["files"]
+    return (
+        isinstance(found.get("boot_id", 0), (str, type(None)))
+        and (mode is None or (isinstance(mode, int) and 0 <= mode < 1000))
+        and clocks in (None, CLOCKS_FILE)
+        and all(OURS.match(name) and ".." not in name for name in texts)
+        and all(isinstance(text, str) for text in texts.values())
+        and all(low.replace("min_freq", "max_freq") in texts for low in texts)
+        and all(texts[name].isdigit() for name in texts if name.endswith("_freq"))
+    )
 
 
 def keep(cache_dir, board):

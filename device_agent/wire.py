@@ -3,11 +3,14 @@
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import select
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# Anything longer is no count of bytes; Python 3.6 would need minutes for a number of a megabyte.
+MAX_DIGITS = 40
 # An agent that nobody asks anything for so long was left behind by a link that went silent.
 IDLE_S = 3600.0
 JSON_TYPES = {
@@ -49,6 +52,48 @@ def load_schema():
 def refuse_constant(text):
     """Nothing: NaN and the infinities are no JSON."""
     raise ValueError("%s is no JSON" % text)
+
+
+def _integer(text):
+    if len(text) > MAX_DIGITS:
+        raise ValueError("a number has %d digits" % len(text))
+    return int(text)
+
+
+def _float(text):
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("%s is too large a number" % text[:MAX_DIGITS])
+    return value
+
+
+def parse(data):
+    """The JSON in ``data``; ``ValueError`` or ``RecursionError`` if it is none."""
+    return json.loads(
+        data.decode(), parse_constant=refuse_constant, parse_int=_integer, parse_float=_float
+    )
+
+
+def encode(frame):
+    """The line of a frame.
+
+    Names of files reach Python with the bytes that its locale cannot read as halves of characters:
+    they become those bytes again, which the host reads as UTF-8.
+    """
+    text = json.dumps(frame, allow_nan=False, ensure_ascii=False)
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "replace")
+    return data.decode("utf-8", "replace").encode() + b"\n"
+
+
+def shown(value):
+    """The beginning of ``repr(value)``, for messages."""
+    try:
+        return repr(value)[:80]
+    except RecursionError:
+        return "something nested too deeply"
 
 
 class Lines:
@@ -103,13 +148,15 @@ def check(value, schema, where, definitions):
         schema = definitions[schema["$ref"].rpartition("/")[2]]
     _check_type(value, schema.get("type", []), where)
     if "enum" in schema and value not in schema["enum"]:
-        raise Misuse("bad_params", "%s: %r is none of %s" % (where, value, schema["enum"]))
-    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
-        raise Misuse("bad_params", "%s: %r does not fit" % (where, value[:80]))
+        raise Misuse("bad_params", "%s: %s is none of %s" % (where, shown(value), schema["enum"]))
+    # A schema's $ is the end; Python's is also before a last newline.
+    pattern = schema.get("pattern", "").replace("$", r"\Z")
+    if isinstance(value, str) and not re.search(pattern, value):
+        raise Misuse("bad_params", "%s: %s does not fit" % (where, shown(value)))
     if isinstance(value, (int, float)):
         low, high = schema.get("minimum", value), schema.get("maximum", value)
         if not low <= value <= high:
-            raise Misuse("bad_params", "%s: %r is out of bounds" % (where, value))
+            raise Misuse("bad_params", "%s: %s is out of bounds" % (where, shown(value)))
     if isinstance(value, list):
         if len(value) < schema.get("minItems", 0):
             raise Misuse("bad_params", "%s: it is empty" % where)

@@ -53,7 +53,7 @@ def work(folder):
     if not files.lock(alive, 5 * files.POLL_S) or jobs.outcome_of(folder) is not None:
         return 0
     files.write_json(os.path.join(folder, "worker.json"), {"process_group": os.getpgrp()})
-    request = files.read_json(os.path.join(folder, "request.json"))
+    request = jobs.request_of(folder)
     reporter = Reporter(folder)
     # For as long as this process lives, nobody changes the board's settings under the job.
     users = undo.Users()

@@ -1,8 +1,9 @@
 """What the command line's commands do: one function each, records in and records out."""
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from harness import loop, networks, pacing, profiling, units
 from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, Session
 from harness.compression import quantize
-from harness.errors import ConfigError, latency_errors
+from harness.errors import ConfigError, LatencyModelError, latency_errors
 from harness.folder import write_atomically
 from harness.progress import ConsoleObserver
 from harness.records import (
@@ -236,7 +237,10 @@ def predict(
     model = load_model(latency_model)
     model = model.at(model.profile.scales(power_mode))
     tables.check_precision(precision, model)
-    works = tables.works_of_row(network, runtime=model.runtime, precision=precision, batch=batch)
+    with _naming(network):
+        works = tables.works_of_row(
+            network, runtime=model.runtime, precision=precision, batch=batch
+        )
     low, high = model.interval(works, coverage)
     return NetworkPrediction(
         network=str(network),
@@ -327,7 +331,7 @@ def report(folder: Path, *, allow_fake: bool) -> FitResult:
         )
     try:
         result = load(FitResult, source.read_bytes())
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"{source} is damaged: {error}") from error
     page.write(result, folder / "report.html", allow_fake=allow_fake)
     return result
@@ -343,6 +347,17 @@ def clean(board: str, *, keep_s: float, unfetched: bool) -> CacheState:
     """``boardfit boards clean``: free what no job needs; see ``Session.clean``."""
     with Session(inventory.find(board)) as session:
         return session.clean(keep_s=keep_s, unfetched=unfetched)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What cannot be understood in a network's file is told with the file's name."""
+    try:
+        yield
+    except errors.FormatError:
+        raise  # it has the name
+    except errors.LatencyError as error:
+        raise LatencyModelError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> onnx.ModelProto:
@@ -364,5 +379,5 @@ def load_model(path: Path) -> calibration.LatencyModel:
         raise ConfigError(
             f"{path} does not exist; boardfit calibrate --board NAME --out DIR writes one"
         ) from error
-    except (ValueError, KeyError, errors.LatencyError) as error:
+    except (ValueError, KeyError, OSError, errors.LatencyError) as error:
         raise ConfigError(f"{path} is not a latency model ({error}); calibrate anew") from error

@@ -72,7 +72,9 @@ class Folder:
     def _require_same(self, known: Path, text: str) -> None:
         try:
             old = json.loads(known.read_text())
-        except ValueError as error:
+            if not isinstance(old, dict):
+                raise ValueError("it holds no settings")
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{known} is damaged ({error}); name another --out") from error
         new = json.loads(text)
         changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
@@ -119,6 +121,6 @@ class Folder:
             record = json.loads(path.read_text())
             value = load(kind, json.dumps(record["value"]))
             return value, load(Stage, json.dumps(record["stage"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self.observer.warn(f"{path} is damaged ({error}); this stage runs again")
             return None

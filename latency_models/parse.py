@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,34 @@ _MAX_FOLDED_ELEMENTS = 4096
 _DOMAINS = ("", "ai.onnx")
 _ALIASES = frozenset({"Identity", "Dropout"})
 _CLASS_ATTRIBUTES = ("axis", "group", "kernel_shape", "strides", "perm")
+# What exporters compute shapes and axes with. None of these makes more of its inputs than the
+# product of their sizes, but for those in _GROWING: what else depends on constants alone stays a
+# shape, because a few bytes of Pad or Resize may ask for a terabyte.
+_FOLDED_NAMES = (
+    "Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape CumSum Div Equal Erf "
+    "Exp Expand Flatten Floor Gather GatherElements GatherND Greater GreaterOrEqual Identity Less "
+    "LessOrEqual Log MatMul Max Mean Min Mod Mul Neg NonZero Not Or Pow Range Reciprocal ReduceL1 "
+    "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape "
+    "Round ScatterElements ScatterND Shape Sigmoid Sign Size Slice Softmax Split Sqrt Squeeze Sub "
+    "Sum Tanh Tile Transpose Unsqueeze Where Xor"
+)
+_FOLDED = frozenset(_FOLDED_NAMES.split())
+_GROWING = frozenset({"ConstantOfShape", "Expand", "Range", "Tile"})
+_MOST_EVALUATED_ELEMENTS = 1 << 22
+# Beyond any memory; sizes that overflow somewhere below are far beyond.
+_MOST_ELEMENTS = 1 << 48
+_ATTRIBUTE_TYPES = {
+    "axis": onnx.AttributeProto.INT,
+    "group": onnx.AttributeProto.INT,
+    "transB": onnx.AttributeProto.INT,
+    "start": onnx.AttributeProto.INT,
+    "end": onnx.AttributeProto.INT,
+    "kernel_shape": onnx.AttributeProto.INTS,
+    "strides": onnx.AttributeProto.INTS,
+    "perm": onnx.AttributeProto.INTS,
+    "axes": onnx.AttributeProto.INTS,
+    "mode": onnx.AttributeProto.STRING,
+}
 
 
 def load(model: ModelProto | str | Path) -> ModelProto:
@@ -45,18 +73,22 @@ def parse(model: ModelProto, *, batch: int | None = None) -> tuple[Op, ...]:
 
 class _Parser:
     def __init__(self, model: ModelProto, batch: int | None) -> None:
-        self.opset = max(o.version for o in model.opset_import if o.domain in _DOMAINS)
+        versions = [o.version for o in model.opset_import if o.domain in _DOMAINS]
+        if not versions:
+            raise UnsupportedGraph(
+                "the network does not say which opset it is written in: export it anew"
+            )
+        self.opset = max(versions)
         for index, node in enumerate(model.graph.node):
             if node.domain not in _DOMAINS:
                 raise UnknownOperator(node.op_type, node.name or f"{node.op_type}_{index}")
+        _check_order(model)
         self.model = _without_weights(model, batch)
         self.constant_shapes: dict[str, Shape] = {
             t.name: tuple(t.dims) for t in self.model.graph.initializer
         }
         self.values = {
-            t.name: numpy_helper.to_array(t)
-            for t in self.model.graph.initializer
-            if not uses_external_data(t)
+            t.name: _array(t) for t in self.model.graph.initializer if not uses_external_data(t)
         }
         self.aliases: dict[str, str] = {}
         # Constants behind a DequantizeLinear, with the name they are stored under.
@@ -74,7 +106,8 @@ class _Parser:
         while True:
             try:
                 inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=True)
-            except onnx.shape_inference.InferenceError as error:
+            except (onnx.shape_inference.InferenceError, ValueError, MemoryError) as error:
+                # Sizes beyond reason surface as whatever C++ makes of them.
                 raise UnsupportedGraph(f"the network contradicts itself: {error}") from error
             shapes = _value_shapes(inferred)
             shapes.update(self.constant_shapes)
@@ -114,10 +147,18 @@ class _Parser:
             self._static(node, shapes)
             self.constant_shapes[node.output[0]] = self.constant_shapes[names[0]]
             self.dequantized[node.output[0]] = names[0]
-        elif all(n in self.values for n in names) and names and not _has_subgraph(node):
+        elif names and self._is_folded(node, names):
             self._evaluate(node)
         elif names and all(n in self.constant_shapes for n in names):
             self._static(node, shapes)
+
+    def _is_folded(self, node: NodeProto, names: Sequence[str]) -> bool:
+        """Whether the node's value is worth knowing, and small enough to compute."""
+        if node.op_type not in _FOLDED or not all(n in self.values for n in names):
+            return False
+        if any(o in self.values for o in node.output):
+            return True
+        return _most_elements(node, [self.values[n] for n in names]) <= _MOST_EVALUATED_ELEMENTS
 
     def _know(self, name: str, value: np.ndarray) -> None:
         self.constant_shapes[name] = value.shape
@@ -147,7 +188,14 @@ class _Parser:
             [helper.make_empty_tensor_value_info(o) for o in node.output if o],
         )
         single = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
-        results = ReferenceEvaluator(single).run(None, feeds)
+        try:
+            with np.errstate(all="ignore"):
+                results = ReferenceEvaluator(single).run(None, feeds)
+        except Exception as error:  # the evaluator checks nothing: whatever numpy raises, it raises
+            raise UnsupportedGraph(
+                f"constant {node.op_type} {node.name!r} cannot be computed ({error}): run the "
+                "network through onnxslim, or export it anew"
+            ) from error
         for output, value in zip([o for o in node.output if o], results, strict=True):
             self._know(output, np.asarray(value))
 
@@ -243,7 +291,7 @@ class _Parser:
         constants = [n for n in node.input if n and n in self.constant_shapes]
         weights = [n for n in node.input[1:] if n in self.constant_shapes]
         weighted = KINDS[node.op_type] in ("conv", "gemm", "normalise") and weights
-        weight_shape = self.constant_shapes[weights[0]] if weighted else ()
+        weight_shape = self._shape(weights[0]) if weighted else ()
         if node.op_type == "Gemm" and weighted and not _attribute(node, "transB", 0):
             weight_shape = weight_shape[::-1]
         elif node.op_type == "MatMul" and weighted:
@@ -251,6 +299,13 @@ class _Parser:
         window = _attribute(node, "kernel_shape", None) or (
             weight_shape[2:] if KINDS[node.op_type] == "conv" and weighted else (1, 1)
         )
+        stride = _pair_of(_attribute(node, "strides", (1, 1)))
+        groups = _attribute(node, "group", 1)
+        if not all(1 <= number <= _MOST_ELEMENTS for number in (*window, *stride, groups)):
+            raise UnsupportedGraph(
+                f"node {name!r} has a window of {tuple(window)}, a stride of {stride} and {groups} "
+                "groups, which no kernel can have: export the network anew"
+            )
         inputs = tuple(n for n in names if n not in self.constant_shapes)
         outputs = tuple(o for o in node.output if o)
         if node.op_type in ("BatchNormalization", "LayerNormalization", "MaxPool"):
@@ -266,15 +321,15 @@ class _Parser:
             weight=self._stored(weights[0]) if weighted else None,
             bias=self._stored(weights[1]) if weighted and len(weights) > 1 else None,
             weight_shape=weight_shape,
-            constant_shapes=tuple(self.constant_shapes[n] for n in constants),
+            constant_shapes=tuple(self._shape(n) for n in constants),
             dequantized=tuple(
                 math.prod(self.constant_shapes[n]) for n in constants if n in self.dequantized
             ),
             integer_weight=bool(weighted) and weights[0] in self.dequantized,
             kept_float=node.input[0] in self.per_channel,
             window=_pair_of(window),
-            stride=_pair_of(_attribute(node, "strides", (1, 1))),
-            groups=_attribute(node, "group", 1),
+            stride=stride,
+            groups=groups,
             axis=_attribute(node, "axis", None),
             axes=self._axes(node),
             permutation=tuple(_attribute(node, "perm", ())),
@@ -316,6 +371,11 @@ class _Parser:
             raise UnsupportedGraph(
                 f"the shape of tensor {name!r} cannot be worked out: export the network with fixed "
                 "input sizes, or run it through onnxslim"
+            )
+        if any(size < 0 for size in shape) or math.prod(shape) > _MOST_ELEMENTS:
+            raise UnsupportedGraph(
+                f"tensor {name!r} has the shape {shape}, which no board can hold: export the "
+                "network anew"
             )
         return shape
 
@@ -376,23 +436,76 @@ def _complete(shapes: dict[str, Shape], node: NodeProto) -> bool:
     return all(o in shapes for o in node.output if o)
 
 
-def _has_subgraph(node: NodeProto) -> bool:
-    return any(
-        a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute
-    )
+def _check_order(model: ModelProto) -> None:
+    """Refuse what is no graph: a tensor that is written twice, or read before it is written."""
+    graph = model.graph
+    written = {value.name for value in graph.input} | {t.name for t in graph.initializer}
+    for tensor in graph.sparse_initializer:
+        written.add(tensor.values.name)
+    constants = set(written)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in written:
+                raise UnsupportedGraph(
+                    f"node {node.name!r} reads tensor {name!r}, which nothing before it writes: "
+                    "the file is damaged or its nodes are out of order; export the network anew"
+                )
+        for name in node.output:
+            if name in written and name:
+                what = "an input or a weight" if name in constants else "another node's output"
+                raise UnsupportedGraph(
+                    f"node {node.name!r} writes tensor {name!r}, which is {what} already: export "
+                    "the network anew"
+                )
+            written.add(name)
+        if not any(node.output):
+            raise UnsupportedGraph(f"node {node.name!r} has no output: export the network anew")
+
+
+def _most_elements(node: NodeProto, values: Sequence[np.ndarray]) -> float:
+    """How many elements the node's output can have at most."""
+    if node.op_type not in _GROWING:
+        return math.prod(max(1, value.size) for value in values)
+    if any(value.dtype.kind not in "iuf" for value in values):
+        return math.inf
+    numbers = [value.astype(float).ravel() for value in values]
+    with np.errstate(all="ignore"):
+        if node.op_type == "ConstantOfShape":
+            return float(np.prod(numbers[0]))
+        if node.op_type == "Range":
+            if len(numbers) != 3 or any(number.size != 1 for number in numbers):
+                return math.inf
+            start, limit, delta = (float(number[0]) for number in numbers)
+            return abs((limit - start) / delta) if delta else math.inf
+        return values[0].size * float(np.prod(np.maximum(1, numbers[-1])))
+
+
+def _array(tensor: TensorProto) -> np.ndarray:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise UnsupportedGraph(
+            f"constant {tensor.name!r} is damaged ({error}): export the network anew"
+        ) from error
 
 
 def _attribute(node: NodeProto, name: str, default: Any) -> Any:
     for attribute in node.attribute:
-        if attribute.name == name:
-            return helper.get_attribute_value(attribute)
+        if attribute.name != name:
+            continue
+        if attribute.type != _ATTRIBUTE_TYPES.get(name, attribute.type):
+            raise UnsupportedGraph(
+                f"attribute {name!r} of node {node.name!r} is of another type than ONNX says: "
+                "export the network anew"
+            )
+        return helper.get_attribute_value(attribute)
     return default
 
 
 def _constant_value(node: NodeProto) -> np.ndarray:
     value = _attribute(node, "value", None)
     if isinstance(value, TensorProto):
-        return numpy_helper.to_array(value)
+        return _array(value)
     for name, dtype in (("value_int", np.int64), ("value_ints", np.int64)):
         if (found := _attribute(node, name, None)) is not None:
             return np.array(found, dtype)

@@ -170,7 +170,11 @@ def load(name: str) -> BoardProfile:
         places = [Path(name)]
     for place in places:
         if place.is_file():
-            return parse(place.read_text(), where=place.name)
+            try:
+                text = place.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise FormatError(f"{place} cannot be read: {error}") from error
+            return parse(text, where=place.name)
     raise ProfileNotFound(
         f"no board profile {name!r}: there are {', '.join(available())}; or give the path of a "
         ".toml file like them"
@@ -181,14 +185,17 @@ def parse(text: str, *, where: str) -> BoardProfile:
     """The profile in TOML ``text``; ``FormatError``, naming ``where`` and the field, if none."""
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of 5000 digits are a ValueError too
         raise FormatError(f"{where} is not TOML: {error}") from error
     try:
         profile = _profile(table)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise FormatError(f"{where} is not a board profile: {error} is missing or wrong") from error
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from error
+    texts = (profile.name, profile.description, profile.runtime, *profile.precisions)
+    if not all(isinstance(text, str) for text in texts):
+        raise FormatError(f"{where}: name, description, runtime and precisions are text")
     missing = set(profile.precisions) - set(profile.peak_flops)
     if missing:
         raise FormatError(f"{where} has no peak_flops for {', '.join(sorted(missing))}")
@@ -244,7 +251,7 @@ def _fact(table: dict[str, Any], *path: str) -> Fact:
         if unknown:
             raise FormatError(f"{min(unknown)!r} is none of value, source, confirmed")
         return Fact(float(entry["value"]), str(entry["source"]), entry.get("confirmed", True))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FormatError(
             f"{field_name} is missing or wrong ({error}); write it as "
             '{ value = 1.0, source = "data sheet" }'

@@ -25,11 +25,12 @@ Names that end in ``_`` were fitted.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
 
 from latency_models.errors import FormatError
-from latency_models.kernels import Dims, Work
+from latency_models.kernels import KERNEL_KINDS, Dims, Work
 from latency_models.model import (
     DEFAULT_RUNTIME,
     HeldOut,
@@ -37,12 +38,17 @@ from latency_models.model import (
     NetworkSample,
     Parameter,
 )
-from latency_models.profiles import CLOCKS, FACTS, BoardProfile, Clocks, Fact, Scales
+from latency_models.profiles import CLOCKS, FACTS, FORMS, BoardProfile, Clocks, Fact, Scales
 
 __all__ = ["SCHEMA_VERSION", "dump", "load"]
 
 SCHEMA_VERSION = 2
 _CLAIMED_BY_V1 = 0.05
+# Beyond what any board or network has; arithmetic with such numbers still overflows nowhere.
+_TINY, _HUGE = 1e-30, 1e30
+# Logarithms of times: no prediction is off by a factor of e to the 30.
+_MOST_LOG = 30.0
+_MOST_FACTOR = 1e6
 
 
 def dump(model: LatencyModel) -> str:
@@ -92,19 +98,93 @@ def dump(model: LatencyModel) -> str:
 def load(text: str) -> LatencyModel:
     """The model in JSON ``text``; ``FormatError`` if it is none or of a later version."""
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse_constant)
         version = content["schema_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise FormatError(f"this is no latency model: {error!r}") from error
-    if version not in range(1, SCHEMA_VERSION + 1):
+    if type(version) is not int or version not in range(1, SCHEMA_VERSION + 1):
         raise FormatError(
             f"this latency model is of version {version}, and version {SCHEMA_VERSION} is the "
             "latest known here: update boardfit, or calibrate again"
         )
     try:
-        return _model(content)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        model = _model(content)
+        _check(model)
+    except (
+        *(KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError),
+        FormatError,
+    ) as error:
         raise FormatError(f"this latency model is damaged: {error!r}; calibrate again") from error
+    return model
+
+
+def _refuse_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _within(value: Any, low: float, high: float, what: str) -> None:
+    """Nothing; ``ValueError`` where ``value`` is no number in between."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high:
+        raise ValueError(f"{what} is {str(value)[:40]}")
+
+
+def _check_texts(values: Iterable[Any], what: str) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{what} is {str(value)[:40]}, which is no text")
+
+
+def _check(model: LatencyModel) -> None:
+    """Nothing; ``ValueError`` or ``TypeError`` where prediction would stumble over a value."""
+    _check_texts([model.runtime, *model.precisions], "the runtime or a precision")
+    _check_texts([text for pair in model.measured_groups for text in pair], "a measured group")
+    _check_profile(model)
+    for parameter in model.parameters:
+        _check_texts([parameter.name, parameter.unit], "a parameter's name")
+        _within(parameter.value, -_HUGE, _HUGE, parameter.name)
+        _within(parameter.prior, -_HUGE, _HUGE, f"the prior of {parameter.name}")
+        _within(parameter.uncertainty, 0.0, _HUGE, f"the uncertainty of {parameter.name}")
+    if not all(map(math.isfinite, model.theta)) or max(map(abs, model.theta)) > _HUGE:
+        raise ValueError("a parameter is not positive")
+    samples = [
+        *((work, seconds) for work, seconds in model.kernel_samples),
+        *((work, s.seconds) for s in model.network_samples for work in s.works),
+    ]
+    for work, seconds in samples:
+        _check_work(work, model)
+        _within(seconds, _TINY, _HUGE, f"the time of {work.name}")
+    for scales in (model.scales, *(s.scales for s in model.network_samples)):
+        for scale in scales:
+            _within(scale, 1 / _MOST_FACTOR, _MOST_FACTOR, "a clock's scale")
+    for residual, spread in model.held_out_:
+        _within(residual, -_MOST_LOG, _MOST_LOG, "a held-out residual")
+        _within(spread, _TINY, _MOST_LOG, "the spread of a held-out residual")
+    _within(model.residual_, 0.0, _MOST_LOG, "the learned residual")
+    _within(model.anchor_, 1 / _MOST_FACTOR, _MOST_FACTOR, "the anchor")
+    _within(model.anchors, 0, _HUGE, "the number of anchors")
+
+
+def _check_profile(model: LatencyModel) -> None:
+    profile = model.profile
+    _check_texts([profile.name, profile.runtime, *profile.precisions], "the profile's name")
+    if profile.form not in FORMS:
+        raise ValueError(f"the form is {str(profile.form)[:40]}, not one of {', '.join(FORMS)}")
+    missing = set(model.precisions) - set(profile.peak_flops)
+    if missing or not model.precisions:
+        raise ValueError(f"the profile has no peak for {', '.join(missing) or 'any precision'}")
+    for name, fact in profile.facts():
+        _within(fact.value, _TINY, _HUGE, f"the profile's {name}")
+
+
+def _check_work(work: Work, model: LatencyModel) -> None:
+    if work.kind not in KERNEL_KINDS or work.precision not in model.precisions:
+        raise ValueError(f"a kernel is {str(work.kind)[:40]} in {str(work.precision)[:40]}")
+    _check_texts([work.name], "a kernel's name")
+    for value in (work.macs, work.bytes_in, work.bytes_out, work.bytes_weights, work.shape.width):
+        _within(value, 0, _HUGE, f"a quantity of kernel {work.name}")
+    for size in work.shape[:5]:
+        _within(size, 1, _HUGE, f"a size of kernel {work.name}")
 
 
 def _model(content: dict[str, Any]) -> LatencyModel:

@@ -98,10 +98,12 @@ def works_of_row(
     check_runtime(runtime)
     if precision not in BYTES:
         raise FormatError(f"unknown precision {precision!r}: there are {', '.join(BYTES)}")
-    if not network.is_file():
-        raise FormatError(f"{network} does not exist; name an ONNX file")
     try:
+        if not network.is_file():
+            raise FormatError(f"{network} does not exist; name an ONNX file")
         model = onnx.load(str(network), load_external_data=False)
+    except FormatError:
+        raise
     except Exception as error:  # protobuf raises its own kind, which differs by backend
         raise FormatError(f"{network} is not an ONNX file ({error}); export it anew") from error
     if not model.graph.node or not model.opset_import:

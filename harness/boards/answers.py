@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from harness.boards.wire import Frame
 from harness.records import (
     Conditions,
@@ -56,3 +58,11 @@ def trace(content: Frame) -> Trace:
     """The kernels of one run, in time."""
     kernels = tuple(TracedKernel(**kernel) for kernel in content["kernels"])
     return Trace(run_s=content["run_s"], kernels=kernels)
+
+
+def signal_name(number: int) -> str:
+    """The name of a signal on this computer, as far as it has one."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "which has no name here"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-import json
 import tarfile
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from harness.boards.transport import Transport
-from harness.boards.wire import AGENT_MARK, Channel, Connection, schema, validate
+from harness.boards.wire import AGENT_MARK, Channel, Connection, parse, schema, validate
 from harness.errors import ProtocolError, StableBoardError, TransientBoardError
 from harness.records import BoardSpec
 
@@ -172,10 +171,7 @@ def launch(transport: Transport, spec: BoardSpec) -> Deployed:
 
 
 def _hello(line: bytes) -> dict[str, Any]:
-    try:
-        hello = json.loads(line[len(AGENT_MARK) :].decode())
-    except ValueError as error:
-        raise ProtocolError(f"the agent's first line is damaged: {line[:200]!r}") from error
+    hello = parse(line[len(AGENT_MARK) :])
     if isinstance(hello, dict) and hello.get("protocol") != schema()["x-protocol"]:
         raise ProtocolError(
             f"the agent speaks protocol {hello.get('protocol')}, not {schema()['x-protocol']}"

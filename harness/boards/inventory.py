@@ -34,7 +34,7 @@ def config_dir() -> Path:
 def _read(path: Path) -> dict[str, BoardSpec]:
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # bad TOML, and what is no UTF-8
         raise ConfigError(f"{path} cannot be read: {error}") from error
     unknown = sorted(set(tables) - {"boards"})
     boards = tables.get("boards", {})
@@ -53,7 +53,7 @@ def _spec(path: Path, name: str, table: object) -> BoardSpec:
             f"{where} has unknown key {', '.join(unknown)}; known are {', '.join(_KEYS)}"
         )
     values = {"python": sys.executable, **table} if name == "local" else table
-    if name != "local" and "host" not in table:
+    if name != "local" and not table.get("host"):
         raise ConfigError(f'{where} needs host = "...", a name that ~/.ssh/config knows')
     if name == "local" and "host" in table:
         raise ConfigError(f"{where} is this computer and has no host; give the board another name")

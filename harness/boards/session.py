@@ -29,7 +29,7 @@ import numpy as np
 from harness.boards import answers, controls, deploy
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
 from harness.boards.transport import Transport, open_transport
-from harness.boards.wire import Frame, exception_of, schema, validate
+from harness.boards.wire import Frame, exception_of, schema, sensible, validate
 from harness.errors import (
     BoardfitError,
     BoardUnreachable,
@@ -373,7 +373,8 @@ class Session:
     def _result(self, kind: str, outcome: Frame) -> Frame:
         where = f"board {self._spec.name}"
         if outcome["state"] == "failed":
-            error = exception_of(outcome["exception"])
+            with sensible():
+                error = exception_of(outcome["exception"])
             raise _AnotherTime(f"{where}: {error}") if outcome.get("transient") else error
         if outcome["state"] == "cancelled":
             raise StableBoardError(f"{where}: the {kind} job was cancelled")
@@ -392,7 +393,7 @@ class Session:
         if outcome.get("rebooted"):
             how = "when the board restarted"
         elif number:
-            how = f"by signal {number} ({signal.Signals(number).name})"
+            how = f"by signal {number} ({answers.signal_name(number)})"
         elif outcome.get("exit_code") is not None:
             how = f"with exit code {outcome['exit_code']}"
         text = f"board {self._spec.name}: the {kind} job died {how}"
@@ -422,42 +423,44 @@ class Session:
             campaign=campaign,
             duration_s=plan.duration_s * len(engines) + plan.soak_s,
         )
-        before, after = answers.conditions(found["before"]), answers.conditions(found["after"])
+        with sensible():
+            before, after = answers.conditions(found["before"]), answers.conditions(found["after"])
         if [one["sha256"] for one in found["engines"]] != hashes:
             raise ProtocolError("the agent measured other engines than those it was asked for")
         settings = controls.settings_of(found.get("in_force"))
         warnings += self._hold.check(settings)
         mode = None if settings is None else settings.power_mode
         taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return tuple(
-            Measurement(
-                label=engine.label,
-                network_sha256=timed["sha256"],
-                runtime=self._spec.runtime,
-                runtime_version=found["runtime_version"],
-                precision=engine.precision,
-                batch=timed["batch"],
-                threads=self._spec.threads,
-                samples_s=tuple(timed["samples_s"]),
-                rounds=tuple(timed["rounds"]),
-                warmup_s=tuple(timed["warmup_s"]),
-                before=before,
-                after=after,
-                board=self._spec.name,
-                campaign=campaign,
-                taken_at=taken_at,
-                power_mode=mode or self.facts.power_mode,
-                machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
-                agent_hash=self.facts.agent_hash,
-                busy_s=found["busy_s"],
-                soak=answers.soak(timed.get("soak")),
-                telemetry=answers.telemetry(found.get("telemetry")),
-                settings=settings,
-                warnings=warnings,
-                timed_from_s=found.get("timed_from_s"),
+        with sensible():
+            return tuple(
+                Measurement(
+                    label=engine.label,
+                    network_sha256=timed["sha256"],
+                    runtime=self._spec.runtime,
+                    runtime_version=found["runtime_version"],
+                    precision=engine.precision,
+                    batch=timed["batch"],
+                    threads=self._spec.threads,
+                    samples_s=tuple(timed["samples_s"]),
+                    rounds=tuple(timed["rounds"]),
+                    warmup_s=tuple(timed["warmup_s"]),
+                    before=before,
+                    after=after,
+                    board=self._spec.name,
+                    campaign=campaign,
+                    taken_at=taken_at,
+                    power_mode=mode or self.facts.power_mode,
+                    machine=f"{self.facts.cpu_model}, {self.facts.cores} cores",
+                    agent_hash=self.facts.agent_hash,
+                    busy_s=found["busy_s"],
+                    soak=answers.soak(timed.get("soak")),
+                    telemetry=answers.telemetry(found.get("telemetry")),
+                    settings=settings,
+                    warnings=warnings,
+                    timed_from_s=found.get("timed_from_s"),
+                )
+                for engine, timed in zip(engines, found["engines"], strict=True)
             )
-            for engine, timed in zip(engines, found["engines"], strict=True)
-        )
 
     def profile(self, path: Path, *, runs: int = 60) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
@@ -466,14 +469,15 @@ class Session:
         params = {"seed": SEED, "network": sha256, "runs": runs}
         found = self._run("profile", params, files=[path])
         trace = found.get("trace")
-        return Profile(
-            network_sha256=sha256,
-            runtime=self._spec.runtime,
-            runtime_version=found["runtime_version"],
-            kernels=tuple(answers.kernel(one) for one in found["kernels"]),
-            runs_s=tuple(found.get("runs_s", ())),
-            trace=None if trace is None else answers.trace(trace),
-        )
+        with sensible():
+            return Profile(
+                network_sha256=sha256,
+                runtime=self._spec.runtime,
+                runtime_version=found["runtime_version"],
+                kernels=tuple(answers.kernel(one) for one in found["kernels"]),
+                runs_s=tuple(found.get("runs_s", ())),
+                trace=None if trace is None else answers.trace(trace),
+            )
 
     def infer(
         self, path: Path, inputs: np.ndarray[Any, Any], *, input_name: str | None = None
@@ -488,5 +492,7 @@ class Session:
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
             found = self._run("infer", params, files=[path, given])
             self._lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
-            outputs: np.ndarray[Any, Any] = np.load(taken, allow_pickle=False)
+            with sensible(), taken.open("rb") as stream:
+                # Not np.load, which would also open an archive.
+                outputs: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
         return outputs

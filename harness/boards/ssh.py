@@ -8,6 +8,7 @@ import getpass
 import hashlib
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ KEEP_ALIVE_S = 15
 SILENT_S = 30.0
 KNOWN_HOSTS = "known_hosts"
 MAX_HOPS = 8
+# As OpenSSH 9.6 and later: ssh_config may hand these names to a shell (ProxyCommand, Match exec).
+NO_NAME = re.compile(r"^-|[\s\x00-\x1f\x7f'`\"$\\;&<>|(){}\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +82,13 @@ def route(name: str) -> Route:
     """The route to a host: ``[user@]name[:port]``, the name looked up in ``~/.ssh/config``."""
     user, _, rest = name.rpartition("@")
     alias, colon, port = rest.rpartition(":")
-    if not colon or not port.isdigit():
+    if not colon or not re.fullmatch("[0-9]+", port):
         alias, port = rest, ""
+    if not alias or NO_NAME.search(alias) or NO_NAME.search(user):
+        raise ConfigError(
+            f"host {name!r} is no name of a computer: write [user@]name[:port], the name as in "
+            "~/.ssh/config, without spaces, quotes or what else a shell would read"
+        )
     try:
         found: dict[str, Any] = dict(_settings().lookup(alias))
     except (paramiko.SSHException, ImportError, KeyError) as error:
@@ -91,7 +99,7 @@ def route(name: str) -> Route:
     return Route(
         alias=alias,
         host=found["hostname"],
-        port=int(port or found.get("port", 22)),
+        port=_port(port or str(found.get("port", 22)), name),
         user=user or found.get("user") or getpass.getuser(),
         identities=tuple(str(Path(path).expanduser()) for path in found.get("identityfile", ())),
         identities_only=found.get("identitiesonly", "no").lower() == "yes",
@@ -99,6 +107,13 @@ def route(name: str) -> Route:
         jumps=() if jumps.lower() == "none" else tuple(jumps.split(",")),
         proxy_command=None if command in (None, "none") else command,
     )
+
+
+def _port(text: str, name: str) -> int:
+    port = int(text) if re.fullmatch("[0-9]{1,5}", text) else 0
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"host {name!r}: port {text[:20]} is none; ports are 1 to 65535")
+    return port
 
 
 class _Reject(paramiko.MissingHostKeyPolicy):
@@ -141,7 +156,7 @@ def _explained(board: str, where: Route) -> Iterator[None]:
             f"{place} accepts none of your keys ({error}). Install one with ssh-copy-id "
             f"{where.alias}, name it with IdentityFile in ~/.ssh/config, or add it to ssh-agent"
         ) from error
-    except (TimeoutError, socket.gaierror, ConnectionError, OSError) as error:
+    except (OSError, UnicodeError) as error:  # a name that no name server can be asked for
         raise BoardUnreachable(
             f"{place} cannot be reached: {error}. Is it on, and does `ssh {where.alias}` work?"
         ) from error

@@ -65,7 +65,8 @@ SILENCE_S = 30.0
 def quote(argv: Sequence[str], env: Mapping[str, str]) -> str:
     """The shell command that runs ``argv`` with ``env`` added to its environment."""
     assignments = [f"{name}={value}" for name, value in env.items()]
-    return shlex.join(["exec", "env", *assignments, *argv])
+    # Without the dashes env would take a program whose name begins with one for its own option.
+    return shlex.join(["exec", "env", "--", *assignments, *argv])
 
 
 class Transport(Protocol):

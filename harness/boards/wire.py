@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -13,9 +16,21 @@ import jsonschema
 
 from harness.errors import AgentException, ProtocolError, StreamDamaged, TransientBoardError
 
-__all__ = ["AGENT_MARK", "Channel", "Connection", "decode", "encode", "schema", "validate"]
+__all__ = [
+    "AGENT_MARK",
+    "Channel",
+    "Connection",
+    "decode",
+    "encode",
+    "parse",
+    "schema",
+    "sensible",
+    "validate",
+]
 
 AGENT_MARK = b"boardfit-agent "
+# Anything longer is no count of bytes, and adding it up takes the square of its length.
+MAX_DIGITS = 40
 # A login script that prints more than this before the agent speaks is not a greeting.
 MAX_NOISE_BYTES = 1 << 16
 
@@ -60,9 +75,21 @@ def _items(validator: Any, items: Any, instance: Any, whole: Any) -> Iterator[An
         )
 
 
-# 10 us a number would be seconds for a long measurement.
+def _pattern(validator: Any, pattern: Any, instance: Any, whole: Any) -> Iterator[Any]:
+    """The keyword ``pattern``, whose $ is the end; Python's is also before a last newline."""
+    del validator, whole
+    if isinstance(instance, str) and not re.search(pattern.replace("$", r"\Z"), instance):
+        yield jsonschema.ValidationError(f"{instance[:80]!r} does not match {pattern!r}")
+
+
+# 10 us a number would be seconds for a long measurement. And 1.0 is no integer here: a count of
+# bytes or a process number that came as one would end in a TypeError far from the wire.
 _Validator = jsonschema.validators.extend(  # type: ignore[no-untyped-call]
-    jsonschema.Draft202012Validator, {"items": _items}
+    jsonschema.Draft202012Validator,
+    {"items": _items, "pattern": _pattern},
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: type(value) is int
+    ),
 )
 
 
@@ -73,13 +100,54 @@ def _validator(name: str) -> Any:
 
 def validate(name: str, value: Any) -> None:
     """Nothing; ``ProtocolError`` if ``value`` does not fit the schema's definition ``name``."""
-    error = next(iter(_validator(name).iter_errors(value)), None)
+    try:
+        error = next(iter(_validator(name).iter_errors(value)), None)
+    except RecursionError as deep:
+        raise ProtocolError(f"{name} is nested too deeply") from deep
     if error is not None:
         raise ProtocolError(f"{name} at {error.json_path}: {error.message[:500]}")
 
 
+@contextlib.contextmanager
+def sensible() -> Iterator[None]:
+    """Makes what fits the schema and yet no record (samples of no time) a ``ProtocolError``."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, ArithmeticError, EOFError, MemoryError) as error:
+        raise ProtocolError(f"the agent's answer makes no sense: {error}") from error
+
+
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON")
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text[:MAX_DIGITS]} is too large a number")
+    return value
+
+
+def parse(data: bytes) -> Any:
+    """The JSON in ``data``; ``ProtocolError`` if it is none, or holds what nobody can print."""
+    try:
+        found = json.loads(
+            data.decode(),
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_float,
+        )
+        if b"\\u" in data:
+            json.dumps(found, ensure_ascii=False).encode()  # halves of characters have no UTF-8
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{data[:80]!r} is no JSON: {error}") from error
+    return found
 
 
 def encode(frame: Frame) -> bytes:
@@ -97,9 +165,9 @@ def encode(frame: Frame) -> bytes:
 def decode(line: bytes) -> Frame:
     """The reply in a line; ``StreamDamaged`` if it is none."""
     try:
-        frame = json.loads(line.decode(), parse_constant=_refuse_constant)
+        frame = parse(line)
         validate("reply", frame)
-    except (ValueError, RecursionError, ProtocolError) as error:
+    except ProtocolError as error:
         raise StreamDamaged(f"the agent sent {line[:80]!r}, which is no frame: {error}") from error
     reply: Frame = frame
     return reply
@@ -169,6 +237,9 @@ class Connection:
     ) -> Frame:
         """The result of a method; ``timeout_s`` is the longest silence between two frames.
 
+        Without ``on_event`` it is the longest time altogether, and an event is misuse. With it, a
+        method that ends by itself after its parameter ``timeout_s`` must do so.
+
         Raises ``AgentException`` for an exception on the board, ``ProtocolError`` for misuse and
         ``TransientBoardError`` where the connection broke, the deadline passed or what came is no
         frame.
@@ -176,8 +247,11 @@ class Connection:
         validate(f"{method}.params", params)
         self._last_id += 1
         self._channel.write(encode({"id": self._last_id, "method": method, "params": params}))
+        last_s = time.monotonic() + timeout_s
+        if on_event is not None:
+            last_s += params.get("timeout_s", math.inf)
         while True:
-            line = self.line(time.monotonic() + timeout_s)
+            line = self.line(min(last_s, time.monotonic() + timeout_s))
             if line is None:
                 code = self._channel.exit_code(1.0)
                 raise TransientBoardError(
@@ -190,8 +264,9 @@ class Connection:
             if frame["id"] is not None and frame["id"] > self._last_id:
                 raise StreamDamaged(f"the agent sent {line[:80]!r}, which nobody asked for")
             if "event" in frame:
-                if on_event is not None:
-                    on_event(frame["event"])
+                if on_event is None:
+                    raise ProtocolError(f"the agent sent an event during {method}, which has none")
+                on_event(frame["event"])
                 continue
             return self._finish(method, frame)
 

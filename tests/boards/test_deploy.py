@@ -107,4 +107,4 @@ def test_program_that_talks_without_end_is_no_agent(local: BoardSpec, tmp_path: 
 
 def test_commands_are_quoted_for_a_shell() -> None:
     command = quote([sys.executable, "-c", "print('$HOME; x')"], {"A": "b c"})
-    assert command == f"""exec env 'A=b c' {sys.executable} -c 'print('"'"'$HOME; x'"'"')'"""
+    assert command == f"""exec env -- 'A=b c' {sys.executable} -c 'print('"'"'$HOME; x'"'"')'"""
