@@ -268,7 +268,9 @@ class SSHChannel:
         with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
             self._channel.shutdown_write()
             self.exit_code(2.0)
-        self._channel.close()
+        # Over a link that is gone this raises too, and would hide why it is given up.
+        with contextlib.suppress(paramiko.SSHException, EOFError, OSError):
+            self._channel.close()
 
 
 class SSHTransport:

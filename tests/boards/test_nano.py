@@ -103,7 +103,7 @@ def test_upload_over_a_line_that_goes_silent_goes_on_over_a_new_one(
             events.append(event)
             if len(events) == 1:
                 # As on a network card; loopback takes megabytes, and nothing would ever block.
-                link = session._transport._client.get_transport()
+                link = session._link.transport._client.get_transport()
                 link.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
             if event["kind"] == "progress" and len(events) == 10:
                 getattr(proxy, silence)()
