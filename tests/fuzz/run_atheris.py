@@ -10,6 +10,7 @@ runs again.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -180,6 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="corpus and crashes")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     options = parser.parse_args(argv)
+    if importlib.util.find_spec("atheris") is None:
+        parser.error("Atheris is not installed beside boardfit: pip install atheris")
     targets = options.target or known
     options.folder.mkdir(parents=True, exist_ok=True)
     share_s = options.seconds / len(targets)
