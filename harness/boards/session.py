@@ -12,24 +12,23 @@ import hashlib
 import json
 import re
 import secrets
-import signal
 import socket
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from harness.boards import answers, controls, deploy
+from harness.boards import answers, controls
+from harness.boards.link import Link
+from harness.boards.outcomes import AnotherTime, result_of
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
-from harness.boards.transport import Transport, open_transport
-from harness.boards.wire import Frame, exception_of, schema, sensible, validate
+from harness.boards.wire import Frame, schema, sensible, validate
 from harness.errors import (
     BoardfitError,
     BoardUnreachable,
@@ -50,28 +49,14 @@ from harness.records import (
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "Session"]
 
-CALL_TIMEOUT_S = 60.0
 # Importing a runtime takes ten seconds and more on a cold SD card; the agent gives up at 120.
 PROBE_TIMEOUT_S = 150.0
 # The agent sends a heartbeat a second while one waits.
 SILENCE_S = 30.0
 WAIT_S = 3600.0
-# A connection that held this long was a good one: what ended it is a new trouble.
-LASTED_S = 60.0
-BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # How often a job is run that died of the board's state: killed, restarted, its disk full.
 ATTEMPTS = 3
 SEED = 0
-
-Answer = TypeVar("Answer")
-
-
-class _AnotherTime(TransientBoardError):
-    """A job ended by the board's state, or ``died``, and may succeed when it is run again."""
-
-    def __init__(self, text: str, *, died: bool = False) -> None:
-        super().__init__(text)
-        self.died = died
 
 
 def _sha256(path: Path) -> str:
@@ -116,21 +101,19 @@ class Session:
         self._nonce = nonce or secrets.token_hex(8)
         self._asked: Counter[str] = Counter()
         self._present: set[str] = set()
-        self._lost_pids: list[int] = []
-        self._transport: Transport | None = None
-        self._agent: deploy.Deployed | None = None
         self._facts: BoardFacts | None = None
+        self._link = Link(spec, self._tell)
         self._hold = controls.Hold(spec, self._ask, self._tell)
 
     def __enter__(self) -> Session:
         try:
-            self._open()
+            self._link.open()
         except BoardUnreachable:
             raise  # a board that is off is told at once
         except TransientBoardError:
             pass  # it is there, and the connection broke: below that is tried again
         try:
-            self._facts = self._lasting(self._probe)
+            self._facts = self._link.lasting(self._probe)
         except BaseException:
             self.close()
             raise
@@ -142,10 +125,10 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._agent is not None:
+        if self._link.is_open:
             # Else the board puts its settings back itself, when its agent or the job ends.
             with contextlib.suppress(BoardfitError):
-                self._hold.release(self._call)
+                self._hold.release(self._link.call)
         self.close()
 
     @property
@@ -162,70 +145,14 @@ class Session:
 
     def close(self) -> None:
         """Let go of the board; jobs that still run there go on."""
-        agent, transport = self._agent, self._transport
-        self._agent = self._transport = None
-        if agent is not None:
-            agent.connection.close()
-        if transport is not None:
-            transport.close()
-
-    # --- connection -----------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        self._transport = open_transport(self._spec)
-        try:
-            self._agent = deploy.launch(self._transport, self._spec)
-            if self._lost_pids:
-                # A link that went silent leaves its agent waiting for words that never come.
-                self._call("retire", {"pids": self._lost_pids})
-                self._lost_pids = []
-        except BaseException:
-            self.close()
-            raise
-
-    def _lose(self) -> None:
-        """Give up a connection that broke."""
-        if self._agent is not None:
-            self._lost_pids.append(self._agent.pid)
-        self.close()
-
-    def _call(
-        self, method: str, params: Frame, timeout_s: float | None = None, **options: Any
-    ) -> Frame:
-        if self._agent is None:
-            raise TransientBoardError(f"there is no connection to board {self._spec.name}")
-        timeout_s = CALL_TIMEOUT_S if timeout_s is None else timeout_s
-        return self._agent.connection.call(method, params, timeout_s=timeout_s, **options)
+        self._link.close()
 
     def _tell(self, event: Frame) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
-    def _lasting(self, action: Callable[[], Answer]) -> Answer:
-        """What ``action`` returns; where the connection breaks it is opened and tried again.
-
-        ``action`` must be safe to repeat. The back-off starts anew after a connection that lasted.
-        """
-        attempt, tried_s = 0, time.monotonic()
-        while True:
-            try:
-                if self._agent is None:
-                    self._open()
-                return action()
-            except TransientBoardError as error:
-                self._lose()
-                if time.monotonic() - tried_s > LASTED_S:
-                    attempt = 0
-                if attempt >= len(BACK_OFF_S):
-                    raise
-                pause_s = BACK_OFF_S[attempt]
-                attempt += 1
-                self._tell({"kind": "reconnect", "attempt": attempt, "reason": str(error)})
-                time.sleep(pause_s)
-                tried_s = time.monotonic()
-
     def _probe(self) -> BoardFacts:
-        found = self._call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
+        found = self._link.call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
         reason = found.pop("runtime_error")
         if found["runtime_version"] is None:
             raise StableBoardError(
@@ -234,25 +161,24 @@ class Session:
                 f'({self._spec.python} -m pip install {self._spec.runtime}), or set python = "..." '
                 "for the board in boards.toml to an interpreter that has it"
             )
-        assert self._agent is not None
         providers = tuple(found.pop("providers"))
         return BoardFacts(
             board=self._spec.name,
-            agent_hash=self._agent.agent_hash,
+            agent_hash=self._link.agent_hash,
             providers=providers,
             **found,
         )
 
     def _ask(self, method: str, params: Frame, timeout_s: float) -> Frame:
-        return self._lasting(lambda: self._call(method, params, timeout_s))
+        return self._link.lasting(lambda: self._link.call(method, params, timeout_s))
 
     def conditions(self) -> Conditions:
         """The state of the board now."""
-        return answers.conditions(self._lasting(lambda: self._call("conditions", {})))
+        return answers.conditions(self._link.lasting(lambda: self._link.call("conditions", {})))
 
     def lease(self) -> LeaseHolder | None:
         """Who holds the board's lease now; None if nobody does."""
-        found = self._lasting(lambda: self._call("lease", {}))["holder"]
+        found = self._link.lasting(lambda: self._link.call("lease", {}))["holder"]
         return None if found is None else LeaseHolder(**found)
 
     def clean(self, *, keep_s: float = 0.0, unfetched: bool = False) -> CacheState:
@@ -261,7 +187,7 @@ class Session:
         What living jobs need stays, and results that no host has fetched unless ``unfetched``.
         """
         params = {"keep_s": keep_s, "unfetched": unfetched}
-        return CacheState(**self._lasting(lambda: self._call("clean", params)))
+        return CacheState(**self._link.lasting(lambda: self._link.call("clean", params)))
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -269,27 +195,27 @@ class Session:
         """SHA-256 of a file, which is on the board afterwards; sent only if it was not there."""
         sha256 = _sha256(path)
         if sha256 not in self._present:
-            self._lasting(lambda: self._upload(path, sha256))
+            self._link.lasting(lambda: self._upload(path, sha256))
             self._present.add(sha256)
         return sha256
 
     def _upload(self, path: Path, sha256: str) -> None:
-        if self._call("blob_has", {"sha256": sha256})["present"]:
+        if self._link.call("blob_has", {"sha256": sha256})["present"]:
             return
         size_bytes = path.stat().st_size
         place = {"sha256": sha256, "size_bytes": size_bytes, "limit_bytes": self._spec.cache_bytes}
-        begun = self._call("blob_begin", place)
-        assert self._transport is not None
+        begun = self._link.call("blob_begin", place)
 
         def tell(sent: int) -> None:
             self._tell({"kind": "progress", "what": "sending", "done": sent, "total": size_bytes})
 
-        arrived = self._transport.put(path, begun["path"], offset=begun["offset"], on_sent=tell)
-        self._call("blob_commit", {"sha256": sha256, "arrived": arrived})
+        arrived = self._link.transport.put(
+            path, begun["path"], offset=begun["offset"], on_sent=tell
+        )
+        self._link.call("blob_commit", {"sha256": sha256, "arrived": arrived})
 
     def _fetch(self, remote: str, sha256: str, local: Path) -> None:
-        assert self._transport is not None
-        self._transport.get(remote, local)
+        self._link.transport.get(remote, local)
         found = _sha256(local)
         if found != sha256:
             raise TransientBoardError(
@@ -335,8 +261,8 @@ class Session:
         while True:
             job_id = self._job_id(asked, self._asked[asked], attempt)
             try:
-                return self._result(kind, self._attend(job_id, request))
-            except _AnotherTime as error:
+                return result_of(kind, self._attend(job_id, request), board=self._spec.name)
+            except AnotherTime as error:
                 if attempt == ATTEMPTS:
                     text = f"{error} (tried {ATTEMPTS} times)"
                     kind_of_error = StableBoardError if error.died else TransientBoardError
@@ -357,55 +283,18 @@ class Session:
             self._tell({"job": job_id, **event})
 
         def attend() -> Frame:
-            state = self._call("submit", {"job_id": job_id, **request})
+            state = self._link.call("submit", {"job_id": job_id, **request})
             while state["state"] in ("waiting", "running"):
                 wait = {"job_id": job_id, "after": seen, "timeout_s": WAIT_S}
-                state = self._call("wait", wait, SILENCE_S, on_event=on_event)
-            return self._call("result", {"job_id": job_id})
+                state = self._link.call("wait", wait, SILENCE_S, on_event=on_event)
+            return self._link.call("result", {"job_id": job_id})
 
         try:
-            return self._lasting(attend)
+            return self._link.lasting(attend)
         except KeyboardInterrupt:
             with contextlib.suppress(BoardfitError):
-                self._call("cancel", {"job_id": job_id})
+                self._link.call("cancel", {"job_id": job_id})
             raise
-
-    def _result(self, kind: str, outcome: Frame) -> Frame:
-        where = f"board {self._spec.name}"
-        if outcome["state"] == "failed":
-            with sensible():
-                error = exception_of(outcome["exception"])
-            raise _AnotherTime(f"{where}: {error}") if outcome.get("transient") else error
-        if outcome["state"] == "cancelled":
-            raise StableBoardError(f"{where}: the {kind} job was cancelled")
-        if outcome["state"] == "died":
-            raise self._death(kind, outcome)
-        if outcome["state"] != "done" or "result" not in outcome:
-            raise ProtocolError(f"the agent ended a {kind} job without a result")
-        result: Frame = outcome["result"]
-        validate(f"{kind}.result", result)
-        return result
-
-    def _death(self, kind: str, outcome: Frame) -> StableBoardError | TransientBoardError:
-        """The error for a job that died: of its own, by a signal; or of the board's state."""
-        number, free = outcome.get("signal"), outcome.get("free_memory_bytes")
-        how = "without a word"
-        if outcome.get("rebooted"):
-            how = "when the board restarted"
-        elif number:
-            how = f"by signal {number} ({answers.signal_name(number)})"
-        elif outcome.get("exit_code") is not None:
-            how = f"with exit code {outcome['exit_code']}"
-        text = f"board {self._spec.name}: the {kind} job died {how}"
-        if outcome.get("memory_kill"):
-            text += f"; the kernel says {outcome['memory_kill']!r}: add swap or stop programs"
-        elif number == signal.SIGKILL and free is not None:
-            text += f" (out of memory? {free >> 20} MiB are free now; add swap or stop programs)"
-        tail = outcome.get("stderr_tail", "").strip()
-        text = f"{text}. Its last words: {tail}" if tail else text
-        if number is None or number == signal.SIGKILL:
-            return _AnotherTime(text, died=True)
-        return StableBoardError(text)
 
     def measure(
         self, engines: Sequence[EngineRequest], *, plan: MeasurePlan, campaign: str
@@ -491,7 +380,7 @@ class Session:
             np.save(given, inputs, allow_pickle=False)
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
             found = self._run("infer", params, files=[path, given])
-            self._lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
+            self._link.lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
             with sensible(), taken.open("rb") as stream:
                 # Not np.load, which would also open an archive.
                 outputs: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)

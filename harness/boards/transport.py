@@ -32,13 +32,15 @@ __all__ = ["LocalTransport", "SSHTransport", "Transport", "open_transport", "quo
 # The board's side of an upload. It neither cuts what is there nor appends: another host may be
 # writing the same bytes to the same places.
 RECEIVE = """\
-import hashlib, os, sys
+import hashlib, os, select, sys
 path, offset = sys.argv[1], int(sys.argv[2])
 digest = hashlib.sha256()
 with open(path, "r+b", 0) as out:
     for start in range(0, offset, 1 << 20):
         digest.update(out.read(min(1 << 20, offset - start)))
     while True:
+        if not select.select([0], [], [], 300)[0]:
+            sys.exit("nothing came for five minutes")
         data = os.read(0, 1 << 18)
         if not data:
             break

@@ -140,16 +140,18 @@ def test_a_file_is_sent_once(
 ) -> None:
     sent: list[Path] = []
     with Session(board) as session:
-        put = session._transport.put  # type: ignore[union-attr]
+        put = session._link.transport.put  # type: ignore[union-attr]
 
         def noting(path: Path, remote: str, **options: Any) -> Any:
             sent.append(path)
             return put(path, remote, **options)
 
-        monkeypatch.setattr(session._transport, "put", noting)
+        monkeypatch.setattr(session._link.transport, "put", noting)
         assert session.put(network) == session.put(network)
     with Session(board) as session:
-        monkeypatch.setattr(session._transport, "put", lambda path, *_, **__: sent.append(path))
+        monkeypatch.setattr(
+            session._link.transport, "put", lambda path, *_, **__: sent.append(path)
+        )
         session.put(network)
     assert sent == [network]
 

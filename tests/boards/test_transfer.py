@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.boards import session as session_module
+from harness.boards import link
 from harness.boards import transport as transport_module
 from harness.boards.session import Session
 from harness.errors import TransientBoardError
@@ -34,7 +34,7 @@ def test_upload_whose_link_breaks_goes_on_where_it_was(
     nano: Nano, file: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     monkeypatch.setattr(transport_module, "SILENCE_S", 1.5)
-    monkeypatch.setattr(session_module, "BACK_OFF_S", (0.1, 0.2, 0.4, 0.8))
+    monkeypatch.setattr(link, "BACK_OFF_S", (0.1, 0.2, 0.4, 0.8))
     troubled = threading.Event()
     with Proxy(nano.sshd.port, rate_bytes_s=2e6) as proxy:
         nano.behind(proxy.port)
@@ -60,7 +60,7 @@ def test_upload_whose_link_breaks_goes_on_where_it_was(
 def test_upload_to_a_board_that_stays_away_says_so(
     nano: Nano, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session_module, "BACK_OFF_S", (0.05, 0.05))
+    monkeypatch.setattr(link, "BACK_OFF_S", (0.05, 0.05))
     with Session(nano.spec_of("fake")) as session:
         nano.sshd.stop()
         with pytest.raises(TransientBoardError, match=r"cannot be reached|connection"):
@@ -72,7 +72,7 @@ def test_file_in_a_folder_with_any_name_arrives_and_comes_back(nano: Nano, tmp_p
     odd.write_bytes(b"content")
     with Session(nano.spec_of("fake")) as session:
         sha256 = session.put(odd)
-        transport = session._transport
+        transport = session._link.transport
         assert transport is not None
         transport.get(str(_blob(nano, sha256)), tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"content"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness import campaign, records
-from harness.boards import deploy, session, ssh, transport
+from harness.boards import deploy, link, session, ssh, transport
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.campaign import Entry
 from harness.errors import BoardfitError
@@ -46,8 +46,8 @@ class Task:
 def shorten() -> None:
     """Wait for less than on a real network: a fault of seconds is then a long one."""
     session.SILENCE_S = 2.5
-    session.CALL_TIMEOUT_S = 5.0
-    session.BACK_OFF_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
+    link.CALL_TIMEOUT_S = 5.0
+    link.BACK_OFF_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
     ssh.CONNECT_TIMEOUT_S = ssh.SILENT_S = 3.0
     transport.SILENCE_S = 3.0
     deploy.START_TIMEOUT_S = 6.0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from harness.boards import deploy, session
+from harness.boards import deploy, link, session
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.errors import BoardfitError, ProtocolError, StableBoardError
 from harness.records import BoardSpec
@@ -101,7 +101,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BoardSpec:
     text = Path(hostile_agent.__file__).read_text().split("\n", 1)[1]
     program.write_text(f"#!{sys.executable}\n{text}")
     program.chmod(0o755)
-    monkeypatch.setattr(session, "BACK_OFF_S", ())
+    monkeypatch.setattr(link, "BACK_OFF_S", ())
     monkeypatch.setattr(session, "ATTEMPTS", 1)
     return BoardSpec(name="hostile", python=str(program), runtime="fake")
 
