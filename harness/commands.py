@@ -14,7 +14,7 @@ from harness import loop, networks, pacing, profiling, units
 from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, Session
 from harness.compression import quantize
-from harness.errors import ConfigError, LatencyModelError, latency_errors
+from harness.errors import AgentException, ConfigError, LatencyModelError, latency_errors
 from harness.folder import write_atomically
 from harness.progress import ConsoleObserver
 from harness.records import (
@@ -169,6 +169,7 @@ def profile(
         observer.stage("profile"),
         Session(spec, on_event=observer.event, nonce=nonce) as session,
         Store(store) as kept,
+        _naming(network),
     ):
         (measurement,) = session.measure(
             [EngineRequest(label=network, path=path, precision="file")],
@@ -350,14 +351,18 @@ def clean(board: str, *, keep_s: float, unfetched: bool) -> CacheState:
 
 
 @contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """What cannot be understood in a network's file is told with the file's name."""
+def _naming(network: Path | str) -> Iterator[None]:
+    """What is wrong with a network, here or on the board, is told with the file's name."""
     try:
         yield
     except errors.FormatError:
         raise  # it has the name
     except errors.LatencyError as error:
-        raise LatencyModelError(f"{path}: {error}") from error
+        raise LatencyModelError(f"{network}: {error}") from error
+    except AgentException as error:
+        raise AgentException(
+            f"{network}: {error}", type_name=error.type_name, traceback=error.traceback
+        ) from error
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from harness.boards import ssh
 from tests.boards import nano as virtual
 from tests.boards.nano import Nano
 
 LEASE_DIR = "BOARDFIT_LEASE_DIR"
+# The same examples at every run, however busy the machine is; see tests/fuzz for others.
+settings.register_profile("boardfit", deadline=None, derandomize=True, database=None)
+settings.load_profile("boardfit")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ exception out of it is a defect. What the code may say to bad input is caught he
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
@@ -159,7 +160,9 @@ class Idle:
 
 @functools.cache
 def _home() -> Path:
-    return Path(tempfile.mkdtemp(prefix="boardfit-fuzz-"))
+    folder = Path(tempfile.mkdtemp(prefix="boardfit-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextlib.contextmanager
@@ -213,7 +216,8 @@ def _method(line: bytes) -> str | None:
 
 def agent_wire(data: bytes) -> None:
     """Every line gets one reply that fits the schema; nothing outside the cache changes."""
-    home = _home()
+    home = _home() / "agent"
+    home.mkdir(exist_ok=True)
     cache, canary = home / "cache", home / "canary"
     if not canary.exists():
         canary.write_bytes(b"alive")

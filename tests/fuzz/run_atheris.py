@@ -5,11 +5,27 @@ is no part of the tests: Atheris is wanted beside boardfit's own requirements (`
 atheris``; there are wheels for CPython 3.11 to 3.13). The corpus stays in ``--folder``, and so do
 inputs that break a property (``crash-*``), which ``python -m tests.fuzz.atheris_TARGET FILE``
 runs again.
+
+One hour on one core of a shared machine (Atheris 3.0.0, CPython 3.11, November 2026):
+
+===========  ==========  =====  ========  =======
+target       executions  edges  features  crashes
+===========  ==========  =====  ========  =======
+agent_wire       35,877    590     2,115        0
+boards_toml     171,088    291     1,030        0
+host_wire       331,370    291     1,189        0
+onnx_nodes    1,371,063    128       728        0
+trtexec_log     358,968    165       744        0
+===========  ==========  =====  ========  =======
+
+Before the hour the first seconds of ``onnx_nodes`` had found a file that is cut off (IndexError,
+mended). What Hypothesis and reading had found in the others was mended before the hour began.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 import subprocess
@@ -180,6 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/fuzz"), help="corpus and crashes")
     parser.add_argument("--json", action="store_true", help="print the outcome as JSON")
     options = parser.parse_args(argv)
+    if importlib.util.find_spec("atheris") is None:
+        parser.error("Atheris is not installed beside boardfit: pip install atheris")
     targets = options.target or known
     options.folder.mkdir(parents=True, exist_ok=True)
     share_s = options.seconds / len(targets)

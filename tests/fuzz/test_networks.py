@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,20 @@ def test_a_damaged_file_is_a_network_or_a_config_error_with_its_name(seed: int, 
         assert str(path) in str(error)
 
 
-def test_predict_names_a_wrong_file_in_one_message(
+def _profile_names_it(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    """What the runtime on the board refuses is told with the name of the file here."""
+    cache = json.dumps(str(folder / "cache"))
+    Path("boards.toml").write_text(f"[boards.local]\ncache_dir = {cache}\n")
+    for seed in (2, 67):  # damaged bytes, and a node that is twice there
+        Path("wrong.onnx").write_bytes(wrong(seed))
+        short = ("--duration", "0", "--iterations", "1", "--warm-up", "0")
+        code, out, err = run(capsys, "profile", "wrong.onnx", *short)
+        assert (code, out) == (1, "")
+        assert "boardfit: wrong.onnx: on the board: " in err
+        assert "internal error" not in err and "Traceback" not in err
+
+
+def test_commands_name_a_wrong_file_in_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -165,6 +179,7 @@ def test_predict_names_a_wrong_file_in_one_message(
         assert "internal error" not in err and "Traceback" not in err
 
     predict()
+    _profile_names_it(capsys, tmp_path)
     for content in (b"", b"\0", b"text\n", b"PK\x03\x04"):
         Path("wrong.onnx").write_bytes(content)
         code, _, err = run(capsys, "predict", "wrong.onnx", "--latency-model", "model.json")
