@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -77,3 +80,28 @@ def test_file_in_a_folder_with_any_name_arrives_and_comes_back(nano: Nano, tmp_p
         transport.get(str(_blob(nano, sha256)), tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == b"content"
     assert not (nano.user.home / "owned").exists()
+
+
+@pytest.mark.parametrize("tool", ["exit 1", "cat > /dev/null", "echo 00 -", None])
+def test_hash_of_what_arrives_does_not_depend_on_openssl(tmp_path: Path, tool: str | None) -> None:
+    """A Python without OpenSSL, and beside it a program that fails, is silent, lies, or is none."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    if tool is not None:
+        (programs / "openssl").write_text(f"#!/bin/sh\n{tool}\n")
+        (programs / "openssl").chmod(0o755)
+    content = os.urandom(300_000)
+    target = tmp_path / "target"
+    target.write_bytes(content[:100_000])
+    without = "import sys; sys.modules['_hashlib'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", without + transport_module.RECEIVE, str(target), "100000"],
+        input=content[100_000:],
+        capture_output=True,
+        env={"PATH": f"{programs}:/bin"} if tool else {"PATH": str(programs)},
+        check=True,
+    )
+    assert target.read_bytes() == content
+    said = done.stdout.split()[-1].decode()
+    # A program that lies is found out by the host, which compares; it never gets a wrong file in.
+    assert said == ("00" if tool == "echo 00 -" else hashlib.sha256(content).hexdigest())
