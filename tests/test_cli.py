@@ -270,10 +270,28 @@ def test_an_operator_that_the_latency_model_does_not_know_is_named(files, capsys
     assert "internal error" not in err
 
 
-def test_ctrl_c_inside_generated_code_exits_with_130_and_not_by_the_signal(tmp_path):
+RAISED_IN_GENERATED_CODE = "exec('raise KeyboardInterrupt')"
+# As a class body does: the exception that leaves it is a RuntimeError.
+TURNED_INTO_ANOTHER = """
+    class Field:
+        def __set_name__(self, owner, name):
+            signal.raise_signal(signal.SIGINT)
+    try:
+        type("Owner", (), {"field": Field()})
+    except BaseException as error:
+        raise RuntimeError("a library's own") from error
+"""
+
+
+@pytest.mark.parametrize("what", [RAISED_IN_GENERATED_CODE, TURNED_INTO_ANOTHER])
+def test_ctrl_c_inside_a_library_exits_with_130_and_neither_by_the_signal_nor_as_a_bug(
+    tmp_path, what
+):
     (tmp_path / "interrupted.py").write_text(
+        "import signal\n"
         "from harness import cli\n"
-        "cli.app = lambda **options: exec('raise KeyboardInterrupt')\n"
+        f"def app(**options):\n    {what}\n"
+        "cli.app = app\n"
         "cli.main()\n"
     )
     done = subprocess.run(
