@@ -261,7 +261,8 @@ def _coverages(
     if not tried:
         return FIRST
     limit = problem.limits.latency_s
-    last_s = tried[-1].candidate.ratio * baseline.candidate.latency_s
+    # Within the budget by its median is not enough: the verdict asks for the whole interval.
+    last_s = tried[-1].candidate.ratio_interval.high * baseline.candidate.latency_s
     return MISSED if limit is not None and last_s > limit else ANCHORED
 
 

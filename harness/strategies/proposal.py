@@ -21,7 +21,7 @@ FIRST = (COVERAGE, 0.5, 0.0)
 # Once a variant of the same network was measured, the model is anchored to it: what is left is the
 # difference between siblings, smaller than that between the networks of the calibration.
 ANCHORED = (0.3, 0.0)
-# The last variant was slower than allowed, so the anchored model is not to be trusted as far.
+# The last variant was slower than allowed, or may have been: the model is not to be trusted as far.
 MISSED = (0.7, 0.3, 0.0)
 
 
