@@ -12,7 +12,15 @@ from collections.abc import Sequence, Set
 
 from latency_models.operators import QDQ, Op
 
-__all__ = ["FOLLOWERS", "QUANTIZABLE", "carriers", "free_output", "insert_pairs", "keep_float"]
+__all__ = [
+    "CARRIERS",
+    "FOLLOWERS",
+    "QUANTIZABLE",
+    "carriers",
+    "free_output",
+    "insert_pairs",
+    "keep_float",
+]
 
 # Quantized whatever their neighbours are.
 _ALWAYS = frozenset(
@@ -52,7 +60,7 @@ QUANTIZABLE = _ALWAYS | FOLLOWERS | _REMOVABLE
 
 # What carries integers at no cost but its own; an exporter that quantizes some layers only
 # quantizes these where all that they read is integer.
-_CARRIERS = frozenset(
+CARRIERS = frozenset(
     [
         "Add",
         "AveragePool",
@@ -87,7 +95,7 @@ def carriers(ops: Sequence[Op], quantized: Set[str]) -> set[str]:
     carried = set(quantized)
     for op in ops:
         sources = [producer.get(tensor) for tensor in op.inputs]
-        if op.op not in _CARRIERS or not sources:
+        if op.op not in CARRIERS or not sources:
             continue
         if all(source is not None and source.name in carried for source in sources) and (
             op.op in _REMOVABLE or op.name in leading
