@@ -6,24 +6,31 @@ import copy
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from harness.compression import prune
 from harness.errors import BuildError, ConfigError
 from harness.networks import CONVOLUTIONS, layers_in_order
+from harness.networks.structure import outputs_of, same_outputs
 from harness.records import Group
 
 __all__ = ["find_groups"]
+
+# Every channel's result depends on the others', so that none can go without a trace.
+MIXING = (nn.LayerNorm, nn.GroupNorm)
 
 
 def find_groups(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
     """The groups of a network, in order of depth; every layer belongs to exactly one.
 
     A group bears the name of its first producer. It is prunable if its channels carry the same
-    numbers in every producer, no grouped convolution or group norm ties them in blocks, and the
-    network still runs, with outputs of the same shape, after some were cut; a layer of which this
-    is not true (the classifier, a stream that is padded with zero channels) forms a group of its
-    own whose only choice is precision. Raises ConfigError where no group can be pruned.
+    numbers in every producer, no grouped convolution or group norm ties them in blocks, and a trial
+    succeeds: with some of its channels cut the network still runs, and computes what it does when
+    its consumers ignore these channels. Consumers may read the channels at an offset, behind a
+    concatenation. A layer of which this is not true (the classifier, a stream that is padded with
+    zero channels, shuffled or split channels) forms a group of its own whose only choice is
+    precision. Raises ConfigError where no group can be pruned.
     """
     layers = layers_in_order(network, example)
     if not layers:
@@ -34,11 +41,15 @@ def find_groups(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
     graph = prune.dependency_graph(copied, example)
 
     groups: list[Group] = []
+    mixed: set[str] = set()
     assigned: set[str] = set()
     for name in layers:
         if name in assigned:
             continue
-        group = _group_of(graph, copied.get_submodule(name), names, depth)
+        members = _members(graph, copied.get_submodule(name))
+        group = _group_of(graph, members, names, depth)
+        if any(isinstance(dependency.target.module, MIXING) for dependency, _ in members):
+            mixed.add(group.name)
         if group.prunable and not assigned.isdisjoint(group.producers):
             group = dataclasses.replace(group, prunable=False)
         if not group.prunable:
@@ -46,7 +57,7 @@ def find_groups(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
         groups.append(group)
         assigned.update(group.producers)
 
-    groups = _tried(network, example, groups)
+    groups = _tried(network, example, groups, mixed)
     if not any(group.prunable for group in groups):
         raise ConfigError(
             f"none of the network's {len(layers)} layers can be pruned: torch-pruning found no "
@@ -55,11 +66,15 @@ def find_groups(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _group_of(graph: Any, root: nn.Module, names: dict[Any, str], depth: dict[str, int]) -> Group:
-    channels = _out_channels(root)
-    members = graph.get_pruning_group(
-        root, graph.get_pruner_of_module(root).prune_out_channels, list(range(channels))
+def _members(graph: Any, root: nn.Module) -> Any:
+    """torch-pruning's group of all output channels of ``root``."""
+    return graph.get_pruning_group(
+        root, graph.get_pruner_of_module(root).prune_out_channels, list(range(_out_channels(root)))
     )
+
+
+def _group_of(graph: Any, members: Any, names: dict[Any, str], depth: dict[str, int]) -> Group:
+    channels = len(members[0].idxs)
     producers: set[str] = set()
     consumers: set[str] = set()
     prunable = True
@@ -75,7 +90,8 @@ def _group_of(graph: Any, root: nn.Module, names: dict[Any, str], depth: dict[st
             prunable = False
         if graph.is_out_channel_pruning_fn(dependency.handler):
             producers.add(names[module])
-            # Any other numbering (concatenation, padding) would need a map of its own.
+            # A producer of more channels than these (padding, concatenation before a sum) would
+            # need a map of its own wherever producers are scored or cut together.
             if list(indices) != list(range(channels)) or _out_channels(module) != channels:
                 prunable = False
         else:
@@ -103,21 +119,59 @@ def _tied_in_blocks(layer: nn.Module) -> bool:
     )
 
 
-def _tried(network: nn.Module, example: Tensor, groups: list[Group]) -> list[Group]:
-    """The groups, with those marked not prunable whose pruning breaks the network."""
+def _tried(
+    network: nn.Module, example: Tensor, groups: list[Group], mixed: set[str]
+) -> list[Group]:
+    """The groups, with those marked not prunable whose pruning breaks the network.
 
-    def runs(candidates: list[Group]) -> bool:
-        # Two of three channels stay: a set that shapes fixed in the code do not happen to fit.
-        kept = {
-            group.name: tuple(channel for channel in range(group.channels) if channel % 3)
-            for group in candidates
-        }
-        try:
-            prune.prune(network, example, candidates, kept)
-        except BuildError:
-            return False
-        return True
+    Groups join a growing set, by halves: where all are good, as in most networks, one trial is
+    enough, and what is found prunable is prunable together.
+    """
+    good: list[Group] = []
+
+    def admit(candidates: list[Group], compared: bool) -> None:
+        if not candidates:
+            return
+        if _works(network, example, [*good, *candidates], compared):
+            good.extend(candidates)
+        elif len(candidates) > 1:
+            half = len(candidates) // 2
+            admit(candidates[:half], compared)
+            admit(candidates[half:], compared)
 
     wide = [group for group in groups if group.prunable and group.channels > 1]
-    good = wide if runs(wide) else [group for group in wide if runs([group])]
+    admit([group for group in wide if group.name not in mixed], True)
+    admit([group for group in wide if group.name in mixed], False)
     return [dataclasses.replace(group, prunable=group in good) for group in groups]
+
+
+def _works(network: nn.Module, example: Tensor, groups: list[Group], compared: bool) -> bool:
+    """Whether the network can be pruned in all these groups at once.
+
+    Shapes alone would pass channels that are shuffled on their way: the network runs, on the wrong
+    channels. So values are ``compared``, where no layer on the way mixes channels.
+    """
+    # Two of three channels stay: a set that shapes fixed in the code do not happen to fit.
+    kept = {
+        group.name: tuple(channel for channel in range(group.channels) if channel % 3)
+        for group in groups
+    }
+    try:
+        pruned = prune.prune(network, example, groups, kept)
+    except BuildError:
+        return False
+    if not compared:
+        return True
+    muted = prune.muted(network, example, groups, kept)
+    probe = _probe(muted, example)
+    return same_outputs(outputs_of(muted, probe), outputs_of(pruned, probe))
+
+
+def _probe(network: nn.Module, example: Tensor) -> Tensor:
+    """Two random inputs like the example, which may be blank; the example where they are no use."""
+    if example.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn((2, *example.shape[1:]), generator=generator).to(example.dtype)
+        if all(bool(output.isfinite().all()) for output in outputs_of(network, probe)):
+            return probe
+    return example[:2]

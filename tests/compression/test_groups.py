@@ -6,7 +6,19 @@ from torch import nn
 
 from harness.compression.groups import find_groups
 from harness.errors import ConfigError
-from tests.compression.tiny import Concatenated, Inverted, Padded, Residual, seeded
+from harness.networks import layers_in_order
+from tests.compression.tiny import (
+    Concatenated,
+    Dense,
+    Excited,
+    Inverted,
+    Normalised,
+    Padded,
+    Residual,
+    Shuffled,
+    seeded,
+)
+from tests.sensitivity.cifar_resnet import ResNet
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -26,7 +38,9 @@ def test_the_classifier_is_not_prunable() -> None:
     assert groups["classifier"].consumers == ()
 
 
-@pytest.mark.parametrize("kind", [Residual, Padded, Inverted, Concatenated])
+@pytest.mark.parametrize(
+    "kind", [Residual, Padded, Inverted, Concatenated, Excited, Dense, Shuffled]
+)
 def test_every_layer_belongs_to_exactly_one_group(kind: type[nn.Module]) -> None:
     network = seeded(kind)
     layers = [n for n, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -60,6 +74,64 @@ def test_branches_that_are_concatenated_are_groups_of_their_own() -> None:
         ("join", 5, True),
         ("classifier", 3, False),
     ]
+
+
+def test_the_gate_of_a_squeeze_and_excite_goes_with_the_stream_that_it_scales() -> None:
+    groups = {group.name: group for group in find_groups(seeded(Excited), EXAMPLE)}
+    assert [(n, g.channels, g.prunable) for n, g in groups.items()] == [
+        ("stem", 4, True),
+        ("expand", 8, True),
+        ("squeeze", 4, True),
+        ("classifier", 3, False),
+    ]
+    assert groups["expand"].producers == ("expand", "depthwise", "excite")
+    assert groups["expand"].consumers == ("squeeze", "project")
+    assert groups["squeeze"].consumers == ("excite",)
+
+
+def test_channels_that_are_read_at_offsets_behind_a_concatenation_are_prunable() -> None:
+    groups = find_groups(seeded(Dense), EXAMPLE)
+    assert [(g.producers, g.consumers, g.prunable) for g in groups] == [
+        (("stem",), ("first", "second", "transition"), True),
+        (("first",), ("second", "transition"), True),
+        (("second",), ("transition",), True),
+        (("transition",), ("classifier",), True),
+        (("classifier",), (), False),
+    ]
+
+
+def test_the_inner_channels_of_a_padded_resnet_are_prunable_and_its_stream_is_not() -> None:
+    torch.manual_seed(0)
+    network, example = ResNet(2).eval(), torch.zeros(1, 3, 32, 32)
+    groups = find_groups(network, example)
+    assert [g.name for g in groups] == list(layers_in_order(network, example))
+    inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1)]
+    assert [g.name for g in groups if g.prunable] == inner
+
+
+def test_channels_that_are_shuffled_are_not_prunable_though_the_network_would_run() -> None:
+    groups = {group.name: group.prunable for group in find_groups(seeded(Shuffled), EXAMPLE)}
+    assert groups == {"stem": True, "shuffled": False, "reader": True, "classifier": False}
+
+
+def test_a_layer_norm_is_judged_by_shapes_because_every_channel_changes_its_result() -> None:
+    groups = {group.name: group.prunable for group in find_groups(seeded(Normalised), EXAMPLE)}
+    assert groups == {"inner": True, "classifier": False}
+
+
+def test_a_probe_that_the_network_cannot_take_gives_way_to_the_example() -> None:
+    class Logarithm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(64, 12)
+            self.classifier = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.classifier(self.inner(x.flatten(1).log()).relu())  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    groups = find_groups(Logarithm(), torch.rand(1, 1, 8, 8) + 0.1)
+    assert [group.prunable for group in groups] == [True, False]
 
 
 def test_finding_groups_leaves_the_network_alone() -> None:

@@ -5,11 +5,19 @@ import torch
 from torch import nn
 
 from harness.compression.groups import find_groups
-from harness.compression.prune import prune
+from harness.compression.prune import muted, prune
 from harness.errors import BuildError
 from harness.networks import count_parameters
 from harness.records import Group
-from tests.compression.tiny import Concatenated, Inverted, Padded, Residual, seeded
+from tests.compression.tiny import (
+    Concatenated,
+    Dense,
+    Excited,
+    Inverted,
+    Padded,
+    Residual,
+    seeded,
+)
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -39,6 +47,24 @@ def test_a_pruned_network_computes_what_the_original_does_with_zero_channels(
             zeroed(network, group, kept[group.name])
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(pruned(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Residual, Padded, Inverted, Concatenated, Excited, Dense])
+def test_a_muted_network_keeps_its_shape_and_computes_what_the_pruned_one_does(
+    kind: type[nn.Module],
+) -> None:
+    network = seeded(kind)
+    groups = find_groups(network, EXAMPLE)
+    kept = {g.name: tuple(range(1, g.channels, 2)) for g in groups if g.prunable}
+    quiet = muted(network, EXAMPLE, groups, kept)
+    images = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(
+        prune(network, EXAMPLE, groups, kept)(images), quiet(images), rtol=1e-4, atol=1e-5
+    )
+    assert {n: p.shape for n, p in quiet.named_parameters()} == {
+        n: p.shape for n, p in network.named_parameters()
+    }
+    assert not torch.allclose(quiet(images), network(images), rtol=1e-3)
 
 
 def test_the_structure_is_exact() -> None:
