@@ -56,9 +56,9 @@ def reconstruct(
     reads a group that lost channels (or those named in ``layers``) gets new weights, one layer
     after the other: ``sum |y - W' x - b'|^2 + ridge * s * |W' - W|^2`` is minimised, where ``y`` is
     what the layer gives in the original, before batch norm and activation, ``x`` what it reads in
-    the pruned network so far, ``W`` its weights as they were and ``s`` the mean
-    square of the inputs. So the error on ``images`` ``(n, ...)`` never rises, and the errors of earlier layers
-    are corrected too. Up to ``positions`` places an image are sampled, by ``seed``.
+    the pruned network so far, ``W`` its weights as they were and ``s`` the mean square of the
+    inputs. So the error at the places sampled of ``images`` ``(n, ...)``, up to ``positions`` an
+    image by ``seed``, never rises, and what earlier layers still lack is made up for in part.
 
     Batch norm stays: give a network fresh from pruning, whose statistics are the original's and fit
     outputs that are fitted to the original's; to estimate them again, before or afterwards, is not
@@ -68,9 +68,9 @@ def reconstruct(
     layers. BuildError for unknown layers or settings out of range.
 
     Source: He, Zhang, Sun, *Channel pruning*, ICCV 2017, section 3.1, the reconstruction step, with
-    the inputs of the pruned network (section 3.2); Luo, Wu, Lin, *ThiNet*, ICCV 2017, section 3.3,
-    for sampled positions. The penalty on the change is that of optimal brain surgeon's step
-    (Hassibi, Stork, NIPS 1992) for a layer's own squared error, damped.
+    the inputs of the pruned network (section 3.2); Luo, Wu, Lin, *ThiNet*, ICCV 2017, section 3.2,
+    for sampled positions. It is the optimal brain surgeon's step (Hassibi, Stork, NIPS 1992) for a
+    layer's own squared error and all removed weights at once, damped.
     """
     if ridge <= 0 or positions < 1 or not len(images):
         raise BuildError(
