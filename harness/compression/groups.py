@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,22 +17,24 @@ from harness.networks import CONVOLUTIONS, layers_in_order
 from harness.networks.structure import outputs_of, same_outputs
 from harness.records import Group
 
-__all__ = ["find_groups"]
+__all__ = ["best_channels", "find_groups"]
 
 # Every channel's result depends on the others', so that none can go without a trace.
 MIXING = (nn.LayerNorm, nn.GroupNorm)
 
 
-def find_groups(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
+def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) -> tuple[Group, ...]:
     """The groups of a network, in order of depth; every layer belongs to exactly one.
 
     A group bears the name of its first producer. It is prunable if its channels carry the same
-    numbers in every producer, no grouped convolution or group norm ties them in blocks, and a trial
-    succeeds: with some of its channels cut the network still runs, and computes what it does when
-    its consumers ignore these channels. Consumers may read the channels at an offset, behind a
+    numbers in every producer, no group norm of several groups reads them, and a trial succeeds:
+    with some of its channels cut the network still runs, and computes what it does when its
+    consumers ignore these channels. Consumers may read the channels at an offset, behind a
     concatenation. A layer of which this is not true (the classifier, a stream that is padded with
     zero channels, shuffled or split channels) forms a group of its own whose only choice is
-    precision. Raises ConfigError where no group can be pruned.
+    precision. So does one that a grouped convolution makes or reads, unless the caller asks for
+    ``blocks``: the widths of such a group must be multiples of ``Group.blocks``. Raises ConfigError
+    where no group can be pruned.
     """
     layers = layers_in_order(network, example)
     if not layers:
@@ -48,6 +52,8 @@ def find_groups(network: nn.Module, example: Tensor) -> tuple[Group, ...]:
             continue
         members = _members(graph, copied.get_submodule(name))
         group = _group_of(graph, members, names, depth)
+        if group.blocks > 1 and not blocks:
+            group = dataclasses.replace(group, prunable=False, blocks=1)
         if any(isinstance(dependency.target.module, MIXING) for dependency, _ in members):
             mixed.add(group.name)
         if group.prunable and not assigned.isdisjoint(group.producers):
@@ -78,6 +84,7 @@ def _group_of(graph: Any, members: Any, names: dict[Any, str], depth: dict[str, 
     producers: set[str] = set()
     consumers: set[str] = set()
     prunable = True
+    blocks = 1
     for dependency, indices in members:
         module = dependency.target.module
         if isinstance(module, nn.GroupNorm) and module.num_groups > 1:
@@ -87,7 +94,9 @@ def _group_of(graph: Any, members: Any, names: dict[Any, str], depth: dict[str, 
         if module not in names:
             continue
         if _tied_in_blocks(module):
-            prunable = False
+            blocks = math.lcm(blocks, module.groups)
+            if list(indices) != list(range(channels)):
+                prunable = False  # blocks that begin elsewhere, behind a concatenation
         if graph.is_out_channel_pruning_fn(dependency.handler):
             producers.add(names[module])
             # A producer of more channels than these (padding, concatenation before a sum) would
@@ -103,7 +112,21 @@ def _group_of(graph: Any, members: Any, names: dict[Any, str], depth: dict[str, 
         producers=ordered,
         consumers=tuple(sorted(consumers, key=depth.__getitem__)),
         prunable=prunable and bool(consumers),  # what no layer reads is an output
+        blocks=blocks,
     )
+
+
+def best_channels(group: Group, scores: Sequence[float], channels: int) -> tuple[int, ...]:
+    """The ``channels`` channels of a group with the largest scores, in rising order.
+
+    In a group of several blocks, the places with the largest sums over the blocks; ``channels`` is
+    rounded down to whole places, at least one. Ties go to the lower channel.
+    """
+    size = group.channels // group.blocks
+    sums = [math.fsum(scores[place::size]) for place in range(size)]
+    order = sorted(range(size), key=lambda place: (-sums[place], place))
+    places = sorted(order[: max(channels // group.blocks, 1)])
+    return tuple(block * size + place for block in range(group.blocks) for place in places)
 
 
 def _out_channels(layer: nn.Module) -> int:
@@ -139,7 +162,7 @@ def _tried(
             admit(candidates[:half], compared)
             admit(candidates[half:], compared)
 
-    wide = [group for group in groups if group.prunable and group.channels > 1]
+    wide = [group for group in groups if group.prunable and group.channels > group.blocks]
     admit([group for group in wide if group.name not in mixed], True)
     admit([group for group in wide if group.name in mixed], False)
     return [dataclasses.replace(group, prunable=group in good) for group in groups]
@@ -153,7 +176,11 @@ def _works(network: nn.Module, example: Tensor, groups: list[Group], compared: b
     """
     # Two of three channels stay: a set that shapes fixed in the code do not happen to fit.
     kept = {
-        group.name: tuple(channel for channel in range(group.channels) if channel % 3)
+        group.name: tuple(
+            channel
+            for channel in range(group.channels)
+            if channel % (group.channels // group.blocks) % 3
+        )
         for group in groups
     }
     try:

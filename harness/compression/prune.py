@@ -89,7 +89,9 @@ def muted(
             if isinstance(module, LAYER_TYPES) and not graph.is_out_channel_pruning_fn(
                 dependency.handler
             ):
-                module.weight.data[:, list(removed)] = 0
+                # Of a grouped convolution the same places go in every block.
+                width = module.weight.shape[1]
+                module.weight.data[:, sorted({channel % width for channel in removed})] = 0
     for parameter, wanted in zip(copied.parameters(), requires_grad, strict=True):
         parameter.requires_grad_(wanted)
     return copied
@@ -121,6 +123,13 @@ def _check(group: Group, channels: tuple[int, ...]) -> None:
         raise BuildError(
             f"group {group.name}: kept channels must rise and lie in 0..{group.channels - 1}, "
             f"got {channels}"
+        )
+    size = group.channels // group.blocks
+    places = {channel % size for channel in channels}
+    if len(channels) != len(places) * group.blocks:
+        raise BuildError(
+            f"group {group.name}: the same places must stay in each of its {group.blocks} blocks "
+            f"of {size} channels, got {channels}"
         )
     if len(channels) < group.channels and not group.prunable:
         raise BuildError(f"group {group.name} is not prunable: its outputs must stay")

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from harness.compression.groups import find_groups
+from harness.compression.groups import best_channels, find_groups
 from harness.errors import ConfigError
 from harness.networks import layers_in_order
+from harness.records import Group, dump, load
 from tests.compression.tiny import (
     Concatenated,
     Dense,
     Excited,
+    Grouped,
     Inverted,
     Normalised,
     Padded,
@@ -107,6 +109,39 @@ def test_the_inner_channels_of_a_padded_resnet_are_prunable_and_its_stream_is_no
     assert [g.name for g in groups] == list(layers_in_order(network, example))
     inner = [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in (0, 1)]
     assert [g.name for g in groups if g.prunable] == inner
+
+
+def test_grouped_convolutions_tie_channels_in_blocks_where_the_caller_can_do_with_them() -> None:
+    network = seeded(Grouped)
+    groups = find_groups(network, EXAMPLE, blocks=True)
+    assert [(g.name, g.channels, g.blocks, g.prunable) for g in groups] == [
+        ("stem", 6, 1, True),
+        ("narrow", 16, 4, True),
+        ("grouped", 24, 4, True),  # read in two blocks: the same places of four are those of two
+        ("regrouped", 12, 2, True),
+        ("classifier", 3, 1, False),
+    ]
+    cautious = find_groups(network, EXAMPLE)
+    assert [g.name for g in cautious if g.prunable] == ["stem"]
+    assert {g.blocks for g in cautious} == {1}
+
+
+def test_the_best_channels_are_the_best_places_of_all_blocks() -> None:
+    group = Group(name="x", channels=6, producers=("x",), consumers=("y",), prunable=True, blocks=2)
+    scores = (5.0, 1.0, 2.0, 0.0, 5.0, 2.5)  # the places' sums are 5, 6 and 4.5
+    assert best_channels(group, scores, 2) == (1, 4)
+    assert best_channels(group, scores, 5) == (0, 1, 3, 4)
+    assert best_channels(group, scores, 1) == (1, 4)
+    plain = Group(name="x", channels=6, producers=("x",), consumers=("y",), prunable=True)
+    assert best_channels(plain, scores, 3) == (0, 4, 5)
+    assert best_channels(plain, (1.0,) * 6, 2) == (0, 1)
+
+
+def test_a_group_written_before_there_were_blocks_has_one() -> None:
+    text = '{"name":"x","channels":6,"producers":["x"],"consumers":["y"],"prunable":true}'
+    group = load(Group, text)
+    assert group.blocks == 1
+    assert load(Group, dump(group)) == group
 
 
 def test_channels_that_are_shuffled_are_not_prunable_though_the_network_would_run() -> None:

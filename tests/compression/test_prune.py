@@ -13,6 +13,7 @@ from tests.compression.tiny import (
     Concatenated,
     Dense,
     Excited,
+    Grouped,
     Inverted,
     Padded,
     Residual,
@@ -65,6 +66,25 @@ def test_a_muted_network_keeps_its_shape_and_computes_what_the_pruned_one_does(
         n: p.shape for n, p in network.named_parameters()
     }
     assert not torch.allclose(quiet(images), network(images), rtol=1e-3)
+
+
+def test_channels_in_blocks_are_cut_at_the_same_places_of_each() -> None:
+    network = seeded(Grouped)
+    groups = find_groups(network, EXAMPLE, blocks=True)
+    kept = {
+        "stem": (0, 2, 5),
+        "narrow": (1, 2, 5, 6, 9, 10, 13, 14),
+        "grouped": tuple(range(0, 24, 2)),
+        "regrouped": (0, 4, 6, 10),
+    }
+    pruned = prune(network, EXAMPLE, groups, kept)
+    assert tuple(pruned.get_parameter("grouped.weight").shape) == (12, 2, 3, 3)
+    assert tuple(pruned.get_parameter("regrouped.weight").shape) == (4, 6, 3, 3)
+    images = torch.randn(4, 1, 8, 8)
+    quiet = muted(network, EXAMPLE, groups, kept)
+    torch.testing.assert_close(pruned(images), quiet(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(BuildError, match="same places must stay in each of its 4 blocks of 4"):
+        prune(network, EXAMPLE, groups, {"narrow": (1, 2, 5, 6, 9, 10, 13, 15)})
 
 
 def test_the_structure_is_exact() -> None:

@@ -16,7 +16,7 @@ from harness.compression.reconstruct import reconstruct
 from harness.errors import BuildError
 from harness.networks import load_data, load_network, top1
 from harness.records import Group
-from tests.compression.tiny import Dense, Excited, Inverted, Residual, seeded
+from tests.compression.tiny import Dense, Excited, Grouped, Inverted, Residual, seeded
 
 CIFAR = Path(__file__).parents[3] / "shared/images/cifar10"
 RESNET = Path(__file__).parents[1] / "sensitivity/cifar_resnet.py"
@@ -192,6 +192,19 @@ def test_a_depthwise_layer_is_fitted_channel_by_channel() -> None:
     torch.testing.assert_close(
         pruned.get_parameter("depthwise.weight").detach(), wanted, rtol=1e-3, atol=1e-4
     )
+
+
+def test_a_grouped_layer_is_fitted_block_by_block() -> None:
+    network = seeded(Grouped)
+    groups = find_groups(network, IMAGES, blocks=True)
+    kept = {"narrow": (0, 1, 4, 5, 8, 9, 12, 13), "grouped": tuple(range(0, 24, 2))}
+    pruned = prune(network, IMAGES, groups, kept)
+    refits = reconstruct(pruned, network, groups, kept, IMAGES, positions=64)
+    assert [refit.layer for refit in refits] == ["grouped", "regrouped"]
+    wanted, got = outputs(network, "grouped", IMAGES), outputs(pruned, "grouped", IMAGES)
+    # The layer's own bias takes up the means, so what is reported is what is left.
+    assert share(wanted[:, ::2], got) == pytest.approx(refits[0].after, rel=1e-3)
+    assert all(refit.after < 0.95 * refit.before for refit in refits)
 
 
 def test_equal_seeds_give_equal_weights_and_the_original_is_left_alone() -> None:

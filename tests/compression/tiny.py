@@ -97,6 +97,26 @@ class Concatenated(nn.Module):
         return self.classifier(x.flatten(1))  # type: ignore[no-any-return]
 
 
+class Grouped(nn.Module):
+    """ResNeXt's block, and a grouped convolution that reads another's channels in other blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.narrow = nn.Conv2d(6, 16, 1)
+        self.grouped = nn.Conv2d(16, 24, 3, padding=1, groups=4)
+        self.norm = nn.BatchNorm2d(24)
+        self.regrouped = nn.Conv2d(24, 12, 3, padding=1, groups=2)
+        self.widen = nn.Conv2d(12, 6, 1)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.stem(x))
+        y = functional.relu(self.norm(self.grouped(functional.relu(self.narrow(x)))))
+        x = x + self.widen(functional.softplus(self.regrouped(y)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Excited(nn.Module):
     """MobileNet's block with squeeze-and-excite, and activations that are not zero at zero."""
 
