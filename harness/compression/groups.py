@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.compression import prune
+from harness.compression.patches import plain_shapes
 from harness.errors import BuildError, ConfigError
 from harness.networks import CONVOLUTIONS, layers_in_order
 from harness.networks.structure import outputs_of, same_outputs
@@ -44,6 +45,7 @@ def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) ->
     depth = {name: index for index, name in enumerate(layers)}
     graph = prune.dependency_graph(copied, example)
 
+    plain = set(plain_shapes(network, layers, _probe(network, example)))
     groups: list[Group] = []
     mixed: set[str] = set()
     assigned: set[str] = set()
@@ -54,7 +56,9 @@ def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) ->
         group = _group_of(graph, members, names, depth)
         if group.blocks > 1 and not blocks:
             group = dataclasses.replace(group, prunable=False, blocks=1)
-        if any(isinstance(dependency.target.module, MIXING) for dependency, _ in members):
+        if any(isinstance(d.target.module, MIXING) for d, _ in members) or not plain.issuperset(
+            (*group.producers, *group.consumers)
+        ):
             mixed.add(group.name)
         if group.prunable and not assigned.isdisjoint(group.producers):
             group = dataclasses.replace(group, prunable=False)
@@ -172,7 +176,8 @@ def _works(network: nn.Module, example: Tensor, groups: list[Group], compared: b
     """Whether the network can be pruned in all these groups at once.
 
     Shapes alone would pass channels that are shuffled on their way: the network runs, on the wrong
-    channels. So values are ``compared``, where no layer on the way mixes channels.
+    channels. So values are ``compared``, where no layer mixes channels (a layer norm, weights that
+    are normalised before they are used).
     """
     # Two of three channels stay: a set that shapes fixed in the code do not happen to fit.
     kept = {

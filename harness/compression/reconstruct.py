@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from harness.compression.patches import channels_second, patches, plain_shapes, reading
 from harness.errors import BuildError
 from harness.networks import BATCH_NORMS, LAYER_TYPES, Layer
-from harness.networks.structure import outputs_of, run_once, same_outputs
+from harness.networks.structure import outputs_of, same_outputs
 from harness.records import Group
 
 __all__ = ["Refit", "reconstruct"]
@@ -64,8 +64,9 @@ def reconstruct(
     outputs that are fitted to the original's; to estimate them again, before or afterwards, is not
     needed. A layer without a bias whose output only a batch norm reads has its ``b'`` taken off the
     running mean; any other layer without one goes without. A layer that runs more than once in a
-    pass is left as it is. Both networks are left in evaluation mode; ``progress(done, of)`` counts
-    layers. BuildError for unknown layers or settings out of range.
+    pass, or does more than multiply and add, is left as it is. Both networks are left in evaluation
+    mode; ``progress(done, of)`` counts layers. BuildError for unknown layers or settings out of
+    range.
 
     Source: He, Zhang, Sun, *Channel pruning*, ICCV 2017, section 3.1, the reconstruction step, with
     the inputs of the pruned network (section 3.2); Luo, Wu, Lin, *ThiNet*, ICCV 2017, section 3.2,
@@ -168,18 +169,7 @@ def _planned(
     )
     if unknown := sorted(wanted - set(remaining)):
         raise BuildError(f"cannot reconstruct {', '.join(unknown)}: no such layer in the groups")
-    shapes: dict[str, list[tuple[int, ...]]] = {}
-    with contextlib.ExitStack() as hooks:
-        for name, module in original.named_modules():
-            if name in wanted:
-
-                def see(module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
-                    shapes.setdefault(name, []).append(
-                        tuple(_channels_second(module, output).shape)
-                    )
-
-                hooks.callback(module.register_forward_hook(see).remove)
-        run_once(original, example)
+    shapes = plain_shapes(original, wanted, example)
     return [
         _Target(name, index, calls[0][2:], remaining[name], positions)
         for index, (name, calls) in enumerate(shapes.items())
@@ -212,7 +202,7 @@ def _record_targets(
             def keep(
                 module: nn.Module, _inputs: Any, output: Tensor, layer: _Target = layer
             ) -> None:
-                layer.record(_channels_second(module, output), start)
+                layer.record(channels_second(module, output), start)
 
             module = original.get_submodule(layer.name)
             hooks.callback(module.register_forward_hook(keep).remove)
@@ -230,7 +220,7 @@ def _refit(pruned: nn.Module, target: _Target, images: Tensor, ridge: float, bat
         part = images[start : start + batch]
         read = _input_of(pruned, layer, part)
         wanted = target.rows(start, len(part))
-        sums.add(_patches(layer, read, target.coordinates(start, len(part))), wanted)
+        sums.add(patches(layer, read, target.coordinates(start, len(part))), wanted)
     weight, offset, before, after = sums.solved(ridge)
     layer.weight += weight.view_as(layer.weight).to(layer.weight.dtype)
     if layer.bias is not None:
@@ -301,34 +291,6 @@ class _Sums:
         return change.transpose(1, 2), offset.flatten(), before / power, after / power
 
 
-def _channels_second(layer: nn.Module, output: Tensor) -> Tensor:
-    """A layer's output as ``(n, channels, ...)``; a linear layer has its channels last."""
-    return output.movedim(-1, 1) if isinstance(layer, nn.Linear) else output
-
-
-def _patches(layer: Layer, read: Tensor, coordinates: tuple[Tensor, ...]) -> Tensor:
-    """What goes into a layer's outputs at these places, ``(samples, blocks, inputs of a block)``.
-
-    Only the patches that were sampled are ever unfolded.
-    """
-    rows = torch.arange(len(read))[:, None]
-    if isinstance(layer, nn.Linear):
-        return read[(rows, *coordinates)].reshape(-1, 1, layer.in_features)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = functional.pad(read, layer._reversed_padding_repeated_twice, mode=mode)
-    axes = len(coordinates)
-    index: list[Tensor] = [rows.view(*rows.shape, *(1,) * axes)]
-    for axis, places in enumerate(coordinates):
-        offsets = torch.arange(layer.kernel_size[axis]) * layer.dilation[axis]
-        shape = [1] * axes
-        shape[axis] = -1
-        start = (places * layer.stride[axis]).view(*places.shape, *(1,) * axes)
-        index.append(start + offsets.view(shape))
-    # (n, samples, *kernel, channels): the channel goes in front of the kernel, as in the weights.
-    picked = padded.movedim(1, -1)[tuple(index)].movedim(-1, 2)
-    return picked.reshape(rows.shape[0] * index[1].shape[1], layer.groups, -1)
-
-
 def _batchnorm_after(network: nn.Module, name: str, example: Tensor) -> Any:
     """The batch norm that takes up whatever is added to a layer's outputs, or None.
 
@@ -377,14 +339,10 @@ def _input_of(network: nn.Module, layer: Layer, images: Tensor) -> Tensor:
     """What ``layer`` reads for ``images``; the pass stops there."""
     seen: list[Tensor] = []
 
-    def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
+    def stop(read: Tensor) -> None:
+        seen.append(read)
         raise _Reached
 
-    hook = layer.register_forward_pre_hook(stop)
-    try:
-        with contextlib.suppress(_Reached):
-            network(images)
-    finally:
-        hook.remove()
+    with reading(layer, stop), contextlib.suppress(_Reached):
+        network(images)
     return seen[0]

@@ -185,3 +185,16 @@ def test_a_network_in_which_nothing_can_be_pruned_is_an_error() -> None:
         find_groups(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), EXAMPLE)
     with pytest.raises(ConfigError, match="no convolution and no linear layer"):
         find_groups(nn.Flatten(), EXAMPLE)
+
+
+def test_weights_that_are_normalised_first_are_judged_by_shapes() -> None:
+    class Standardised(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return nn.functional.conv2d(x, weight, self.bias)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), Standardised(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    )
+    assert [group.prunable for group in find_groups(network, EXAMPLE)] == [True, True, False]

@@ -102,7 +102,28 @@ def share(wanted: torch.Tensor, got: torch.Tensor) -> float:
     return float((wanted - got).square().mean() / centred.square().mean())
 
 
+class PaddingFirst(nn.Conv2d):
+    """TensorFlow's padding at stride 2: the bottom and the right get more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+
+class Standardised(nn.Conv2d):
+    """Its weights are normalised before they are used, so that fitted ones would not be."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight, self.bias, padding=1)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 READERS = {
+    "padding first": PaddingFirst(6, 4, 3, stride=2),
     "plain": nn.Conv2d(6, 4, 3, padding=1),
     "strided": nn.Conv2d(6, 4, 3, stride=2, padding=1),
     "dilated": nn.Conv2d(6, 4, (3, 1), dilation=2, padding="same"),
@@ -111,18 +132,37 @@ READERS = {
 }
 
 
-@pytest.mark.parametrize("kind", READERS)
-def test_the_reported_errors_are_those_of_the_outputs(kind: str) -> None:
+def in_a_row(reader: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
-    network = nn.Sequential(
+    return nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1),
         nn.ReLU(),
-        copy.deepcopy(READERS[kind]),
+        copy.deepcopy(reader),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(4, 3),
     )
+
+
+@pytest.mark.parametrize("kind", [Standardised, Doubled])
+def test_a_layer_that_does_more_than_multiply_and_add_is_left_as_it_is(
+    kind: type[nn.Conv2d],
+) -> None:
+    network = in_a_row(kind(6, 4, 3, padding=1))
+    groups = find_groups(network, IMAGES)
+    kept = {"0": (0, 2, 5), "2": (1, 2, 3)}
+    pruned = prune(network, IMAGES, groups, kept)
+    (refit,) = reconstruct(pruned, network, groups, kept, IMAGES)
+    assert refit.layer == "6"
+    assert torch.equal(
+        pruned.get_parameter("2.weight"), network.get_parameter("2.weight")[1:][:, [0, 2, 5]]
+    )
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_the_reported_errors_are_those_of_the_outputs(kind: str) -> None:
+    network = in_a_row(READERS[kind])
     groups = find_groups(network, IMAGES)
     kept = {"0": (0, 2, 5), "2": (1, 2, 3)}
     pruned = prune(network, IMAGES, groups, kept)
