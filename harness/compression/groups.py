@@ -55,7 +55,7 @@ def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) ->
         members = _members(graph, copied.get_submodule(name))
         group = _group_of(graph, members, names, depth)
         if group.blocks > 1 and not blocks:
-            group = dataclasses.replace(group, prunable=False, blocks=1)
+            group = dataclasses.replace(group, prunable=False)
         if any(isinstance(d.target.module, MIXING) for d, _ in members) or not plain.issuperset(
             (*group.producers, *group.consumers)
         ):
@@ -63,7 +63,7 @@ def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) ->
         if group.prunable and not assigned.isdisjoint(group.producers):
             group = dataclasses.replace(group, prunable=False)
         if not group.prunable:
-            group = dataclasses.replace(group, name=name, producers=(name,))
+            group = dataclasses.replace(group, name=name, producers=(name,), blocks=1)
         groups.append(group)
         assigned.update(group.producers)
 
@@ -169,7 +169,10 @@ def _tried(
     wide = [group for group in groups if group.prunable and group.channels > group.blocks]
     admit([group for group in wide if group.name not in mixed], True)
     admit([group for group in wide if group.name in mixed], False)
-    return [dataclasses.replace(group, prunable=group in good) for group in groups]
+    return [
+        group if group in good else dataclasses.replace(group, prunable=False, blocks=1)
+        for group in groups
+    ]
 
 
 def _works(network: nn.Module, example: Tensor, groups: list[Group], compared: bool) -> bool:
@@ -200,10 +203,10 @@ def _works(network: nn.Module, example: Tensor, groups: list[Group], compared: b
 
 
 def _probe(network: nn.Module, example: Tensor) -> Tensor:
-    """Two random inputs like the example, which may be blank; the example where they are no use."""
+    """Random inputs like the example, which may be blank; the example where they are no use."""
     if example.is_floating_point():
         generator = torch.Generator().manual_seed(0)
-        probe = torch.randn((2, *example.shape[1:]), generator=generator).to(example.dtype)
+        probe = torch.randn(example[:2].shape, generator=generator).to(example.dtype)
         if all(bool(output.isfinite().all()) for output in outputs_of(network, probe)):
             return probe
     return example[:2]
