@@ -121,7 +121,9 @@ def distill(
 
     With ``checkpoint``, the state is written there every ``checkpoint_every`` steps, at the end of
     each epoch and at the end: a run that finds it goes on there, and ends with the same weights to
-    the bit as one that was never interrupted. Delete the file when the result is safe.
+    the bit as one that was never interrupted. Of roundings it knows the layers alone. Delete the
+    file when the result is safe.
+
     Equal seeds give equal weights on one machine. ``progress(done, of)`` counts steps; ``report``
     is told more. BuildError if the loss is no longer finite, for settings out of range, or if the
     checkpoint is another run's.

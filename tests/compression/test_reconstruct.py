@@ -247,6 +247,26 @@ def test_a_grouped_layer_is_fitted_block_by_block() -> None:
     assert all(refit.after < 0.95 * refit.before for refit in refits)
 
 
+@pytest.mark.parametrize("layer", ["wide", "classifier"])
+def test_a_layer_makes_up_for_inputs_that_were_quantized(layer: str) -> None:
+    def coarse(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        step = inputs[0].abs().max() / 3
+        return ((inputs[0] / step).floor() * step,)
+
+    network = seeded(Residual)
+    groups = find_groups(network, IMAGES)
+    rounded = copy.deepcopy(network)
+    rounded.get_submodule(layer).register_forward_pre_hook(coarse)
+    wanted = outputs(network, layer, IMAGES)
+    before = share(wanted, outputs(rounded, layer, IMAGES))
+    (refit,) = reconstruct(
+        rounded, network, groups, {}, IMAGES, layers=[layer], positions=64, batch=len(IMAGES)
+    )
+    assert refit.before == pytest.approx(before, rel=1e-4)
+    assert refit.after == pytest.approx(share(wanted, outputs(rounded, layer, IMAGES)), rel=1e-3)
+    assert refit.after < 0.7 * before
+
+
 def test_equal_seeds_give_equal_weights_and_the_original_is_left_alone() -> None:
     network = seeded(Residual)
     groups = find_groups(network, IMAGES)
