@@ -21,7 +21,7 @@ from harness.records import Group
 __all__ = ["best_channels", "find_groups"]
 
 # Every channel's result depends on the others', so that none can go without a trace.
-MIXING = (nn.LayerNorm, nn.GroupNorm)
+MIXING = (nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention, nn.RNNBase)
 
 
 def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) -> tuple[Group, ...]:

@@ -16,6 +16,8 @@ from harness.records import Group
 
 __all__ = ["dependency_graph", "muted", "prune"]
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 def dependency_graph(network: nn.Module, example: Tensor) -> Any:
     """torch-pruning's dependency graph of ``network``, which must not be shared: it is traced."""
@@ -86,9 +88,11 @@ def muted(
             continue
         for dependency, removed in _members(graph, copied, known[name], channels):
             module = dependency.target.module
-            if isinstance(module, LAYER_TYPES) and not graph.is_out_channel_pruning_fn(
-                dependency.handler
-            ):
+            if graph.is_out_channel_pruning_fn(dependency.handler):
+                continue  # a producer, or what treats every channel for itself
+            if isinstance(module, TRANSPOSED):
+                module.weight.data[list(removed)] = 0
+            elif isinstance(module, LAYER_TYPES):
                 # Of a grouped convolution the same places go in every block.
                 width = module.weight.shape[1]
                 module.weight.data[:, sorted({channel % width for channel in removed})] = 0

@@ -198,3 +198,37 @@ def test_weights_that_are_normalised_first_are_judged_by_shapes() -> None:
         nn.Conv2d(1, 6, 3), nn.ReLU(), Standardised(6, 4, 3), nn.Flatten(), nn.Linear(64, 3)
     )
     assert [group.prunable for group in find_groups(network, EXAMPLE)] == [True, True, False]
+
+
+def test_channels_that_a_transposed_convolution_reads_too_are_prunable() -> None:
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(1, 6, 3)
+            self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+            self.down = nn.Conv2d(6, 3, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.inner(x).relu()
+            return self.up(x), self.down(x)
+
+    torch.manual_seed(0)
+    groups = find_groups(Decoder(), EXAMPLE)
+    assert [(g.name, g.prunable) for g in groups] == [("inner", True), ("down", False)]
+
+
+def test_channels_that_a_recurrent_layer_reads_too_are_judged_by_shapes() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 6)
+            self.recurrent = nn.LSTM(6, 4, batch_first=True)
+            self.classifier = nn.Linear(6, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.inner(x.flatten(1, 2)).relu()
+            return self.classifier(x), self.recurrent(x)[0]
+
+    torch.manual_seed(0)
+    groups = find_groups(Recurrent(), EXAMPLE)
+    assert [(g.name, g.prunable) for g in groups] == [("inner", True), ("classifier", False)]
