@@ -61,10 +61,14 @@ def plain_shapes(
         for name in names:
             layer = _layer(network, name)
 
+            # Copies: what follows may write into either.
             def keep(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
                 outputs.setdefault(name, []).append(output.clone())
 
-            hooks.enter_context(reading(layer, reads[name].append))
+            def see(read: Tensor, name: str = name) -> None:
+                reads[name].append(read.clone())
+
+            hooks.enter_context(reading(layer, see))
             hooks.callback(layer.register_forward_hook(keep).remove)
         run_once(network, example)
     shapes = {}

@@ -75,3 +75,20 @@ def test_layers_are_plain_if_they_multiply_and_add_and_do_no_more() -> None:
         "0": [(1, 3, 4, 4)] * 2,
         "3": [(1, 2, 4, 4)] * 2,
     }
+
+
+def test_a_layer_is_plain_though_its_input_and_output_are_overwritten() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1
+            y = self.inner(x)
+            x.relu_()
+            return y.relu_() + x  # type: ignore[no-any-return]
+
+    assert plain_shapes(Overwriting(), ["inner"], torch.randn(1, 2, 4, 4) - 1) == {
+        "inner": [(1, 2, 4, 4)]
+    }
