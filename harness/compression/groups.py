@@ -56,9 +56,7 @@ def find_groups(network: nn.Module, example: Tensor, *, blocks: bool = False) ->
         group = _group_of(graph, members, names, depth)
         if group.blocks > 1 and not blocks:
             group = dataclasses.replace(group, prunable=False)
-        if any(isinstance(d.target.module, MIXING) for d, _ in members) or not plain.issuperset(
-            (*group.producers, *group.consumers)
-        ):
+        if _mixes(members) or not plain.issuperset({*group.producers, *group.consumers}):
             mixed.add(group.name)
         if group.prunable and not assigned.isdisjoint(group.producers):
             group = dataclasses.replace(group, prunable=False)
@@ -81,6 +79,10 @@ def _members(graph: Any, root: nn.Module) -> Any:
     return graph.get_pruning_group(
         root, graph.get_pruner_of_module(root).prune_out_channels, list(range(_out_channels(root)))
     )
+
+
+def _mixes(members: Any) -> bool:
+    return any(isinstance(dependency.target.module, MIXING) for dependency, _ in members)
 
 
 def _group_of(graph: Any, members: Any, names: dict[Any, str], depth: dict[str, int]) -> Group:
