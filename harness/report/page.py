@@ -14,7 +14,7 @@ import plotly.offline
 
 from harness.errors import ConfigError
 from harness.records import Candidate, FitResult
-from harness.report import figures, words
+from harness.report import figures, networks, words
 from harness.units import format_time
 
 __all__ = ["render", "write"]
@@ -70,10 +70,10 @@ def render(result: FitResult) -> str:
         words=words,
         tones=_TONES,
         headline=words.headline(result),
-        columns=words.columns(result),
-        rows=words.comparison(result),
-        candidates=words.candidate_rows(result),
-        alternatives=words.alternative_sentences(result),
+        columns=networks.columns(result),
+        rows=networks.comparison(result),
+        candidates=networks.candidate_rows(result),
+        alternatives=networks.alternative_sentences(result),
         groups=shown.allocation,
         fingerprint=words.fingerprint(result.board),
         figures=drawn,
@@ -88,7 +88,7 @@ def _glue(text: str) -> str:
 
 
 def _figures(result: FitResult, shown: Candidate) -> dict[str, _Figure]:
-    several = len(words.all_candidates(result)) > 1
+    several = len(networks.all_candidates(result)) > 1
     drafts: tuple[tuple[str, str, go.Figure | None, str], ...] = (
         (
             "accuracy",
