@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records import FitResult
-from harness.report import networks, words
+from harness.report import allocated, networks, words
 from harness.report.tables import add_row, new_table, show
 
 __all__ = ["fit_summary", "print_fit"]
@@ -35,6 +35,7 @@ def fit_summary(result: FitResult, *, report: Path | None = None) -> RenderableT
     parts += [
         Text(f"{name}: {sentence}") for name, sentence in networks.alternative_sentences(result)
     ]
+    parts += [Text(sentence) for sentence in allocated.proof_sentences(result)]
     parts += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
     if report is not None:
         parts.append(Text(f"Report: {report}"))
