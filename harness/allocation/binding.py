@@ -47,20 +47,20 @@ def infeasible(
     """The error that says, for every budget, what could be reached and where it goes."""
     groups = [binding(reach) for reach in reaches]
     lines = []
-    broken = [b for b, (r, budget) in enumerate(zip(reaches, budgets, strict=True)) if r.how]
-    broken = broken or [b for b, r in enumerate(reaches) if r.nearest > budgets[b]]
-    for b in broken:
+    for b, (reach, budget) in enumerate(zip(reaches, budgets, strict=True)):
+        if not reach.how and reach.nearest <= budget:
+            continue  # without others to hold it is met
         most = ", ".join(names.group(group) for group in groups[b][:_MOST_NAMED])
         more = len(groups[b]) - _MOST_NAMED
         rest = f" and {more} more" if more > 0 else ""
-        how = f", {reaches[b].how}" if reaches[b].how else ""
         lines.append(
-            f"budget {b} of {budgets[b]!r}: {reaches[b].nearest!r} is the smallest reachable"
-            f"{how}, half of it or more in {most}{rest}"
+            f"budget {b} of {budget!r}{': ' if reach.how else ' cannot be met: '}"
+            f"{reach.nearest!r} is the smallest reachable{', ' if reach.how else ''}{reach.how}; "
+            f"half of it or more is spent in {most}{rest}"
         )
-    together = "the budgets cannot be met together" if len(lines) > 1 else "it cannot be met"
+    head = "the budgets cannot be met together: " if any(reach.how for reach in reaches) else ""
     return InfeasibleBudget(
-        f"{together}: {'; '.join(lines)}; loosen it, or allow cheaper options there",
+        f"{head}{'; '.join(lines)}. Loosen it, or allow cheaper options there",
         nearest=tuple(reach.nearest for reach in reaches),
         binding=tuple(groups),
     )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import scipy.optimize
 import scipy.sparse
 
-from harness.allocation.program import silent
+from harness.allocation.program import scaled_row, silent
 from harness.allocation.search import Answer
 from harness.allocation.tables import Coupling, Term
 from harness.errors import BoardfitError
@@ -33,9 +33,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 _EPS = float(np.finfo(float).eps)
-# As in program.py: HiGHS works to an absolute 1e-6, so rows and objective are scaled up.
-_SCALE = 1e4
-_ROUNDING = 1e-12 * _SCALE
+# As in program.py: what the scaled objective and its bound may differ by through rounding.
+_ROUNDING = 1e-8
 _MAX_CUTS = 40
 
 
@@ -107,9 +106,8 @@ class _Program:
         return _Program(coupling, first, np.concatenate(rows, axis=1), equal, right)
 
     def scaled(self, layer: int) -> tuple[Floats, float]:
-        """The layer's row in units that make it ``_SCALE`` at most, and the unit."""
-        unit = float(np.abs(self.rows[layer]).max()) / _SCALE or 1.0
-        return self.rows[layer] / unit, unit
+        """The layer's row as HiGHS gets it, and its unit."""
+        return scaled_row(self.rows[layer])
 
     def constraints(self) -> list[scipy.optimize.LinearConstraint]:
         """What every choice keeps: one option a class, entries that fit them, the budgets."""

@@ -148,6 +148,11 @@ class Problem:
         """What the choice takes of budget ``b``: the sum, rounded once."""
         return math.fsum(self.costs[b][self.first + np.asarray(choice, dtype=np.intp)].tolist())
 
+    def shares(self, b: int, choice: Sequence[int]) -> tuple[float, tuple[float, ...]]:
+        """What the choice takes of budget ``b``, and every group's share of that."""
+        at = self.first + np.asarray(choice, dtype=np.intp)
+        return self.cost(b, choice), tuple(self.costs[b][at].tolist())
+
     def allocation(self, choice: tuple[int, ...], bound: float | None) -> Allocation:
         """The allocation; ``bound`` None where ``choice`` is proven optimal."""
         at = self.first + np.asarray(choice, dtype=np.intp)
