@@ -238,13 +238,7 @@ def _answer(
     start: tuple[int, ...] | None = None,
 ) -> tuple[Answer, str]:
     """The search's answer for the budgets ``limited``, and how it was found."""
-    aim = Coupling.of(
-        (coupling.layers[0], *(coupling.layers[1 + b] for b in limited)),
-        tuple(coupling.budgets[b] for b in limited),
-        coupling.sizes,
-        coupling.members,
-        coupling.kept,
-    )
+    aim = coupling.aimed(0, limited)
     classes = None if solver == "highs" else narrow(aim)
     if classes is None:
         if solver == "labels":
@@ -319,7 +313,7 @@ def _least(
     clock: Callable[[], float],
 ) -> tuple[int, ...] | None:
     """The choice with the least sum of budget ``b``'s costs that keeps the budgets ``held``."""
-    aimed = coupling.aimed(b, held)
+    aimed = coupling.aimed(1 + b, held)
     return _answer(aimed, range(len(held)), 0.0, deadline, clock, "auto")[0].choice
 
 

@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.intp]
 _CHORDS = 60
 _CUTS = 150
 # A bound is not improved for less than this of what objectives differ by.
-_CLOSE = 1e-9
+_CLOSE = 1e-7
 # Prices beyond what the objective's whole range is worth by so much prove nothing new.
 _STEEPEST = 1e4
 

@@ -224,6 +224,8 @@ def _steps(coupling: Coupling, classes: Sequence[int], parts: Floats) -> Iterabl
             table = np.rint(term.amounts * whole) if whole > 1 else term.amounts
             index = tuple(
                 _along(states[axes[dims[u]][1]], dims[u], len(shape))
+                if u in dims
+                else states[0]  # of one state only
                 for u, states in zip(term.classes, term.maps, strict=True)
             )
             amounts[term.layer] += table[index]

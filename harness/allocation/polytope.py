@@ -147,9 +147,18 @@ class _Program:
 
 
 def solve_program(
-    coupling: Coupling, gap: float, deadline: float, clock: Callable[[], float]
+    coupling: Coupling,
+    gap: float,
+    deadline: float,
+    clock: Callable[[], float],
+    *,
+    priced: bool = True,
 ) -> Answer:
-    """The best choice of a coupling whose budgets are finite; as good as time allows."""
+    """The best choice of a coupling whose budgets are finite; as good as time allows.
+
+    Prices come from the linear relaxation, which is solved for them alone; zeros if not
+    ``priced``.
+    """
     program = _Program.of(coupling)
     classes = len(coupling.kept)
     columns = program.rows.shape[1]
@@ -157,8 +166,10 @@ def solve_program(
     constraints = program.constraints()
     row, unit = program.scaled(0)
     rounding = 4 * _EPS * (len(coupling.terms) + 4) * float(np.abs(program.rows[0]).max()) * classes
-    with silent():
-        prices = program.prices(0.25 * (deadline - clock()))
+    prices = (0.0,) * len(coupling.budgets)
+    if priced:
+        with silent():
+            prices = program.prices(0.25 * (deadline - clock()))
     for _ in range(_MAX_CUTS):
         with silent():
             found = scipy.optimize.milp(

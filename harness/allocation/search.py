@@ -34,7 +34,7 @@ _CLOSE = 1e-9
 _MULTIPLES = (0.8, 1.25, 0.6, 1.6, 0.3, 3.0)
 _NUDGES = (0.7, 1.4)
 # Entries of all steps together (8 bytes a layer each). Beyond that the frontier is too wide.
-_MAX_ENTRIES = 6_000_000
+_MAX_ENTRIES = 16_000_000
 # The prices are looked for again once so large a share of the options is gone.
 _WORTH = 0.15
 

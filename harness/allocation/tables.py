@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from harness.allocation.names import NAMELESS, Names
 from harness.allocation.problem import LARGEST, SMALLEST
 from harness.errors import ConfigError
 
-__all__ = ["Coupling", "Layer", "Table", "Term"]
+__all__ = ["Coupling", "Table", "Term"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -141,6 +141,11 @@ class Term:
         Axes of tied groups become one. States that no kept option has are gone, those that cost
         the same whatever the others do are one state, and axes of one state are gone.
         """
+        if len(table.groups) == 1:
+            k = int(class_of[table.groups[0]])
+            return Term(
+                layer, (k,), table.costs, (table.state(0, sizes[table.groups[0]])[kept[k]],)
+            )
         axes: dict[int, list[int]] = {}
         for axis, group in enumerate(table.groups):
             axes.setdefault(int(class_of[group]), []).append(axis)
@@ -149,12 +154,12 @@ class Term:
         maps: list[Ints] = []
         for dim, k in enumerate(classes):
             states = np.stack([table.state(a, sizes[table.groups[a]])[kept[k]] for a in axes[k]])
-            cells, inverse = np.unique(states, axis=1, return_inverse=True)
+            cells, inverse = _distinct(states)
             shape = [1] * len(classes)
             shape[dim] = -1
             for a, row in zip(axes[k], cells, strict=True):
                 index[a] = row.reshape(shape)
-            maps.append(inverse.ravel())
+            maps.append(inverse)
         amounts = table.costs[tuple(index)]
         for dim in range(len(classes)):
             rows = np.moveaxis(amounts, dim, 0)
@@ -172,6 +177,14 @@ class Term:
         )
 
 
+def _distinct(states: Ints) -> tuple[Ints, Ints]:
+    """The distinct columns, and which of them each column is."""
+    if len(states) == 1 and (np.diff(states[0]) > 0).all():
+        return states, np.arange(states.shape[1], dtype=np.intp)
+    cells, inverse = np.unique(states, axis=1, return_inverse=True)
+    return cells, inverse.ravel()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Coupling:
     """What is to be allocated: layers of tables over groups, and of terms over their classes.
@@ -180,7 +193,7 @@ class Coupling:
     options of class ``k`` that may be chosen; picks are indices into these, one a class.
     """
 
-    layers: tuple[Layer, ...]
+    layers: tuple[tuple[Table, ...], ...]
     budgets: tuple[float, ...]
     sizes: tuple[int, ...]
     members: tuple[tuple[int, ...], ...]
@@ -190,7 +203,7 @@ class Coupling:
 
     @staticmethod
     def of(
-        layers: tuple[Layer, ...],
+        layers: tuple[tuple[Table, ...], ...],
         budgets: tuple[float, ...],
         sizes: tuple[int, ...],
         members: tuple[tuple[int, ...], ...],
@@ -215,16 +228,21 @@ class Coupling:
     def restricted(self, alive: Sequence[npt.NDArray[np.bool_]]) -> Coupling:
         """The same with only those of the kept options that are ``alive``."""
         kept = tuple(options[a] for options, a in zip(self.kept, alive, strict=True))
-        return Coupling.of(self.layers, self.budgets, self.sizes, self.members, kept)
+        terms = tuple(
+            replace(t, maps=tuple(row[alive[k]] for k, row in zip(t.classes, t.maps, strict=True)))
+            for t in self.terms
+        )
+        return replace(self, kept=kept, terms=terms)
 
     def aimed(self, objective: int, held: Sequence[int]) -> Coupling:
-        """The same, but budget ``objective``'s sum is minimised, and only ``held`` are budgets."""
-        return Coupling.of(
-            (self.layers[1 + objective], *(self.layers[1 + b] for b in held)),
-            tuple(self.budgets[b] for b in held),
-            self.sizes,
-            self.members,
-            self.kept,
+        """The same, but layer ``objective`` is minimised, and only ``held`` are budgets."""
+        layers = [objective, *(1 + b for b in held)]
+        place = {layer: n for n, layer in enumerate(layers)}
+        return replace(
+            self,
+            layers=tuple(self.layers[layer] for layer in layers),
+            budgets=tuple(self.budgets[b] for b in held),
+            terms=tuple(replace(t, layer=place[t.layer]) for t in self.terms if t.layer in place),
         )
 
     def expand(self, picks: Sequence[int] | Ints) -> tuple[int, ...]:
