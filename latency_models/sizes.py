@@ -82,8 +82,13 @@ def terms_of(size: int) -> Terms:
     return size.terms if isinstance(size, Size) else (((), Fraction(size)),)
 
 
-def evaluate(terms: Terms, widths: Mapping[int, Ints]) -> Ints | int:
-    """The polynomial at ``widths``, arrays that can be broadcast against each other."""
+def evaluate(terms: int | Terms, widths: Mapping[int, Ints]) -> Ints | int:
+    """The polynomial at ``widths``, arrays that can be broadcast against each other.
+
+    A plain number is itself.
+    """
+    if isinstance(terms, int):
+        return int(terms)
     result: Any = 0
     for monomial, coefficient in terms:
         value: Any = coefficient.numerator

@@ -3,15 +3,16 @@
 Rewriting a network says what its kernels are under one allocation. Which kernels stand at a place
 (``latency_models.locality``) depends on few groups, and of their options on little: the precision,
 and the class of the width. So variants are rewritten until every place has met every combination of
-what it depends on, many places at once; what the kernels' sizes are at other widths follows from
-the polynomials that the rewritten shapes carry (``latency_models.sizes``).
+what it depends on, many places at once, and random variants show nothing new. What the kernels'
+sizes are at other widths follows from polynomials that the rewritten shapes carry
+(``latency_models.sizes``).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,16 +24,20 @@ from latency_models.graph import Kernel
 from latency_models.locality import Influence, Place, Reading
 from latency_models.operators import Op
 from latency_models.propagation import propagate
-from latency_models.sizes import Size, Terms, terms_of
+from latency_models.sizes import Size, Terms
 
 __all__ = ["Scope", "Structure", "Template", "survey"]
 
 Ints = npt.NDArray[np.intp]
-# More combinations than this at one place are not all met: what the farthest groups do is then left
-# out, and taken as it is near the reference allocation.
-LARGEST_SCOPE = 128
-# Variants that are rewritten at most; a place needs one a combination, and shares them with others.
-MOST_VARIANTS = 4 * LARGEST_SCOPE
+# Combinations that a place is first taken to depend on: those of the nearest groups. Where two
+# variants show that more matters, the nearest group that explains it is added, up to the limit.
+FIRST_SCOPE = 16
+LARGEST_SCOPE = 64
+# Variants that are rewritten at most, times the limit: a place needs one a combination, and shares
+# them with others.
+_VARIANTS = 4
+# Random variants in a row that show nothing new before the structure is taken to be known.
+CONFIRMED_BY = 12
 # Combinations of one place that are tried for a variant before another place has its turn.
 _TRIES = 24
 
@@ -45,9 +50,9 @@ class Template:
     """
 
     kernel: Kernel
-    in_shapes: tuple[tuple[Terms, ...], ...]
-    out_shape: tuple[Terms, ...]
-    groups: Terms
+    in_shapes: tuple[tuple[int | Terms, ...], ...]
+    out_shape: tuple[int | Terms, ...]
+    groups: int | Terms
     variables: tuple[int, ...]
 
 
@@ -55,21 +60,41 @@ class Template:
 class Scope:
     """What the kernels at a place depend on, and which they are.
 
-    ``ids[i][j]`` says what option ``j`` of ``groups[i]`` is to the place: options alike have the
-    same kernels there. ``frozen`` are the ids of groups, beyond these, that may matter too: the
-    kernels are those with as few as possible of them unlike the reference. ``kernels`` are
-    indices of templates by combination.
+    ``ids[l][j]`` says what option ``j`` of group ``l`` is to the place: options alike have the same
+    kernels there. ``rest`` are groups, the nearest first, that might matter and were not seen to.
+    ``kernels`` are indices of templates by combination, an id a group in the order of ``ids``.
     """
 
-    groups: tuple[int, ...]
-    ids: tuple[Ints, ...]
-    frozen: dict[int, Ints]
+    ids: dict[int, Ints]
+    rest: dict[int, Ints]
     kernels: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
+    met_in: dict[tuple[int, ...], int] = field(default_factory=dict)
+    missing: dict[tuple[int, ...], list[tuple[int, int]]] = field(default_factory=dict)
 
     def combination(self, choice: Sequence[int]) -> tuple[int, ...]:
         """What ``choice`` (an option a group of the network) is to the place."""
-        pairs = zip(self.groups, self.ids, strict=True)
-        return tuple(int(ids[choice[group]]) for group, ids in pairs)
+        return tuple([int(ids[choice[group]]) for group, ids in self.ids.items()])
+
+    def size(self, *more: Ints) -> int:
+        """How many combinations there are, with groups of these ids added."""
+        return math.prod(int(ids.max()) + 1 for ids in (*self.ids.values(), *more))
+
+    def strange(self, choice: Sequence[int], reference: Sequence[int]) -> int:
+        """How many of the groups that are left out are not as in ``reference``."""
+        return sum(bool(ids[choice[g]] != ids[reference[g]]) for g, ids in self.rest.items())
+
+    def forget(self) -> None:
+        """Nothing was met: what is to be met, with the options that show it as bits of a group."""
+        self.kernels.clear()
+        self.met_in.clear()
+        bits = [(group, _bits(ids)) for group, ids in self.ids.items()]
+        ranges = (range(len(own)) for _, own in bits)
+        self.missing = {
+            combination: [
+                (group, own[value]) for (group, own), value in zip(bits, combination, strict=True)
+            ]
+            for combination in itertools.product(*ranges)
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +102,8 @@ class Structure:
     """The kernels of a network under any allocation: those of all ``scopes`` together.
 
     ``widths[l]`` are the channels of group ``l``'s options, ``None`` where they do not vary.
-    ``exact`` is False where something of a place's surroundings is frozen.
+    ``exact`` is False where a place was seen to depend on more than could be met. ``variants`` were
+    rewritten.
     """
 
     templates: tuple[Template, ...]
@@ -95,13 +121,15 @@ def survey(
     *,
     runtime: str,
     reference: Sequence[int],
+    largest_scope: int = LARGEST_SCOPE,
 ) -> Structure:
     """The structure of the network of ``kernels``; ``layers[l]`` are group ``l``'s kernels.
 
     ``resized[l]`` are those whose width the group's option gives: the same, or none.
-    ``reference`` is the allocation at which what is too large to be exact is taken.
+    A place that depends on more than ``largest_scope`` combinations is taken as it is at
+    ``reference``, and as near to that as was seen.
     """
-    return _Survey(kernels, resized, layers, options, runtime, reference).structure()
+    return _Survey(kernels, resized, layers, options, runtime, reference, largest_scope).structure()
 
 
 class _Survey:
@@ -113,7 +141,9 @@ class _Survey:
         options: Sequence[Sequence[Option]],
         runtime: str,
         reference: Sequence[int],
+        largest_scope: int,
     ) -> None:
+        self.largest_scope = largest_scope
         self.runtime = graph.RUNTIMES[runtime]
         self.resized, self.options, self.reference = resized, options, reference
         self.group_of = {name: index for index, names in enumerate(layers) for name in names}
@@ -130,19 +160,21 @@ class _Survey:
         self.templates: list[Template] = []
         self.near = locality.influences(self.ops, self.runtime)
         self.scopes = {place: self._scope(near) for place, near in self.near.items()}
-        self.missing = {
-            place: dict.fromkeys(_combinations(scope)) for place, scope in self.scopes.items()
-        }
-        self.masks: dict[int, list[int]] = {}
-        # How many frozen groups were not as in the reference when a combination was met.
-        self.strange: dict[tuple[Place, tuple[int, ...]], int] = {}
-        self.exact = not any(scope.frozen for scope in self.scopes.values())
-        self.variants = 0
+        # Each variant's allocation, and its templates by place.
+        self.samples: list[tuple[tuple[int, ...], dict[Place, tuple[int, ...]]]] = []
+        self.exact = True
 
     def structure(self) -> Structure:
         self._meet(tuple(self.reference))
-        while any(self.missing.values()) and self.variants < MOST_VARIANTS:
-            self._meet(self._variant())
+        rng, quiet = np.random.default_rng(0), 0
+        while len(self.samples) < _VARIANTS * self.largest_scope and quiet < CONFIRMED_BY:
+            if any(scope.missing for scope in self.scopes.values()):
+                self._meet(self._variant())
+            elif self._meet(tuple(int(rng.integers(len(own))) for own in self.options)):
+                quiet += 1
+            else:
+                quiet = 0
+        missing = any(scope.missing for scope in self.scopes.values())
         return Structure(
             templates=tuple(self.templates),
             scopes=tuple(scope for scope in self.scopes.values() if any(scope.kernels.values())),
@@ -150,8 +182,8 @@ class _Survey:
                 np.array([option.channels for option in own], np.intp) if varied else None
                 for own, varied in zip(self.options, self.varied, strict=True)
             ),
-            variants=self.variants,
-            exact=self.exact and not any(self.missing.values()),
+            variants=len(self.samples),
+            exact=self.exact and not missing,
         )
 
     # -- what matters where ----------------------------------------------------------------------
@@ -198,24 +230,24 @@ class _Survey:
                 distance[group] = min(distance.get(group, steps), steps)
         ids = {group: self._class(group, frozenset(read)) for group, read in sorted(what.items())}
         ids = {group: own for group, own in ids.items() if own.max() > 0}
-        order = sorted(ids, key=lambda group: -distance[group])
-        frozen: dict[int, Ints] = {}
-        while math.prod(int(own.max()) + 1 for own in ids.values()) > LARGEST_SCOPE:
-            farthest = order.pop(0)
-            frozen[farthest] = ids.pop(farthest)
-        return Scope(tuple(ids), tuple(ids.values()), frozen)
+        rest = dict(sorted(ids.items(), key=lambda item: distance[item[0]]))
+        scope = Scope({}, rest)
+        for group in list(rest):
+            if scope.size(rest[group]) > min(FIRST_SCOPE, self.largest_scope):
+                break
+            scope.ids[group] = rest.pop(group)
+        scope.forget()
+        return scope
 
     # -- variants --------------------------------------------------------------------------------
 
     def _variant(self) -> tuple[int, ...]:
         """An allocation under which many places meet what they have not met yet."""
         allowed = [(1 << len(own)) - 1 for own in self.options]
-        waiting = [place for place, missing in self.missing.items() if missing]
-        waiting.sort(key=lambda place: -len(self.missing[place]))
-        for place in waiting:
-            scope = self.scopes[place]
-            for combination in itertools.islice(self.missing[place], _TRIES):
-                wanted = self._wanted(scope, combination)
+        waiting = [scope for scope in self.scopes.values() if scope.missing]
+        waiting.sort(key=lambda scope: -len(scope.missing))
+        for scope in waiting:
+            for wanted in itertools.islice(scope.missing.values(), _TRIES):
                 if all(allowed[group] & mask for group, mask in wanted):
                     for group, mask in wanted:
                         allowed[group] &= mask
@@ -225,25 +257,8 @@ class _Survey:
             for mask, at in zip(allowed, self.reference, strict=True)
         )
 
-    def _wanted(self, scope: Scope, combination: Sequence[int]) -> list[tuple[int, int]]:
-        """By group: the options, as bits, that are what ``combination`` says."""
-        return [
-            (group, self._bits(ids)[value])
-            for group, ids, value in zip(scope.groups, scope.ids, combination, strict=True)
-        ]
-
-    def _bits(self, ids: Ints) -> list[int]:
-        key = id(ids)
-        if key not in self.masks:
-            found = [0] * (int(ids.max()) + 1)
-            for option, value in enumerate(ids):
-                found[value] |= 1 << option
-            self.masks[key] = found
-        return self.masks[key]
-
-    def _meet(self, choice: tuple[int, ...]) -> None:
-        """Rewrite a variant and file its kernels under the places that they belong to."""
-        self.variants += 1
+    def _meet(self, choice: tuple[int, ...]) -> bool:
+        """Rewrite a variant and file its kernels; whether it shows no place to depend on more."""
         kernels = graph.lowered(
             self.ops,
             out_channels=self._channels(choice),
@@ -257,24 +272,44 @@ class _Survey:
         for kernel in kernels:
             place = locality.place_of(kernel, self.by_name, self.groups_of_tensor)
             found.setdefault(place, []).append(self._template(kernel))
-        for place, scope in self.scopes.items():
-            combination = scope.combination(choice)
-            here = tuple(sorted(found.get(place, ())))
-            strange = sum(
-                ids[choice[g]] != ids[self.reference[g]] for g, ids in scope.frozen.items()
-            )
-            known, at = scope.kernels.get(combination, here), self.strange.get((place, combination))
-            if known != here:
-                self.exact = False
-            if at is None or strange < at:
-                scope.kernels[combination] = here
-                self.strange[place, combination] = strange
-            self.missing[place].pop(combination, None)
+        self.samples.append((choice, {place: tuple(sorted(own)) for place, own in found.items()}))
+        return all(
+            [self._file(place, len(self.samples) - 1) for place in self.scopes]  # all of them
+        )
+
+    def _file(self, place: Place, first: int) -> bool:
+        """File what the samples from ``first`` show at a place; whether nothing had to change."""
+        scope = self.scopes[place]
+        for index in range(first, len(self.samples)):
+            choice, found = self.samples[index]
+            here, combination = found.get(place, ()), scope.combination(choice)
+            known = scope.kernels.setdefault(combination, here)
+            before = scope.met_in.setdefault(combination, index)
+            scope.missing.pop(combination, None)
+            if known == here:
+                continue
+            if self._widen(scope, choice, self.samples[before][0]):
+                self._file(place, 0)
+                return False
+            self.exact = False
+            then = self.samples[before][0]
+            if scope.strange(choice, self.reference) < scope.strange(then, self.reference):
+                scope.kernels[combination], scope.met_in[combination] = here, index
+        return True
+
+    def _widen(self, scope: Scope, one: Sequence[int], other: Sequence[int]) -> bool:
+        """Add the nearest group that may explain why a place is not the same in two variants."""
+        for group, ids in scope.rest.items():
+            if ids[one[group]] != ids[other[group]] and scope.size(ids) <= self.largest_scope:
+                scope.ids[group] = scope.rest.pop(group)
+                scope.forget()
+                return True
+        return False
 
     def _template(self, kernel: Kernel) -> int:
-        in_shapes = tuple(tuple(map(terms_of, shape)) for shape in kernel.in_shapes)
-        out_shape = tuple(map(terms_of, kernel.out_shape))
-        groups = terms_of(kernel.groups)
+        in_shapes = tuple(tuple(map(_symbolic, shape)) for shape in kernel.in_shapes)
+        out_shape = tuple(map(_symbolic, kernel.out_shape))
+        groups = _symbolic(kernel.groups)
         key = (
             *(kernel.kind, kernel.precision, kernel.window, kernel.stride, kernel.weight is None),
             *(kernel.reads, kernel.writes, in_shapes, out_shape, groups),
@@ -282,7 +317,8 @@ class _Survey:
         if key not in self.known:
             self.known[key] = len(self.templates)
             sizes = (groups, *out_shape, *(size for shape in in_shapes for size in shape))
-            variables = {v for terms in sizes for monomial, _ in terms for v in monomial}
+            traced = (size for size in sizes if not isinstance(size, int))
+            variables = {v for terms in traced for monomial, _ in terms for v in monomial}
             ordered = tuple(sorted(variables))
             self.templates.append(Template(kernel, in_shapes, out_shape, groups, ordered))
         return self.known[key]
@@ -305,8 +341,16 @@ def _groups_of_tensors(ops: Sequence[Op]) -> tuple[dict[str, frozenset[int]], se
     return found, joined
 
 
-def _combinations(scope: Scope) -> Iterator[tuple[int, ...]]:
-    return itertools.product(*(range(int(ids.max()) + 1) for ids in scope.ids))
+def _symbolic(size: int) -> int | Terms:
+    return size.terms if isinstance(size, Size) else size
+
+
+def _bits(ids: Ints) -> list[int]:
+    """By id: the options that have it, as the bits of a number."""
+    found = [0] * (int(ids.max()) + 1)
+    for option, value in enumerate(ids):
+        found[value] |= 1 << option
+    return found
 
 
 def _numbered(values: Sequence[object]) -> Ints:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from harness.errors import LatencyModelError
 from harness.records import Option
 from harness.strategies.predictor import NetworkCosts, weight_bytes
-from harness.strategies.structure import Scope, Structure, Template, survey
+from harness.strategies.structure import LARGEST_SCOPE, Scope, Structure, Template, survey
 from latency_models.calibration import LatencyModel
 from latency_models.kernels import Works, channel_count
 from latency_models.sizes import evaluate
@@ -125,6 +125,7 @@ def network_tables(
     options: Mapping[str, tuple[Option, ...]],
     *,
     reference: Mapping[str, Option] | None = None,
+    largest_scope: int = LARGEST_SCOPE,
     checks: int = 3,
     seed: int = 0,
 ) -> NetworkTables:
@@ -133,7 +134,8 @@ def network_tables(
     They add up to what ``costs.costs`` predicts (which rewrites the network for each allocation).
     ``checks`` random allocations are priced both ways: LatencyModelError if they differ by more
     than 1e-9 where the tables claim to be exact. Where a network is not local enough for exact
-    tables, they hold at ``reference`` (the options listed last, if None) and near it.
+    tables, they hold at ``reference`` (the options listed last, if None) and near it;
+    ``largest_scope`` is how many combinations of options one place may depend on until then.
     """
     lists = [options[group.name] for group in costs.groups]
     at = [len(own) - 1 for own in lists]
@@ -146,6 +148,7 @@ def network_tables(
         lists,
         runtime=costs.model.runtime,
         reference=at,
+        largest_scope=largest_scope,
     )
     built = _Builder(structure, costs.model, lists, at)
     sums = built.sums()
@@ -290,8 +293,7 @@ class _Builder:
     def _table(self, scope: Scope) -> Table:
         """What a place's kernels take; its last axis is the quantity."""
         used = {g for found in scope.kernels.values() for t in found for g in self.axes[t]}
-        groups = tuple(sorted({*scope.groups, *used}))
-        ids = dict(zip(scope.groups, scope.ids, strict=True))
+        groups, ids = tuple(sorted({*scope.ids, *used})), scope.ids
         states, own, wide = [], [], []
         for group in groups:
             plain = np.zeros(self.sizes[group], np.intp)
@@ -303,7 +305,7 @@ class _Builder:
         costs = np.zeros((*(len(ids) for ids in own), _QUANTITIES))
         place = {group: axis for axis, group in enumerate(groups)}
         for combination, found in scope.kernels.items():
-            wanted = dict(zip(scope.groups, combination, strict=True))
+            wanted = dict(zip(scope.ids, combination, strict=True))
             rows = [
                 np.flatnonzero(ids == wanted.get(g, 0)) for g, ids in zip(groups, own, strict=True)
             ]
