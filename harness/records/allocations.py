@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from harness.records.base import require_positive
@@ -46,7 +46,8 @@ class FrontPoint:
     """One allocation: predicted costs, the sum of sensitivities, and how it was found.
 
     ``limit_s`` is the predicted latency that was allowed, and ``fits`` whether that limit and that
-    of the size are kept, when priced exactly.
+    of the size are kept, when priced exactly. ``gap`` is how far, relatively, the loss can be from
+    the least for these limits; None where nothing is proven.
     """
 
     approach: Approach
@@ -55,6 +56,7 @@ class FrontPoint:
     size_bytes: float
     loss: float
     fits: bool
+    gap: float | None = None
 
     def __post_init__(self) -> None:
         require_positive(limit_s=self.limit_s, latency_s=self.latency_s)
@@ -79,7 +81,7 @@ class Front:
     """
 
     points: tuple[FrontPoint, ...] = ()
-    candidates: tuple[FrontCandidate, ...] = field(default=())
+    candidates: tuple[FrontCandidate, ...] = ()
     limit_s: float | None = None
     size_limit_bytes: float | None = None
     note: str = ""

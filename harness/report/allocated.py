@@ -232,6 +232,7 @@ def _add_points(
                 f"<b>{name}</b>",
                 f"at most {format_time(p.limit_s)} asked, {format_time(p.latency_s)} predicted",
                 f"summed sensitivity {p.loss:.3g}, {format_size(p.size_bytes)}",
+                "" if p.gap is None else f"the least but for {_share(p.gap)}",
                 "" if p.fits else "breaks its limits",
             )
             for p in points
