@@ -18,8 +18,9 @@ class AllocationProof:
 
     ``options[l]`` is how many options group ``l`` had. ``method`` is "coupled" where what a group
     takes depends on its neighbours, "separable" where no two groups depend on each other.
-    ``objective`` is the summed sensitivity; no allocation whose predicted latency and size lie
-    within the same limits has one below ``bound``, and ``gap`` is the relative distance of the two.
+    ``objective`` is the summed sensitivity. No allocation whose predicted size and latency keep the
+    same limits (for the latency, the budget over the relative width of this prediction's bound) has
+    one below ``bound``, and ``gap`` is the relative distance of the two.
     Not ``exact``: the costs are right at the allocation and only near it, and the bound holds for
     those approximate costs. ``prices`` are by quantity ("latency", "size"): by how much one more
     second, or one more byte, of the budget would lower the objective, at the margin.

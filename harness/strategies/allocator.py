@@ -79,10 +79,10 @@ def allocate(
     """The allocation of least summed sensitivity whose predicted upper bounds keep ``limits``.
 
     Tables add up to the predicted latency, but not to its upper bound, whose relative width is the
-    network's own. So the prediction is held to the limit over that width, first the full network's,
-    then that of the last solution, then between the last two of which one let too much through;
-    every solution is priced from scratch before it counts. InfeasibleBudget, with the nearest limits and the groups that bind, if even
-    the cheapest allocation exceeds them.
+    network's own. So the prediction is held to the limit over that width: first the full network's,
+    then that of the last answer, then between two of which one let too much through. Every answer
+    is priced from scratch before it counts. InfeasibleBudget, with the nearest limits and the
+    groups that bind, if even the cheapest allocation exceeds them.
     """
     return _Search(costs, options, sensitivities, limits, clock).best()
 
@@ -191,8 +191,8 @@ class _Search:
                 break
         if best is None:
             raise InfeasibleBudget(
-                f"no allocation that meets the budget was found in {MAX_SOLVES} attempts, each "
-                "with costs that hold near the last one only; loosen the budget by a few per cent"
+                f"no allocation that meets the budget was found in {MAX_SOLVES} attempts, though "
+                "one may exist; loosen the budget by a few per cent"
             )
         return self._allotment(*best)
 
