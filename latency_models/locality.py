@@ -102,6 +102,11 @@ class _Influences:
         for op in ops:
             for tensor in dict.fromkeys(op.inputs):
                 self.readers.setdefault(tensor, []).append(op)
+        # A constant that one layer has quantized is dequantized for all that share it.
+        self.holders: dict[str, list[str]] = {}
+        for op in ops:
+            for constant in _constants(op):
+                self.holders.setdefault(constant, []).append(op.name)
         # What decides the form in which each operator leaves its result.
         self.before: dict[str, Influence] = {}
         self.producer = {tensor: op for op in ops for tensor in op.outputs}
@@ -119,7 +124,9 @@ class _Influences:
 
     def _before(self, op: Op) -> Influence:
         if _is_layer(op):
-            return {(op.name, None): 0, **_reads(op.inputs, Reading.FIT)}
+            shared = {name: 1 for constant in _constants(op) for name in self.holders[constant]}
+            own = {(name, None): distance for name, distance in shared.items()}
+            return {**own, (op.name, None): 0, **_reads(op.inputs, Reading.FIT)}
         aligned = op.kind in ("pool", "global_pool", "concat")
         own = _reads((*op.inputs, *op.outputs), Reading.ALIGNED if aligned else Reading.FIT)
         for tensor in op.inputs:
@@ -168,6 +175,10 @@ class _Influences:
         for reader in self.readers.get(tensor, []):
             _add(own, self._needed_by(reader), farther=1)
         return own
+
+
+def _constants(op: Op) -> tuple[str, ...]:
+    return tuple(name for name in (op.weight, op.bias) if name) if _is_layer(op) else ()
 
 
 def _reads(tensors: Sequence[str], reading: Reading) -> Influence:

@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.intp]
 # Combinations that a place is first taken to depend on: those of the nearest groups. Where two
 # variants show that more matters, the nearest group that explains it is added, up to the limit.
 FIRST_SCOPE = 16
-LARGEST_SCOPE = 64
+LARGEST_SCOPE = 192
 # Variants that are rewritten at most, times the limit: a place needs one a combination, and shares
 # them with others.
 _VARIANTS = 4

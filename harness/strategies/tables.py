@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.intp]
 # concatenation) is taken at the reference's widths in the groups beyond.
 LARGEST_TABLE = 2_000_000
 # A table is added to one of more groups while that stays this small.
-_ABSORBED = 100_000
+_ABSORBED = 4096
 _SECONDS, _STEPS, _MACS, _BYTES = range(4)
 _QUANTITIES = 4
 TOLERANCE = 1e-9
