@@ -68,6 +68,8 @@ def solve(
     """
     deadline = clock() + time_limit_s
     names = names or NAMELESS
+    if not gap >= 0:
+        raise ConfigError(f"a gap of {gap}; it must be 0 or more")
     coupling = _checked(values, costs, budgets, value_tables, tied, pinned or {}, names)
     return _solve(coupling, names, gap, deadline, clock, solver, None)
 
@@ -96,8 +98,7 @@ def front(
     and allocations that repeat the one before are left out; so are those that one for a tighter
     budget beats. All else is as in ``solve``; ``InfeasibleBudget`` where no budget can be met.
     """
-    started = clock()
-    deadline = started + time_limit_s
+    deadline = clock() + time_limit_s
     names = names or NAMELESS
     limits = [budget for _, budget in held]
     layers = [tables, *(other for other, _ in held)]
@@ -111,8 +112,7 @@ def front(
     last: InfeasibleBudget | None = None
     for n, budget in enumerate(asked):  # a tight budget's allocation begins the next one's search
         coupling = replace(whole, budgets=(budget, *whole.budgets[1:]))
-        now = clock()
-        until = now + max(deadline - now, 0.0) / (len(asked) - n)
+        until = _share(deadline, len(asked) - n, clock)
         try:
             point = _solve(coupling, names, gap, until, clock, "auto", start)
         except InfeasibleBudget as error:
@@ -126,6 +126,12 @@ def front(
     return tuple(reversed(found))
 
 
+def _share(deadline: float, parts: int, clock: Callable[[], float]) -> float:
+    """When one of so many parts of the time that is left is up."""
+    now = clock()
+    return now + max(deadline - now, 0.0) / parts
+
+
 def _evenly(
     whole: Coupling,
     points: int,
@@ -137,9 +143,10 @@ def _evenly(
     """Budgets from the least that can be reached to what the best objective takes."""
     if points < 2:
         raise ConfigError(f"a front of {points} points; it needs two or more, or budgets")
-    loose = _solve(whole, names, gap, deadline, clock, "auto", None).costs[0]
+    until = _share(deadline, points + 2, clock)
+    loose = _solve(whole, names, gap, until, clock, "auto", None).costs[0]
     others = [b for b, budget in enumerate(whole.budgets) if b and budget < math.inf]
-    tight = _least(whole, 0, others, deadline, clock)
+    tight = _least(whole, 0, others, _share(deadline, points + 1, clock), clock)
     assert tight is not None  # the held budgets were met just now
     least = whole.sums(tight)[1]
     return sorted({*np.linspace(least, max(loose, least), points).tolist(), least, loose})
@@ -246,9 +253,23 @@ def _answer(
         return solve_program(aim, gap, deadline, clock), "highs"
     search = Search(aim, classes, gap=gap, out_of_time=lambda: clock() > deadline, start=start)
     answer = search.run()
-    if answer.choice is None and answer.bound < math.inf and solver == "auto":
-        return solve_program(aim, gap, deadline, clock), "highs"
-    return answer, "coupled"
+    if solver == "labels" or answer.settled(gap) or clock() > deadline:
+        return answer, "coupled"
+    return _finished(search, answer, gap, deadline, clock)
+
+
+def _finished(
+    search: Search, answer: Answer, gap: float, deadline: float, clock: Callable[[], float]
+) -> tuple[Answer, str]:
+    """The answer of HiGHS, on the options that are left, where labels did not close the gap."""
+    further = solve_program(
+        search.coupling, gap, deadline, clock, below=answer.objective, priced=False
+    )
+    # No choice with an option that is gone is better than the best known by more than ``floor``.
+    bound = max(answer.bound, min(further.bound, search.floor()))
+    if further.choice is None or further.objective >= answer.objective:
+        return replace(answer, bound=bound), "coupled"
+    return replace(further, bound=bound, prices=answer.prices), "highs"
 
 
 def _allocation(

@@ -152,12 +152,14 @@ def solve_program(
     deadline: float,
     clock: Callable[[], float],
     *,
+    below: float = math.inf,
     priced: bool = True,
 ) -> Answer:
     """The best choice of a coupling whose budgets are finite; as good as time allows.
 
-    Prices come from the linear relaxation, which is solved for them alone; zeros if not
-    ``priced``.
+    Only choices with an objective of ``below`` or less are looked for: without any choice and with
+    a bound of infinity there is none (up to HiGHS's tolerance). Prices come from the linear
+    relaxation, which is solved for them alone; zeros if not ``priced``.
     """
     program = _Program.of(coupling)
     classes = len(coupling.kept)
@@ -165,6 +167,9 @@ def solve_program(
     options = int(program.first[-1])
     constraints = program.constraints()
     row, unit = program.scaled(0)
+    if below < math.inf:
+        cutoff = scipy.optimize.LinearConstraint(row[None, :], -np.inf, below / unit)
+        constraints.append(cutoff)
     rounding = 4 * _EPS * (len(coupling.terms) + 4) * float(np.abs(program.rows[0]).max()) * classes
     prices = (0.0,) * len(coupling.budgets)
     if priced:

@@ -69,6 +69,12 @@ class Answer:
             return 0.0
         return short / max(abs(self.objective), abs(self.bound))
 
+    def settled(self, gap: float) -> bool:
+        """Whether the gap is as small as ``gap``, or it is proven that there is no choice."""
+        if self.choice is None:
+            return self.bound == math.inf
+        return self.gap <= max(gap, _CLOSE)
+
 
 class Search:
     """The best choice of one coupling, whose budgets are finite, along a path."""
@@ -104,6 +110,10 @@ class Search:
             dual = self._reduced(dual)
             self._passes(dual.prices)
         return self._answer()
+
+    def floor(self) -> float:
+        """What no choice that is not of ``coupling``'s kept options has an objective below."""
+        return self._threshold() / float(self.path.parts[0]) - self.rounding / 4
 
     def _answer(self) -> Answer:
         parts = self.path.parts
