@@ -7,13 +7,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from harness.allocation import coupled
 from harness.allocation.coupled import Table
 from harness.allocation.names import Names
 from harness.errors import InfeasibleBudget
 
-__all__ = ["Amounts", "CostSum", "CostTables", "Quantity", "Solved", "Tabled", "Unreachable"]
+__all__ = [
+    "Amounts",
+    "CostSum",
+    "CostTable",
+    "CostTables",
+    "Quantity",
+    "Solved",
+    "Tabled",
+    "Unreachable",
+]
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
 Quantity = Literal["latency", "size"]
 # A gap of this is below what the sensitivities, which are estimates, can tell apart.
 GAP = 1e-4
@@ -26,6 +40,19 @@ MAX_CUTS = 5
 HAIR = 1e-8
 
 
+class CostTable(Protocol):
+    """What some groups take together, as ``allocation.coupled.Table`` has it."""
+
+    @property
+    def groups(self) -> tuple[int, ...]: ...  # noqa: D102  # see there
+
+    @property
+    def costs(self) -> Floats: ...  # noqa: D102
+
+    @property
+    def states(self) -> Sequence[Ints | None]: ...  # noqa: D102
+
+
 class CostSum(Protocol):
     """A quantity that adds up: ``constant``, and one entry of each table."""
 
@@ -33,7 +60,7 @@ class CostSum(Protocol):
     def constant(self) -> float: ...  # noqa: D102  # see above
 
     @property
-    def tables(self) -> Sequence[Table]: ...  # noqa: D102
+    def tables(self) -> Sequence[CostTable]: ...  # noqa: D102
 
     def at(self, choice: Sequence[int]) -> float:
         """The quantity where group ``l`` has option ``choice[l]``."""
@@ -206,7 +233,10 @@ class Tabled:
         try:
             found = coupled.solve(
                 self.values,
-                [row.amount.tables for row in rows],
+                [
+                    [Table(t.groups, t.costs, tuple(t.states)) for t in row.amount.tables]
+                    for row in rows
+                ],
                 [row.limit - row.amount.constant for row in rows],
                 names=self._names,
                 gap=self._gap,
