@@ -37,6 +37,8 @@ __all__ = ["Allocation", "Names", "Solver", "Table", "front", "solve"]
 Ints = npt.NDArray[np.intp]
 Solver = Literal["auto", "labels", "highs"]
 
+_TIME_UP = "no allocation was found in time; allow more time, or raise the tightest budget a little"
+
 
 def solve(
     values: Sequence[Sequence[float]],
@@ -146,9 +148,8 @@ def _evenly(
     until = _share(deadline, points + 2, clock)
     loose = _solve(whole, names, gap, until, clock, "auto", None).costs[0]
     others = [b for b, budget in enumerate(whole.budgets) if b and budget < math.inf]
-    tight = _least(whole, 0, others, _share(deadline, points + 1, clock), clock)
-    assert tight is not None  # the held budgets were met just now
-    least = whole.sums(tight)[1]
+    tight = _least(whole, 0, others, _share(deadline, points + 1, clock), clock).choice
+    least = loose if tight is None else whole.sums(tight)[1]
     return sorted({*np.linspace(least, max(loose, least), points).tolist(), least, loose})
 
 
@@ -230,7 +231,7 @@ def _solve(
     answer, method = _answer(coupling, limited, gap, deadline, clock, solver, start)
     if answer.choice is None:
         if answer.bound < math.inf:
-            raise BoardfitError("time is up and no allocation is known yet; allow more time")
+            raise BoardfitError(_TIME_UP)
         raise _infeasible(coupling, limited, names, deadline, clock)
     return _allocation(coupling, limited, answer, method)
 
@@ -316,8 +317,8 @@ def _separable(
             time_limit_s=max(deadline - clock(), 0.0),
             clock=clock,
         )
-    except InfeasibleBudget:
-        return None
+    except BoardfitError:
+        return None  # infeasible, most likely: the search says so for the true sums
     choice = coupling.expand(found.choice)
     sums = coupling.sums(choice)
     if not coupling.within(sums):
@@ -332,10 +333,13 @@ def _least(
     held: Sequence[int],
     deadline: float,
     clock: Callable[[], float],
-) -> tuple[int, ...] | None:
+) -> Answer:
     """The choice with the least sum of budget ``b``'s costs that keeps the budgets ``held``."""
     aimed = coupling.aimed(1 + b, held)
-    return _answer(aimed, range(len(held)), 0.0, deadline, clock, "auto")[0].choice
+    answer, _ = _answer(aimed, range(len(held)), 0.0, deadline, clock, "auto")
+    if answer.choice is None and not held:
+        raise BoardfitError(_TIME_UP)
+    return answer
 
 
 def _infeasible(
@@ -350,12 +354,14 @@ def _infeasible(
     for b in range(len(coupling.budgets)):
         others = [i for i in limited if i != b]
         how = "with the others held" if others else ""
-        choice = _least(coupling, b, others, deadline, clock)
-        if choice is None:
-            choice = _least(coupling, b, [], deadline, clock)
+        answer = _least(coupling, b, others, deadline, clock)
+        if answer.choice is None:
+            proven = answer.bound == math.inf
             how = "on its own; the others cannot be held either"
-        assert choice is not None  # without budgets there is always a choice
-        reaches.append(_reach(coupling, b, choice, how))
+            how = how if proven else "on its own; time was up before the others could be held"
+            answer = _least(coupling, b, [], deadline, clock)
+        assert answer.choice is not None  # without budgets there always is one
+        reaches.append(_reach(coupling, b, answer.choice, how))
     return infeasible(coupling.budgets, reaches, names)
 
 

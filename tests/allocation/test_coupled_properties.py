@@ -133,6 +133,22 @@ def test_a_front_has_what_solve_finds(problem):
     assert objectives == sorted(objectives)
 
 
+@settings(max_examples=60, deadline=None)
+@given(feasible(), st.sampled_from(["auto", "highs"]))
+def test_prices_maximise_the_relaxation(problem, solver):
+    # By brute force: no other prices nearby, and none at all, give a better bound.
+    prices = np.array(problem.solved(solve, solver=solver).prices)
+    every = [(problem.objective(c), *problem.spent(c)) for c in problem.choices()]
+    objectives, spent = np.split(np.array(every), [1], axis=1)
+
+    def bound(at):
+        return (objectives[:, 0] + (spent - np.array(problem.budgets)) @ at).min()
+
+    size = np.abs(objectives).max() + float(np.abs(spent).max(axis=0) @ prices)
+    for factor in (0.0, 0.5, 0.9, 1.1, 2.0):
+        assert bound(prices) >= bound(factor * prices) - 1e-6 * (size + 1)
+
+
 def coupling_of(problem, budgets):
     """The coupling of a chain, untied."""
     rows = tuple(Table((g,), np.array(row)) for g, row in enumerate(problem.values))
