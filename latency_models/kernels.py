@@ -217,7 +217,8 @@ class Works:
             dtype=np.float64,
         ).reshape(len(works), 10)
         label = np.array([place[pair] for pair in pairs], np.intp)
-        return cls(labels, label, *sizes[:, :4].T, sizes[:, 4:])
+        macs, read, written, weights = sizes[:, :4].T
+        return cls(labels, label, macs, read, written, weights, sizes[:, 4:])
 
     @classmethod
     def at(
@@ -227,12 +228,10 @@ class Works:
         *sizes, dims = _quantities(kernel, in_shapes, out_shape, groups)
         columns = np.broadcast_arrays(np.zeros(1), *sizes, *dims)[1:]
         table = np.array(columns, dtype=np.float64)
-        return cls(
-            ((kernel.kind, kernel.precision),),
-            np.zeros(table.shape[1], np.intp),
-            *table[:4],
-            table[4:].T,
-        )
+        macs, read, written, weights = table[:4]
+        label = np.zeros(table.shape[1], np.intp)
+        pair = (kernel.kind, kernel.precision)
+        return cls((pair,), label, macs, read, written, weights, table[4:].T)
 
     @classmethod
     def joined(cls, parts: Sequence[Works]) -> Works:

@@ -12,7 +12,7 @@ the runtime inserts (a reorder, a cast) to the tensor that it converts.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from latency_models.fusion_rules import GpuRuntime
 from latency_models.kernels import Kernel
@@ -77,7 +77,7 @@ def influences(ops: Sequence[Op], runtime: Runtime | GpuRuntime) -> dict[Place, 
     return _Influences(ops, runtime).found()
 
 
-def place_of(kernel: Kernel, ops: Mapping[str, Op], tensors: Mapping[str, int]) -> Place:
+def place_of(kernel: Kernel, ops: Collection[str], tensors: Collection[str]) -> Place:
     """The place that ``kernel`` belongs to; ``ops`` and ``tensors`` are those of the network."""
     if kernel.name in ops:
         return ("op", kernel.name)
@@ -124,9 +124,11 @@ class _Influences:
 
     def _before(self, op: Op) -> Influence:
         if _is_layer(op):
-            shared = {name: 1 for constant in _constants(op) for name in self.holders[constant]}
-            own = {(name, None): distance for name, distance in shared.items()}
-            return {**own, (op.name, None): 0, **_reads(op.inputs, Reading.FIT)}
+            own = _reads(op.inputs, Reading.FIT)
+            for constant in _constants(op):
+                _add(own, dict.fromkeys(((name, None) for name in self.holders[constant]), 1))
+            _add(own, {(op.name, None): 0})
+            return own
         aligned = op.kind in ("pool", "global_pool", "concat")
         own = _reads((*op.inputs, *op.outputs), Reading.ALIGNED if aligned else Reading.FIT)
         for tensor in op.inputs:

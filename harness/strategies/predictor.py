@@ -119,7 +119,7 @@ def _weight_bytes(kernel: graph.Kernel) -> float:
         return 0.0
     shape = graph.work(kernel).shape
     numbers = shape.groups * shape.inputs * shape.window * shape.outputs
-    return weight_bytes(kernel.precision, numbers, kernel.out_channels)
+    return float(weight_bytes(kernel.precision, numbers, kernel.out_channels))
 
 
 def weight_bytes(precision: str, numbers: Any, channels: Any) -> Any:

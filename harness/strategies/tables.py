@@ -30,8 +30,9 @@ Ints = npt.NDArray[np.intp]
 # Widths of one kernel are priced in all combinations; one of more groups than this allows (a long
 # concatenation) is taken at the reference's widths in the groups beyond.
 LARGEST_TABLE = 2_000_000
-# A table is added to one of more groups while that stays this small.
-_ABSORBED = 4096
+# A table is added to one of the same or more groups if that needs no more states, or stays this
+# small.
+_SMALL = 4096
 _SECONDS, _STEPS, _MACS, _BYTES = range(4)
 _QUANTITIES = 4
 TOLERANCE = 1e-9
@@ -218,26 +219,20 @@ class _Builder:
 
     def sums(self) -> list[Sum]:
         """Each quantity's constant and tables."""
-        constant = np.zeros(_QUANTITIES)
-        by_groups: dict[tuple[int, ...], list[Table]] = {}
+        constants = [[0.0] for _ in range(_QUANTITIES)]
+        found: list[list[Table]] = [[] for _ in range(_QUANTITIES)]
         for scope in self.structure.scopes:
             table = self._table(scope)
-            if table.groups:
-                by_groups.setdefault(table.groups, []).append(table)
-            else:
-                constant += table.costs
-        merged = [_merged(tables) for tables in by_groups.values()]
-        result = []
-        for quantity in range(_QUANTITIES):
-            offset, tables = float(constant[quantity]), []
-            for table in merged:
-                reduced = _reduced(Table(table.groups, table.costs[..., quantity], table.states))
-                if reduced.groups:
-                    tables.append(reduced)
+            for quantity in range(_QUANTITIES):
+                own = _reduced(Table(table.groups, table.costs[..., quantity], table.states))
+                if own.groups:
+                    found[quantity].append(own)
                 else:
-                    offset += float(reduced.costs)
-            result.append(Sum(offset, _collected(tables)))
-        return result
+                    constants[quantity].append(float(own.costs))
+        return [
+            Sum(math.fsum(constant), _collected(tables))
+            for constant, tables in zip(constants, found, strict=True)
+        ]
 
     def _axes(self, template: Template) -> tuple[int, ...]:
         """The groups over whose widths a template is priced; the reference decides the others'."""
@@ -355,23 +350,23 @@ def _reduced(table: Table) -> Table:
 
 
 def _collected(tables: Sequence[Table]) -> tuple[Table, ...]:
-    """The same sum in fewer tables: those of the same groups as one, small ones within larger."""
-    by_groups: dict[tuple[int, ...], list[Table]] = {}
-    for table in tables:
-        by_groups.setdefault(table.groups, []).append(table)
-    merged = {groups: _merged(found) for groups, found in by_groups.items()}
-    result: dict[tuple[int, ...], Table] = {}
-    for groups in sorted(merged, key=lambda groups: -len(groups)):
-        table = merged[groups]
-        for other, host in result.items():
-            if set(groups) < set(other):
-                both = _merged([host, _spread(table, host)])
-                if both.costs.size <= max(_ABSORBED, host.costs.size):
-                    result[other] = both
+    """The same sum in fewer tables, where those are not much larger than what they are made of."""
+    result: list[Table] = []
+    for table in sorted(tables, key=lambda table: (-len(table.groups), table.groups)):
+        for index, host in enumerate(result):
+            if set(table.groups) <= set(host.groups):
+                spread = _spread(table, host)
+                if _merged_size(host, spread) <= max(_SMALL, host.costs.size):
+                    result[index] = _merged([host, spread])
                     break
         else:
-            result[groups] = table
-    return tuple(result[groups] for groups in sorted(result))
+            result.append(table)
+    return tuple(sorted(result, key=lambda table: table.groups))
+
+
+def _merged_size(one: Table, other: Table) -> int:
+    pairs = zip(one.states, other.states, strict=True)
+    return math.prod(len(set(zip(a.tolist(), b.tolist(), strict=True))) for a, b in pairs)
 
 
 def _spread(table: Table, like: Table) -> Table:
