@@ -31,8 +31,8 @@ Ints = npt.NDArray[np.intp]
 Quantity = Literal["latency", "size"]
 # A gap of this is below what the sensitivities, which are estimates, can tell apart.
 GAP = 1e-4
-# Seconds that one problem may take: a proposal solves a few.
-TIME_LIMIT_S = 2.0
+# Seconds that one problem may take. A tenth of a second is the rule, and a proposal solves a few.
+TIME_LIMIT_S = 4.0
 # Cuts by which a convex latency is held at once. Two or three are the rule.
 MAX_CUTS = 5
 # Sums of tables equal the predicted latency to about 1e-9; what is solved is held to a little less
