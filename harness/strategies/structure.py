@@ -102,8 +102,9 @@ class Structure:
     """The kernels of a network under any allocation: those of all ``scopes`` together.
 
     ``widths[l]`` are the channels of group ``l``'s options, ``None`` where they do not vary.
-    ``exact`` is False where a place was seen to depend on more than could be met. ``variants`` were
-    rewritten.
+    ``variants`` were rewritten. ``exact`` is found, not proven: no two of them contradict each
+    other in what ``scopes`` take the places to depend on, ``CONFIRMED_BY`` random ones included.
+    It is False where a place was seen to depend on more than could be met.
     """
 
     templates: tuple[Template, ...]
