@@ -84,7 +84,7 @@ def trade_off(
         size_limit_bytes=size_bytes,
         note=""
         if reached == points
-        else f"Only {reached} of {points} limits were solved in {time_limit_s:.0f} s.",
+        else f"Of the front, {reached} of {points} limits were solved in {time_limit_s:.0f} s.",
     )
 
 
