@@ -115,7 +115,11 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
             break
     assert proposal is not None
     alternatives = _alternatives(problem) if settings.alternatives else {}
-    front = _front(problem, [m.candidate for m in (*tried, *alternatives.values())])
+    front = _front(
+        problem,
+        [m.candidate for m in (*alternatives.values(), *tried)],
+        narrow=proposal.proof is not None and not proposal.proof.exact,
+    )
 
     def best_of(measured: Sequence[Measured]) -> int:
         """The index of the best round, by measurements that begin with baseline and rounds."""
@@ -230,13 +234,13 @@ def _same(proposal: Proposal, other: Proposal) -> bool:
     return proposal.strategy.entries == other.strategy.entries
 
 
-def _front(problem: Problem, measured: Sequence[Candidate]) -> Front:
+def _front(problem: Problem, measured: Sequence[Candidate], *, narrow: bool) -> Front:
     """What any latency would cost, by the latency model as the rounds left it."""
     return problem.bench.folder.stage(
         "front",
         Front,
         lambda: tradeoff.trade_off(
-            TabledCosts(problem.costs(0.0)),
+            TabledCosts(problem.costs(0.0), narrow=narrow),
             problem.options,
             problem.sensitivities,
             problem.limits,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harness.allocation.names import Names
-from harness.errors import InfeasibleBudget
+from harness.errors import BoardfitError, InfeasibleBudget
 from harness.records import AllocationProof, Group, Option
 from harness.sensitivity.curvature import Sensitivities
 from harness.strategies.predictor import Costs
@@ -22,6 +22,7 @@ from harness.strategies.tabled import (
     Quantity,
     Solved,
     Tabled,
+    TooHard,
     Unreachable,
 )
 from harness.units import format_size, format_time
@@ -47,9 +48,13 @@ NAMED = 3
 
 
 class Pricing(Protocol):
-    """What allocations cost: each from scratch, and all of them in tables."""
+    """What allocations cost: each from scratch, and all of them in tables.
+
+    While ``narrow``, tables are rather to be small than exact.
+    """
 
     groups: tuple[Group, ...]
+    narrow: bool
 
     def costs(self, options: Mapping[str, Option]) -> Costs:
         """The predicted costs of one allocation, independently of any table."""
@@ -170,6 +175,8 @@ class _Search:
         self.failed, self.least = 0.0, -math.inf
         self.fitted = math.inf
         self.seen = {self.full}
+        # By how much inexact tables understated what did not fit.
+        self.missed = 1.0
 
     def best(self) -> Allotment:
         """The best allocation found that fits; raises InfeasibleBudget if none does."""
@@ -177,6 +184,11 @@ class _Search:
         for _ in range(MAX_SOLVES):
             try:
                 solved = self._solve()
+            except TooHard as error:
+                if best is not None:
+                    break
+                self._narrow(error)
+                continue
             except Unreachable as error:
                 if best is not None:
                     break
@@ -198,8 +210,13 @@ class _Search:
 
     def reachable(self) -> Limits:
         """The limits, raised as little as it takes."""
-        # Twice: the bound's relative width is another there than at the full network.
-        self.over = self._over(self._nearest().choice)
+        # Twice: the bound's relative width is another there than at the full network, and tables
+        # that are not exact are made anew.
+        try:
+            self._move(self._nearest().choice)
+        except TooHard as error:
+            self._narrow(error)
+            self._move(self._nearest().choice)
         price = self._price(self._nearest().choice)
         # A hair of room, so that this allocation itself is found within the raised limits.
         room = 1 + 4 * HAIR
@@ -212,9 +229,12 @@ class _Search:
     def _go_on(self, solved: Solved, fits: bool) -> bool:
         """Whether another problem is worth solving after this answer; it is set up."""
         if not self.tabled.tables.exact:
-            if solved.choice in self.seen:
+            if fits and solved.choice in self.seen:
                 return False
             self.seen.add(solved.choice)
+            if not fits and self.limits.latency_s is not None:
+                price = self._price(solved.choice)
+                self.missed *= max(1.0, price.upper_s / self.limits.latency_s)
             self._move(solved.choice)
             return True
         if self.limits.latency_s is None:
@@ -239,6 +259,16 @@ class _Search:
         self.solves += self.tabled.solves
         self.tabled = self._around(choice)
         self.over = self._over(choice)
+        self.over["latency"] *= self.missed
+
+    def _narrow(self, error: TooHard) -> None:
+        """Go on with smaller tables, right near one allocation only; ``error`` if they are it."""
+        if self.costs.narrow:
+            raise BoardfitError(
+                f"{error}; loosen the budget, or allow fewer options (--methods)"
+            ) from error
+        self.costs.narrow = True
+        self._move(self.full)
 
     def _around(self, choice: Sequence[int]) -> Tabled:
         return tabled_around(self.costs, self.options, self.values, choice)

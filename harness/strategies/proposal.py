@@ -1,5 +1,7 @@
 """One proposal of the loop: an allocation under the budgets, and the strategy made of it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +13,15 @@ from harness.strategies import generator
 from harness.strategies.allocator import Options
 from harness.strategies.predictor import Costs, NetworkCosts
 from harness.strategies.requirements import Limits
+from harness.strategies.structure import LARGEST_SCOPE
 from harness.strategies.tabled import CostTables
-from harness.strategies.tables import network_tables
+from harness.strategies.tables import NetworkTables, network_tables
 
 __all__ = ["ANCHORED", "COVERAGE", "FIRST", "MISSED", "Proposal", "TabledCosts", "propose"]
 
+# So many combinations of options a place in the network may depend on in tables that are rather
+# small than exact: two neighbours' precisions and classes of widths.
+NARROW_SCOPE = 16
 COVERAGE = 0.9
 # Coverages of the latency bound that is held to the budget, the first that fits. Where the model is
 # too uncertain for its upper bound, the bound is loosened to the prediction itself: what is built
@@ -60,32 +66,39 @@ class Proposal:
 
 
 class TabledCosts:
-    """Prices of allocations from scratch, and in tables that are made once for all coverages."""
+    """Prices of allocations from scratch, and in tables that are made once for all coverages.
 
-    def __init__(self, costs: NetworkCosts) -> None:
+    While ``narrow``, tables are rather small than exact.
+    """
+
+    def __init__(self, costs: NetworkCosts, *, narrow: bool = False) -> None:
         self.groups = costs.groups
+        self.narrow = narrow
         self._costs = costs
-        self._tables: dict[tuple[Option, ...], CostTables] = {}
+        self._tables: dict[tuple[bool, tuple[Option, ...]], NetworkTables] = {}
+
+    def at(self, costs: NetworkCosts) -> TabledCosts:
+        """The same tables with the prices of ``costs``, of which only the coverage is another."""
+        found = TabledCosts(costs, narrow=self.narrow)
+        found._tables = self._tables
+        return found
 
     def costs(self, options: Mapping[str, Option]) -> Costs:
         """The predicted costs of one allocation."""
         return self._costs.costs(options)
 
     def tables(self, options: Options, around: Mapping[str, Option]) -> CostTables:
-        """Tables over ``options``; where they cannot be exact, right near ``around``."""
-        exact = next((tables for tables in self._tables.values() if tables.exact), None)
-        if exact is not None:
-            return exact
-        key = tuple(around[group.name] for group in self.groups)
+        """Tables over ``options``; where they are not exact, right near ``around``."""
+        for (narrow, _), tables in self._tables.items():
+            if tables.exact and narrow == self.narrow:
+                return tables
+        key = self.narrow, tuple(around[group.name] for group in self.groups)
         if key not in self._tables:
-            self._tables[key] = network_tables(self._costs, options, reference=around)
+            scope = NARROW_SCOPE if self.narrow else LARGEST_SCOPE
+            self._tables[key] = network_tables(
+                self._costs, options, reference=around, largest_scope=scope
+            )
         return self._tables[key]
-
-    def at(self, costs: NetworkCosts) -> "TabledCosts":
-        """The same tables with the prices of ``costs``, of which only the coverage is another."""
-        found = TabledCosts(costs)
-        found._tables = self._tables
-        return found
 
 
 def propose(
@@ -122,10 +135,11 @@ def propose(
     last: InfeasibleBudget | None = None
     for coverage in coverages:
         try:
-            found = generator.allocate(tabled.at(costs(coverage)), options, sensitivities, limits)
-            return proposal(found, coverage)
+            held = tabled.at(costs(coverage))
+            return proposal(generator.allocate(held, options, sensitivities, limits), coverage)
         except InfeasibleBudget as error:
             last = error
+        tabled.narrow = held.narrow
     assert last is not None
     reachable = generator.nearest_limits(tabled, options, sensitivities, limits)
     found = generator.allocate(tabled, options, sensitivities, reachable)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from harness.allocation import coupled
 from harness.allocation.coupled import Table
 from harness.allocation.names import Names
-from harness.errors import InfeasibleBudget
+from harness.errors import BoardfitError, ConfigError, InfeasibleBudget
 
 __all__ = [
     "Amounts",
@@ -23,6 +23,7 @@ __all__ = [
     "Quantity",
     "Solved",
     "Tabled",
+    "TooHard",
     "Unreachable",
 ]
 
@@ -33,6 +34,8 @@ Quantity = Literal["latency", "size"]
 GAP = 1e-4
 # Seconds that one problem may take. A tenth of a second is the rule, and a proposal solves a few.
 TIME_LIMIT_S = 4.0
+# An answer that is not proven to be nearer to the best than this is none.
+LARGEST_GAP = 0.05
 # Cuts by which a convex latency is held at once. Two or three are the rule.
 MAX_CUTS = 5
 # Sums of tables equal the predicted latency to about 1e-9; what is solved is held to a little less
@@ -110,6 +113,10 @@ class Solved:
     amounts: Amounts
 
 
+class TooHard(Exception):
+    """No allocation, or none that is proven to be near the best, was found in time."""
+
+
 class Unreachable(Exception):
     """No allocation keeps the limits.
 
@@ -179,9 +186,9 @@ class Tabled:
     def minimise(self, latency_s: float | None, size_bytes: float | None) -> Solved:
         """The least summed values with the prediction within both limits; None is no limit.
 
-        Unreachable if there is no such allocation. The limit on a convex latency is held by cuts,
-        each nowhere above it: where they let an allocation through that exceeds it, one is made
-        there.
+        Unreachable if there is no such allocation, TooHard if none is found in time. The limit on
+        a convex latency is held by cuts, each nowhere above it: where they let an allocation
+        through that exceeds it, one is made there.
         """
         if latency_s is not None and not self._cuts:
             self.cut([0] * len(self.values))
@@ -244,6 +251,12 @@ class Tabled:
             )
         except InfeasibleBudget as error:
             raise _unreachable(rows, error) from error
+        except ConfigError:
+            raise
+        except BoardfitError as error:
+            raise TooHard(str(error)) from error
+        if found.gap > LARGEST_GAP:
+            raise TooHard(f"the allocation found in time is within {found.gap:.0%} of the best")
         prices: dict[Quantity, float] = {}
         for row, price in zip(rows, found.prices, strict=True):
             prices[row.quantity] = prices.get(row.quantity, 0.0) + price

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from harness.sensitivity.curvature import Sensitivities
 from harness.strategies import baselines
 from harness.strategies.allocator import Options, Pricing, full_choice, tabled_around, values_of
 from harness.strategies.requirements import Limits
-from harness.strategies.tabled import HAIR, Tabled
+from harness.strategies.tabled import HAIR, Tabled, TooHard
 
 __all__ = ["trade_off"]
 
@@ -22,8 +23,6 @@ POINTS = 15
 TIME_LIMIT_S = 10.0
 # Relative gap and seconds of one exact solve: what a picture can show.
 GAP, SOLVE_S = 1e-3, 2.0
-# An answer that is not proven to be nearer to the best than this is not called the best.
-LARGEST_GAP = 0.05
 # Predictions from tables and from scratch agree to about 1e-9.
 SAME = 1 + 1e-6
 
@@ -51,15 +50,13 @@ def trade_off(
         return Front(note="No group had more than one option: there was nothing to allocate.")
     values = values_of(names, options, sensitivities)
     full = full_choice(names, options)
-    tabled = tabled_around(
-        costs, options, values, full, gap=GAP, time_limit_s=min(SOLVE_S, time_limit_s)
-    )
-    whole_s = tabled.amounts(full).latency_s
-    # A limit that nothing keeps, so that it is raised to the least that is reached.
-    _, least_s, size_bytes = tabled.nearest(1e-6 * whole_s, limits.size_bytes)
-    assert least_s is not None
-    # A looser limit on the latency than this, and the hair taken off it, buys nothing.
-    most_s = tabled.minimise(None, size_bytes).amounts.latency_s * (1 + 2 * HAIR)
+    # Tables that are not exact are to be right near what was built.
+    built = list(candidates.values())[-1:]
+    near = tuple(options[n].index(built[0][n]) for n in names) if built else full
+    try:
+        tabled, least_s, most_s, size_bytes = _ends(costs, options, values, near, limits)
+    except TooHard as error:
+        return Front(note=f"No front was worked out: {error}.", limit_s=limits.latency_s)
     placed = tuple(
         FrontCandidate(
             label=label,
@@ -68,7 +65,7 @@ def trade_off(
         )
         for label, allocation in candidates.items()
     )
-    asked = np.geomspace(least_s, max(most_s, least_s), points).tolist()
+    asked = np.geomspace(least_s, most_s, points).tolist()
     search = _Front(costs, names, options, tabled, full, size_bytes)
     found: list[FrontPoint] = []
     reached = 0
@@ -86,6 +83,35 @@ def trade_off(
         if reached == points
         else f"Of the front, {reached} of {points} limits were solved in {time_limit_s:.0f} s.",
     )
+
+
+def _ends(
+    costs: Pricing,
+    options: Options,
+    values: Sequence[Sequence[float]],
+    near: Sequence[int],
+    limits: Limits,
+) -> tuple[Tabled, float, float, float | None]:
+    """The problem, the limits on the latency between which it matters, and the size it is held to.
+
+    With narrow tables where exact ones are too hard.
+    """
+    tabled = tabled_around(costs, options, values, near, gap=GAP, time_limit_s=SOLVE_S)
+    try:
+        # A limit that nothing keeps, so that it is raised to the least that is reached.
+        unheard_of_s = 1e-6 * tabled.amounts(near).latency_s
+        _, least_s, size_bytes = tabled.nearest(unheard_of_s, limits.size_bytes)
+        assert least_s is not None
+        most_s = tabled.minimise(None, size_bytes).amounts.latency_s
+        # Somewhere in between it is hardest.
+        tabled.minimise(math.sqrt(least_s * most_s), size_bytes)
+    except TooHard:
+        if costs.narrow:
+            raise
+        costs.narrow = True
+        return _ends(costs, options, values, near, limits)
+    # A looser limit than the last, and the hair taken off it, buys nothing.
+    return tabled, least_s, max(least_s, most_s * (1 + 2 * HAIR)), size_bytes
 
 
 def _coarse_to_fine(count: int) -> list[int]:
@@ -128,10 +154,13 @@ class _Front:
     def at(self, limit_s: float, *, out_of_time: Callable[[], bool]) -> list[FrontPoint]:
         """One point an approach, as far as each finds an allocation in time."""
         size = self._size_bytes
-        # The least that is reached was found to a hair more than it.
-        solved, _, _ = self._tabled.nearest(limit_s, size)
+        try:
+            # The least that is reached was found to a hair more than it.
+            solved = self._tabled.nearest(limit_s, size)[0]
+        except TooHard:
+            solved = None
         choices: dict[Approach, Sequence[int] | None] = {
-            "coupled": solved.choice if solved.gap <= LARGEST_GAP else None,
+            "coupled": None if solved is None else solved.choice,
             "separable": baselines.separable(
                 self._tabled, self._full, latency_s=limit_s, size_bytes=size
             ),
@@ -140,7 +169,9 @@ class _Front:
             ),
         }
         return [
-            self._point(approach, limit_s, choice, solved.gap if approach == "coupled" else None)
+            self._point(
+                approach, limit_s, choice, solved.gap if solved and approach == "coupled" else None
+            )
             for approach, choice in choices.items()
             if choice is not None
         ]

@@ -81,6 +81,8 @@ class Chain:
         self.host_s = host_s
         self.widening = widening
         self.exact = exact
+        self.narrow = False
+        self.narrow = False
 
     def layer(self, before, option):
         """Device seconds, steps and bytes of a layer behind one of the option ``before``."""
