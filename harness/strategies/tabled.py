@@ -254,7 +254,7 @@ class Tabled:
         except ConfigError:
             raise
         except BoardfitError as error:
-            raise TooHard(str(error)) from error
+            raise TooHard("no allocation was found in time") from error
         if found.gap > LARGEST_GAP:
             raise TooHard(f"the allocation found in time is within {found.gap:.0%} of the best")
         prices: dict[Quantity, float] = {}

@@ -21,14 +21,14 @@ class Tables:
     """What a chain takes, in tables; its latency as the host's side makes it."""
 
     def __init__(self, chain, options, *, around):
-        self.exact = chain.exact
+        self.exact = chain.exact and not chain.narrow
         self.linear = not chain.host_s
         self.host_s = chain.host_s
         parts = [[], [], []]
         for i, group in enumerate(chain.groups):
             coupled = i > 0 and chain.coupled
             before = options[chain.groups[i - 1].name] if coupled else [None]
-            if coupled and not chain.exact:
+            if coupled and not self.exact:
                 before = [around[chain.groups[i - 1].name]]
             rows = np.array(
                 [[chain.layer(past, o) for o in options[group.name]] for past in before]

@@ -1,8 +1,8 @@
 import pytest
 
-from harness.errors import InfeasibleBudget
+from harness.errors import BoardfitError, InfeasibleBudget
 from harness.records import Option
-from harness.strategies import generator
+from harness.strategies import generator, tabled
 from harness.strategies.requirements import Limits
 from tests.strategies.chains import brute_force, group, limits_at, problem
 
@@ -44,6 +44,43 @@ def test_tables_that_hold_only_near_an_allocation_are_made_anew_around_the_last(
     assert found.proof.solves >= 2
     best = brute_force(costs, options, sensitivities, limits)
     assert best <= found.loss <= 1.5 * best
+
+
+def out_of_time(monkeypatch, times):
+    """The solver finds nothing in time so many times."""
+    solve, left = tabled.coupled.solve, [BoardfitError("no allocation was found in time")] * times
+
+    def solve_or_not(*args, **more):
+        if left:
+            raise left.pop()
+        return solve(*args, **more)
+
+    monkeypatch.setattr(tabled.coupled, "solve", solve_or_not)
+
+
+def test_where_exact_tables_are_too_hard_smaller_ones_are_solved(monkeypatch):
+    costs, options, sensitivities = problem(1, coupled=True)
+    limits = limits_at(costs, 0.4, 0.25)
+    out_of_time(monkeypatch, 1)
+    found = generator.allocate(costs, options, sensitivities, limits)
+    assert costs.narrow
+    assert not found.proof.exact
+    assert found.costs.upper_s <= limits.latency_s
+    assert found.costs.size_bytes <= limits.size_bytes
+
+
+def test_where_nothing_is_solved_in_time_it_says_what_to_do(monkeypatch):
+    costs, options, sensitivities = problem(1, coupled=True)
+    out_of_time(monkeypatch, 100)
+    with pytest.raises(BoardfitError, match="found in time; loosen the budget, or allow fewer"):
+        generator.allocate(costs, options, sensitivities, limits_at(costs, 0.4, 0.25))
+
+
+def test_an_answer_that_may_be_far_from_the_best_is_none(monkeypatch):
+    costs, options, sensitivities = problem(1, coupled=True)
+    monkeypatch.setattr(tabled, "LARGEST_GAP", -1.0)
+    with pytest.raises(BoardfitError, match="is within 0% of the best"):
+        generator.allocate(costs, options, sensitivities, limits_at(costs, 0.4, 0.25))
 
 
 def test_prices_say_what_more_of_a_budget_would_buy():

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from harness.records import Front, Option, dump, load
+from harness.strategies import tabled
 from harness.strategies.requirements import Limits
 from harness.strategies.tradeoff import trade_off
 from tests.strategies.chains import limits_at, problem
@@ -96,6 +97,14 @@ def test_limits_that_no_time_is_left_for_are_left_out_and_that_is_said():
     limits = [p.limit_s for p in points_of(found, "coupled")]
     assert limits == sorted(limits)
     assert limits[-1] > 1.3 * limits[0]
+
+
+def test_a_front_that_is_too_hard_says_so(monkeypatch):
+    monkeypatch.setattr(tabled, "LARGEST_GAP", -1.0)
+    found, costs, *_ = front(points=3)
+    assert costs.narrow
+    assert found.points == ()
+    assert found.note.startswith("No front was worked out: the allocation found in time is within")
 
 
 def test_a_front_survives_its_file():
