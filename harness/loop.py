@@ -124,15 +124,11 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     def best_of(measured: Sequence[Measured]) -> int:
         """The index of the best round, by measurements that begin with baseline and rounds."""
         base, *rounds = (m.candidate for m in measured[: 1 + len(tried)])
-        return min(
-            range(len(rounds)), key=lambda i: judging.rank(settings.budgets, rounds[i], base)
-        )
+        return min(range(len(rounds)), key=lambda i: judging.rank(budgets, rounds[i], base))
 
     final = bench.final_measurements(
         [baseline, *tried, *alternatives.values()],
-        decided=lambda m: judging.decided(
-            settings.budgets, m[1 + best_of(m)].candidate, m[0].candidate
-        ),
+        decided=lambda m: judging.decided(budgets, m[1 + best_of(m)].candidate, m[0].candidate),
     )
     best = best_of(final)
     base, rounds, others = final[0], final[1 : 1 + len(tried)], final[1 + len(tried) :]

@@ -41,6 +41,8 @@ __all__ = [
 Options = Mapping[str, tuple[Option, ...]]
 # Problems solved for one allocation.
 MAX_SOLVES = 8
+# Times that the nearest limits are looked for from where the last one led.
+MAX_MOVES = 3
 # Widths of a bound that differ by less than this are the same, far below what it is known to.
 SETTLED = 2e-4
 # So many binding groups are named.
@@ -210,14 +212,18 @@ class _Search:
 
     def reachable(self) -> Limits:
         """The limits, raised as little as it takes."""
-        # Twice: the bound's relative width is another there than at the full network, and tables
-        # that are not exact are made anew.
-        try:
-            self._move(self._nearest().choice)
-        except TooHard as error:
-            self._narrow(error)
-            self._move(self._nearest().choice)
-        price = self._price(self._nearest().choice)
+        found = []
+        # Again from where it leads: there the bound's relative width is another, and tables that
+        # are not exact are made anew.
+        for _ in range(MAX_MOVES):
+            try:
+                choice = self._nearest().choice
+            except TooHard as error:
+                self._narrow(error)
+                choice = self._nearest().choice
+            found.append(self._price(choice))
+            self._move(choice)
+        price = min(found, key=self._excess)
         # A hair of room, so that this allocation itself is found within the raised limits.
         room = 1 + 4 * HAIR
         return Limits(
@@ -225,6 +231,11 @@ class _Search:
             size_bytes=self.limits.size_bytes
             and max(self.limits.size_bytes, price.size_bytes * room),
         )
+
+    def _excess(self, price: Costs) -> float:
+        """The largest ratio of a price to its limit."""
+        both = ((price.upper_s, self.limits.latency_s), (price.size_bytes, self.limits.size_bytes))
+        return max((cost / limit for cost, limit in both if limit is not None), default=0.0)
 
     def _go_on(self, solved: Solved, fits: bool) -> bool:
         """Whether another problem is worth solving after this answer; it is set up."""
@@ -304,9 +315,7 @@ class _Search:
         return self.costs.costs(self._options_of(choice))
 
     def _fits(self, choice: Sequence[int]) -> bool:
-        price = self._price(choice)
-        both = ((price.upper_s, self.limits.latency_s), (price.size_bytes, self.limits.size_bytes))
-        return all(limit is None or cost <= limit for cost, limit in both)
+        return self._excess(self._price(choice)) <= 1
 
     def _allotment(self, solved: Solved, over: Mapping[Quantity, float]) -> Allotment:
         return Allotment(

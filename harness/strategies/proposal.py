@@ -22,6 +22,9 @@ __all__ = ["ANCHORED", "COVERAGE", "FIRST", "MISSED", "Proposal", "TabledCosts",
 # So many combinations of options a place in the network may depend on in tables that are rather
 # small than exact: two neighbours' precisions and classes of widths.
 NARROW_SCOPE = 16
+# The nearest latency is raised by so much until an allocation is found. With exact tables one is
+# found at once; with others the least latency is itself only nearly known.
+ROOM = (1.0, 1.01, 1.05, 1.2)
 COVERAGE = 0.9
 # Coverages of the latency bound that is held to the budget, the first that fits. Where the model is
 # too uncertain for its upper bound, the bound is loosened to the prediction itself: what is built
@@ -141,8 +144,7 @@ def propose(
             last = error
         tabled.narrow = held.narrow
     assert last is not None
-    reachable = generator.nearest_limits(tabled, options, sensitivities, limits)
-    found = generator.allocate(tabled, options, sensitivities, reachable)
+    reachable, found = _nearest(tabled, options, sensitivities, limits)
     nearest = {"latency": reachable.latency_s, "size": reachable.size_bytes}
     return proposal(
         found,
@@ -151,6 +153,23 @@ def propose(
         nearest={quantity: limit for quantity, limit in nearest.items() if limit is not None},
         binding=_binding(last, limits, [group.name for group in tabled.groups]),
     )
+
+
+def _nearest(
+    costs: TabledCosts, options: Options, sensitivities: Sensitivities, limits: Limits
+) -> tuple[Limits, generator.Allotment]:
+    """The nearest limits that an allocation was found for, and that."""
+    least = generator.nearest_limits(costs, options, sensitivities, limits)
+    for room in ROOM:
+        nearest = Limits(
+            latency_s=least.latency_s and room * least.latency_s,
+            size_bytes=least.size_bytes,
+        )
+        try:
+            return nearest, generator.allocate(costs, options, sensitivities, nearest)
+        except InfeasibleBudget as error:
+            last = error
+    raise last
 
 
 def _binding(

@@ -113,7 +113,7 @@ class Solved:
     amounts: Amounts
 
 
-class TooHard(Exception):
+class TooHard(BoardfitError):
     """No allocation, or none that is proven to be near the best, was found in time."""
 
 
