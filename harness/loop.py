@@ -246,6 +246,7 @@ def _front(problem: Problem, measured: Sequence[Candidate], *, narrow: bool) -> 
                     for group in candidate.allocation
                 }
                 for candidate in measured
+                if candidate.allocation
             },
         ),
         detail=lambda front: front.note or f"{len(front.points)} allocations",

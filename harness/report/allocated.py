@@ -168,7 +168,7 @@ def front_figure(result: FitResult) -> go.Figure | None:
     best = result.result.label if result.result is not None else None
     for name, symbol, mine in (
         ("result", "diamond", [c for c in candidates if c.label == best]),
-        ("other rounds", "circle-open", [c for c in candidates if c.label != best]),
+        ("others that were built", "circle-open", [c for c in candidates if c.label != best]),
     ):
         if mine:
             figure.add_scatter(

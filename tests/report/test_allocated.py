@@ -89,10 +89,10 @@ def test_each_way_to_allocate_stands_at_what_it_takes(result):
     assert trace(figure, "latency budget").x == pytest.approx((0.22 * 2.86e-3,) * 2)
 
 
-def test_the_result_stands_apart_from_the_other_rounds(result):
+def test_the_result_stands_apart_from_what_else_was_built(result):
     figure = allocated.front_figure(result)
     assert trace(figure, "result").x == (0.602e-3,)
-    assert trace(figure, "other rounds").y == (0.0101,)
+    assert trace(figure, "others that were built").y == (0.0101,)
 
 
 def test_the_simpler_ways_are_compared_where_the_limits_are_the_same(result):
