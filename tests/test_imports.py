@@ -62,6 +62,8 @@ ALLOWED = {
     },
     "harness.profiling": FOUNDATION
     | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
+    "harness.judging": FOUNDATION | {"harness.strategies"},
+    "harness.posing": {"harness", "latency_models"},
     "harness.loop": {"harness", "latency_models"},
     "harness.run_commands": FOUNDATION
     | {

@@ -76,9 +76,9 @@ def fit(
     if as_json:
         print((out / "result.json").read_text())
     else:
-        from harness.report import tables
+        from harness.report import fitted
 
-        tables.print_fit(result, out / "report.html")
+        fitted.print_fit(result, out / "report.html")
     if strict:
         profiling.require_valid_fit(result, out)
     raise typer.Exit(0 if result.verdict == "meets" else 4)
@@ -94,10 +94,10 @@ def report(
 ) -> None:
     """Print a fit's result and write its report.html anew."""
     from harness import commands
-    from harness.report import tables
+    from harness.report import fitted
 
     result = commands.report(folder, allow_fake=allow_fake)
     if as_json:
         print((folder / "result.json").read_text())
     else:
-        tables.print_fit(result, folder / "report.html")
+        fitted.print_fit(result, folder / "report.html")

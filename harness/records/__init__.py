@@ -5,6 +5,13 @@ Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` mea
 ``dump`` and ``load`` turn any of these records into JSON text and back.
 """
 
+from harness.records.allocations import (
+    AllocationProof,
+    Approach,
+    Front,
+    FrontCandidate,
+    FrontPoint,
+)
 from harness.records.base import dump, load
 from harness.records.boards import (
     BoardFacts,
@@ -49,6 +56,8 @@ from harness.records.results import (
 from harness.records.verdicts import Criterion, Interval, MeasurementVerdict, PercentileFigure
 
 __all__ = [
+    "AllocationProof",
+    "Approach",
     "BoardFacts",
     "BoardSettings",
     "BoardSpec",
@@ -63,6 +72,9 @@ __all__ = [
     "Diagnosis",
     "Failure",
     "FitResult",
+    "Front",
+    "FrontCandidate",
+    "FrontPoint",
     "Group",
     "GroupAllocation",
     "ImportedSummary",
