@@ -38,9 +38,10 @@ __all__ = ["InputMoments", "Rounded", "compensate", "quadratic_error"]
 # Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp").
 DAMPING = 0.01
 # At most so many positions a weight column are looked at, spread over the images.
-_ROWS_PER_COLUMN, _LEAST_ROWS = 256, 8192
+_ROWS_PER_COLUMN, _LEAST_ROWS = 96, 8192
 _BLOCK = 128  # columns whose errors are passed on at once
 _SWEEPS = 8
+_SETTLED = 1e-3  # a share of levels whose moves are not worth another sweep
 
 
 class InputMoments:
@@ -69,15 +70,17 @@ class InputMoments:
         x = unfolded(self._layer, original, positions)
         q = x if original is quantized else unfolded(self._layer, quantized, positions)
         self._rows += q.shape[1]
+        # One batch in single precision, the sum of the batches in double.
         self._sums += q.sum(1)
         self._original_sums += x.sum(1)
-        self._products += q.transpose(1, 2) @ q
-        self._crosses += x.transpose(1, 2) @ q
+        product = q.transpose(1, 2) @ q
+        self._products += product
+        self._crosses += product if x is q else x.transpose(1, 2) @ q
 
     def _positions(self, a: Tensor) -> Tensor | None:
         """Which output positions of every image are looked at; all of them: None."""
         layer = self._layer
-        if isinstance(layer, nn.Linear) or a.ndim != 4:
+        if not isinstance(layer, nn.Conv2d):
             return None
         height, width = _output_size(layer, a)
         most = max(self._most // self._images, 1)
@@ -109,8 +112,6 @@ class InputMoments:
 
 
 def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
-    if isinstance(layer.padding, str):
-        raise BuildError(f"padding {layer.padding!r} is not supported here: give it as a number")
     height, width = (
         (size + 2 * layer.padding[i] - layer.dilation[i] * (layer.kernel_size[i] - 1) - 1)
         // layer.stride[i]
@@ -121,32 +122,37 @@ def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
 
 
 def unfolded(layer: Layer, a: Tensor, positions: Tensor | None = None) -> Tensor:
-    """What each output position reads: ``(groups, images x positions, k)`` of an input."""
+    """What each output position reads: ``(groups, images x positions, k)`` of an input.
+
+    ``positions`` counts the output positions row by row (None: all of them).
+    """
     if isinstance(layer, nn.Linear):
         return a.reshape(1, -1, a.shape[-1])
-    if not isinstance(layer, nn.Conv2d):
-        raise BuildError(f"a {type(layer).__name__} cannot be rounded with its inputs yet")
+    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+        raise BuildError(
+            f"a {type(layer).__name__} with padding {layer.padding!r} cannot be rounded by its "
+            "inputs: only linear layers and 2-D convolutions with padding as a number can"
+        )
     if layer.padding_mode != "zeros":
         raise BuildError(f"padding mode {layer.padding_mode!r} is not supported here: use zeros")
-    if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
-        columns = a[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
-    else:
-        _output_size(layer, a)
-        columns = functional.unfold(
-            a,
-            layer.kernel_size,
-            dilation=layer.dilation,
-            padding=layer.padding,  # type: ignore[arg-type]
-            stride=layer.stride,
-        )
-    if positions is not None:
-        columns = columns[:, :, positions]
-    images, rows, width = columns.shape
-    groups = layer.groups
-    return (
-        columns.view(images, groups, rows // groups, width)
-        .permute(1, 0, 3, 2)
-        .reshape(groups, images * width, rows // groups)
+    (top, left), (height, width) = layer.padding, _output_size(layer, a)
+    if positions is None:
+        positions = torch.arange(height * width)
+    if top or left:
+        a = functional.pad(a, (left, left, top, top))
+    rows, columns = (
+        start[:, None] * layer.stride[i] + torch.arange(layer.kernel_size[i]) * layer.dilation[i]
+        for i, start in enumerate((positions // width, positions % width))
+    )
+    # Gathering what is read costs a fraction of unfolding all of it.
+    images, channels = a.shape[:2]
+    flat = (rows[:, :, None] * a.shape[3] + columns[:, None, :]).flatten()
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    read = a.flatten(2)[:, :, flat].view(
+        images, layer.groups, channels // layer.groups, len(positions), taps
+    )
+    return read.permute(1, 0, 3, 2, 4).reshape(
+        layer.groups, images * len(positions), channels // layer.groups * taps
     )
 
 
@@ -252,9 +258,9 @@ def _improved(
     for _ in range(sweeps):
         scale = _least_squares_scale(levels, scale, target, curvature)
         moved = _moved(levels, scale, target, h, most)
-        changed = not bool((moved == levels).all())
+        changed = int((moved != levels).sum())
         levels = moved
-        if not changed:
+        if changed <= _SETTLED * levels.numel():
             break
     return levels, scale
 
