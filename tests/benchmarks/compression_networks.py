@@ -100,9 +100,7 @@ class EfficientNetLite0(nn.Module):
         blocks, entering = [], 32
         for repeats, kernel, stride, expansion, channels in _STAGES:
             for index in range(repeats):
-                blocks.append(
-                    MBConv(entering, channels, kernel, 1 if index else stride, expansion)
-                )
+                blocks.append(MBConv(entering, channels, kernel, 1 if index else stride, expansion))
                 entering = channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head, self._bn1 = SameConv2d(320, 1280, 1, bias=False), norm(1280)
