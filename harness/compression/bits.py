@@ -12,33 +12,56 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from torch import Tensor
-
-from harness.compression.quantizers import quantize_weight
+from harness.compression.quantizers import check_bits, round_weights
 from harness.errors import BuildError
+from harness.networks import Layer
+from harness.records import Group, Option
 
-__all__ = ["expected_losses"]
+__all__ = ["expected_losses", "layer_options"]
+
+
+def layer_options(
+    layers: Mapping[str, Layer], bits: Sequence[int]
+) -> tuple[list[Group], dict[str, tuple[Option, ...]]]:
+    """A group for every layer, none of them pruned, and its options: weights in each of ``bits``.
+
+    Activations have 8 bits in all of them. Raises BuildError.
+    """
+    words = [f"w{b}a8" if check_bits(b) < 8 else "int8" for b in bits]
+    groups = [
+        Group(
+            name=name,
+            channels=layer.weight.shape[0],
+            producers=(name,),
+            consumers=(),
+            prunable=False,
+        )
+        for name, layer in layers.items()
+    ]
+    options = {
+        group.name: tuple(Option(channels=group.channels, precision=word) for word in words)
+        for group in groups
+    }
+    return groups, options
 
 
 def expected_losses(
-    weights: Mapping[str, Tensor],
+    layers: Mapping[str, Layer],
     bits: Sequence[int],
     scores: Mapping[str, Sequence[float]],
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """For every layer, the loss that each of ``bits`` is expected to cost.
 
-    ``weights`` are the layers' (batch norm folded), ``scores[layer][j]`` the sensitivity of
-    ``bits[j]`` rounded to nearest, ``shares`` what compensated rounding leaves of an error
+    ``layers`` have their batch norm folded; ``scores[layer][j]`` is the sensitivity of ``bits[j]``
+    rounded to nearest, ``shares`` what compensated rounding leaves of an error
     (``sequential.compensated_shares``; None: all of it). With ``e`` the squared error of all the
     layer's weights, the loss is ``e[j] * share * geometric mean over i of scores[i] / e[i]``.
     """
     losses = {}
-    for name, weight in weights.items():
-        errors = [
-            float((quantize_weight(weight, b, scale="error").dequantized() - weight).square().sum())
-            for b in bits
-        ]
+    for name, layer in layers.items():
+        weight = layer.weight.detach()
+        errors = [float((round_weights(weight, b) - weight).square().sum()) for b in bits]
         ratios = [
             score / error
             for score, error in zip(scores[name], errors, strict=True)

@@ -48,13 +48,14 @@ class InputMoments:
     """First and second moments of a layer's inputs, original ``x`` and quantized ``x~``.
 
     ``covariance`` ``(groups, k, k)`` of ``x~`` and ``cross`` of ``x`` with ``x~``, ``mean`` and
-    ``original_mean`` ``(groups, k)``; ``k`` is input channels of a group times kernel size.
+    ``original_mean`` ``(groups, k)``; ``k`` is input channels of a group times kernel size. They
+    are over ``rows`` positions; of large images only some are looked at.
     """
 
     def __init__(self, layer: Layer, images: int) -> None:
         self._layer = layer
         self._images = images
-        self._rows = 0
+        self.rows = 0
         self._generator = torch.Generator().manual_seed(0)
         groups = getattr(layer, "groups", 1)
         columns = layer.weight[0].numel()
@@ -69,7 +70,7 @@ class InputMoments:
         positions = self._positions(quantized)
         x = unfolded(self._layer, original, positions)
         q = x if original is quantized else unfolded(self._layer, quantized, positions)
-        self._rows += q.shape[1]
+        self.rows += q.shape[1]
         # One batch in single precision, the sum of the batches in double.
         self._sums += q.sum(1)
         self._original_sums += x.sum(1)
@@ -91,24 +92,24 @@ class InputMoments:
     @property
     def mean(self) -> Tensor:
         """The mean of the quantized inputs."""
-        return self._sums / self._rows
+        return self._sums / self.rows
 
     @property
     def original_mean(self) -> Tensor:
         """The mean of the original inputs."""
-        return self._original_sums / self._rows
+        return self._original_sums / self.rows
 
     @property
     def covariance(self) -> Tensor:
         """Of the quantized inputs with themselves."""
         mean = self.mean
-        return self._products / self._rows - mean[:, :, None] * mean[:, None, :]
+        return self._products / self.rows - mean[:, :, None] * mean[:, None, :]
 
     @property
     def cross(self) -> Tensor:
         """Of the original inputs (rows) with the quantized ones (columns)."""
         outer = self.original_mean[:, :, None] * self.mean[:, None, :]
-        return self._crosses / self._rows - outer
+        return self._crosses / self.rows - outer
 
 
 def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
@@ -268,7 +269,7 @@ def _rounded_in_turn(target: Tensor, curvature: Tensor, scale: Tensor, most: int
 def _improved(
     levels: Tensor, scale: Tensor, target: Tensor, curvature: Tensor, most: int, sweeps: int
 ) -> tuple[Tensor, Tensor]:
-    """Levels and scale after at most ``sweeps`` turns of coordinate descent."""
+    """Levels and scale after at most ``sweeps`` turns of moving single levels and of scaling."""
     h = curvature.float()
     for _ in range(sweeps):
         scale = _least_squares_scale(levels, scale, target, curvature)

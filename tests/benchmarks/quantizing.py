@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.allocation.knapsack import solve
-from harness.compression.bits import expected_losses
+from harness.compression.bits import expected_losses, layer_options
 from harness.compression.fakequant import corrected_biases, fake_quantize, input_ranges
 from harness.compression.quantizers import quantize_weight
 from harness.compression.sequential import compensated_shares, quantize_in_turn
 from harness.networks import Layer, fold_batchnorm, layers_in_order
-from harness.records import Group, Option
 from harness.sensitivity.curvature import score
 from tests.benchmarks.compression_networks import Subject
 
@@ -50,42 +50,28 @@ class Bench:
         """``"ours"``, or ``"fisher"``: the empirical Fisher of weights rounded to nearest."""
         if kind not in self._scores:
             start = time.perf_counter()
-            values = self._ours() if kind == "ours" else self._fisher(None, "weights")
+            values = self._ours() if kind == "ours" else self._fisher()
             self._scores[kind] = Scores(values=values, wall_s=time.perf_counter() - start)
         return self._scores[kind]
 
-    def _fisher(self, images: int | None, part: str) -> dict[str, tuple[float, ...]]:
-        groups = [
-            Group(
-                name=name,
-                channels=len(layer.weight),
-                producers=(name,),
-                consumers=(),
-                prunable=False,
-            )
-            for name, layer in self.layers.items()
-        ]
-        words = [f"w{bits}a8" if bits < 8 else "int8" for bits in FULL_MENU]
-        options = {
-            group.name: tuple(Option(channels=group.channels, precision=word) for word in words)
-            for group in groups
-        }
+    def _fisher(self, images: int | None = None) -> dict[str, tuple[float, ...]]:
+        """Of the weights' errors alone; with labels on all images, or without on the first."""
+        # A weight's gradient from tensors with channels last is beyond oneDNN 3.12.
+        network = copy.deepcopy(self.folded).to(memory_format=torch.contiguous_format)
         found = score(
-            self.folded,
-            groups,
-            options,
-            self.subject.calibration[:images],
+            network,
+            *layer_options(self.layers, FULL_MENU),
+            self.subject.calibration[:images].contiguous(),
             self.subject.calibration_labels[:images] if images is None else None,
             draws=1,
             batch=BATCH,
         )
         assert found.weights is not None
-        return dict(found.weights if part == "weights" else found.values)
+        return dict(found.weights)
 
     def _ours(self) -> dict[str, tuple[float, ...]]:
-        weights = {name: layer.weight.detach() for name, layer in self.layers.items()}
         shares = compensated_shares(self.folded, self.subject.calibration[:_SCORED], batch=BATCH)
-        return expected_losses(weights, FULL_MENU, self._fisher(_SCORED, "weights"), shares)
+        return expected_losses(self.layers, FULL_MENU, self._fisher(_SCORED), shares)
 
     def allocate(self, kind: str, menu: Sequence[int], budget: float) -> dict[str, int]:
         """Bits for every layer: at most ``budget`` on average over all weights."""
