@@ -134,6 +134,11 @@ def unfolded(layer: Layer, a: Tensor, positions: Tensor | None = None) -> Tensor
             f"a {type(layer).__name__} with padding {layer.padding!r} cannot be rounded by its "
             "inputs: only linear layers and 2-D convolutions with padding as a number can"
         )
+    if type(layer).forward is not nn.Conv2d.forward:
+        raise BuildError(
+            f"{type(layer).__name__} changes its input in a forward of its own: what it multiplies "
+            "is not known; let a module before it do that"
+        )
     if layer.padding_mode != "zeros":
         raise BuildError(f"padding mode {layer.padding_mode!r} is not supported here: use zeros")
     (top, left), (height, width) = layer.padding, _output_size(layer, a)

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -39,6 +39,8 @@ TASKS = ("T1", "correlation-quant")
 COLUMNS = ("task", "network", "peer", "setting", "budget", "achieved", "top1", "agreement")
 COLUMNS += ("latency_ratio", "wall_s", "note")
 
+Method = Literal["compensated", "plain", "reestimated"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -49,22 +51,23 @@ class Plan:
     budget: int
     scores: str | None
     menu: tuple[int, ...]
-    compensated: bool
+    method: Method
 
 
-# Peer, setting, scores, menu (None: the budget itself), whether errors are compensated.
-SETTINGS: tuple[tuple[str, str, str | None, tuple[int, ...] | None, bool], ...] = (
-    ("boardfit", "2 to 8 bits", "ours", FULL_MENU, True),
-    ("boardfit", "{2,4,8} bits", "ours", PEERS_MENU, True),
-    ("stand-in", "(e) Fisher, {2,4,8}, mse+bias corr", "fisher", PEERS_MENU, False),
-    ("stand-in", "(a) uniform, mse+bias corr", None, None, False),
-    ("boardfit", "uniform", None, None, True),
+# Peer, setting, scores, menu (None: the budget itself), and the quantizer's method.
+SETTINGS: tuple[tuple[str, str, str | None, tuple[int, ...] | None, Method], ...] = (
+    ("boardfit", "2 to 8 bits", "ours", FULL_MENU, "compensated"),
+    ("boardfit", "{2,4,8} bits", "ours", PEERS_MENU, "compensated"),
+    ("stand-in", "(e) Fisher, {2,4,8}, mse+bias corr", "fisher", PEERS_MENU, "plain"),
+    ("stand-in", "(a) uniform, mse+bias corr", None, None, "plain"),
+    ("boardfit", "uniform", None, None, "compensated"),
+    ("boardfit", "uniform, nearest, BN re-estimated", None, None, "reestimated"),
 )
 
 
 def plans(budgets: Sequence[int]) -> Iterator[Plan]:
     """Setting by setting, so that a run that is stopped has each budget of the first ones."""
-    for peer, setting, scores, menu, compensated in SETTINGS:
+    for peer, setting, scores, menu, method in SETTINGS:
         for budget in budgets:
             yield Plan(
                 peer=peer,
@@ -72,32 +75,35 @@ def plans(budgets: Sequence[int]) -> Iterator[Plan]:
                 budget=budget,
                 scores=scores,
                 menu=menu or (budget,),
-                compensated=compensated,
+                method=method,
             )
 
 
 def run(bench: Bench, plan: Plan) -> dict[str, Any]:
     """One row: the columns of the peers' file, ``kl``, ``loss_low`` and ``loss_high``."""
-    start = time.perf_counter()
-    scored = 0.0
+    seconds = {"wall": 0.0, "cpu": 0.0}
+    start, cpu = time.perf_counter(), time.process_time()
     if plan.scores is None:
         bits = dict.fromkeys(bench.layers, plan.budget)
     else:
-        scored = bench.scores(plan.scores).wall_s
-        start = time.perf_counter()
+        scores = bench.scores(plan.scores)
+        seconds = {"wall": scores.wall_s, "cpu": scores.cpu_s}
+        start, cpu = time.perf_counter(), time.process_time()
         bits = bench.allocate(plan.scores, plan.menu, plan.budget)
-    wall = scored + time.perf_counter() - start
-    start = time.perf_counter()
-    network = bench.compensated(bits) if plan.compensated else bench.plain(bits)
-    rounding = time.perf_counter() - start
+    seconds["wall"] += time.perf_counter() - start
+    seconds["cpu"] += time.process_time() - cpu
+    start, cpu = time.perf_counter(), time.process_time()
+    network = getattr(bench, plan.method)(bits)
+    rounding = f"{time.perf_counter() - start:.0f} s, cpu {time.process_time() - cpu:.0f} s"
     found = quality(logits(network, bench.subject.test), bench.exact, bench.subject.test_labels)
     counts = {b: list(bits.values()).count(b) for b in sorted(set(bits.values()))}
-    note = f"hist {counts}; rounding {rounding:.0f} s; n={len(bench.subject.test)}"
+    note = f"hist {counts}; cpu {seconds['cpu']:.1f} s; rounding {rounding}"
+    note += f"; n={len(bench.subject.test)}"
     if plan.peer == "stand-in":
         note = f"a peer's setting run with our code; {note}"
     return row(
         bench.subject.name, plan.peer, plan.setting, plan.budget, bench.average(bits), found,
-        wall, note,
+        seconds["wall"], note,
     )  # fmt: skip
 
 

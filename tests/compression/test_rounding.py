@@ -64,6 +64,13 @@ def test_layers_whose_inputs_are_not_known_are_refused() -> None:
     with pytest.raises(BuildError, match="'reflect' is not supported"):
         unfolded(nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), torch.zeros(1, 1, 8, 8))
 
+    class Padded(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
+    with pytest.raises(BuildError, match="Padded changes its input"):
+        unfolded(Padded(1, 1, 3), torch.zeros(1, 1, 8, 8))
+
 
 def test_moments_are_those_of_all_batches_together() -> None:
     x, q = correlated(200, 5), correlated(200, 5, seed=1)
