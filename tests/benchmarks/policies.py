@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from harness.compression.batchnorm import reestimate
 from harness.compression.fakequant import fake_quantize, input_ranges
-from harness.compression.quantizers import quantize_weight
+from harness.compression.quantizers import QuantizedWeight, quantize_weight
 from harness.networks import fold_batchnorm, layers_in_order
 from harness.records import Group, Option
 from harness.sensitivity.curvature import rounded_weights, score
@@ -167,6 +167,7 @@ class Truth:
             ranges=self.ranges,
         )
         self.layers = self.test.layers
+        self.known: dict[tuple[str, int], QuantizedWeight] = {}
         self.fp32 = float(functional.cross_entropy(self.test.reference, item.test_labels))
         rng = np.random.default_rng(0)
         half = len(item.test) // 2
@@ -200,17 +201,23 @@ class Truth:
             "calibration errors, Dynamic BN": 1 - (fresh.top1 or 0.0),
         }
 
+    def quantized(self, name: str, bits: int) -> QuantizedWeight:
+        if (name, bits) not in self.known:
+            weight = self.item.network.get_submodule(name).weight
+            assert isinstance(weight, Tensor)
+            self.known[name, bits] = quantize_weight(
+                weight, bits, scale="max" if bits == 8 else "error"
+            )
+        return self.known[name, bits]
+
     def reestimated(self, policy: Policy) -> Tensor:
         """Test logits with the statistics of calibration images, which are not those judged."""
         network, example = self.item.network, self.item.calibration[:1]
-        layers = layers_in_order(network, example)
         variant = fake_quantize(
             network,
             example,
             weights={
-                name: quantize_weight(
-                    layers[name].weight, bits, scale="max" if bits == 8 else "error"
-                )
+                name: self.quantized(name, bits)
                 for name, bits in zip(self.layers, policy, strict=True)
             },
             ranges=self.ranges,
