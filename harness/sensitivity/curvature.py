@@ -197,21 +197,14 @@ class _Pass:
 
         Half of the room is for what is held through the pass, half for work on one layer.
         """
-        seen: dict[Recorder, list[tuple[Tensor, int]]] = {}
 
         def look(recorder: Recorder) -> Any:
-            def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-                recorder.size(inputs[0], output)
-                seen.setdefault(recorder, []).append((inputs[0], inputs[0]._version))
-
-            return hook
+            return lambda _module, inputs, output: recorder.size(inputs[0], output)
 
         with contextlib.ExitStack() as hooks, torch.no_grad():
             for recorder in self.recorders.values():
                 hooks.callback(recorder.layer.register_forward_hook(look(recorder)).remove)
             self.network(images[:1])
-        for recorder, inputs in seen.items():
-            recorder.copies = any(a._version != version for a, version in inputs)
         held = sum(recorder.held_bytes for recorder in self.recorders.values())
         scratch = max(recorder.scratch_bytes for recorder in self.recorders.values())
         if held + scratch > max_bytes:

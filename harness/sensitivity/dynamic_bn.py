@@ -69,17 +69,19 @@ def judge(
     statistics are re-estimated on the images first, in place where they take several batches and
     for the moment where they fit into one.
     """
-    variant.eval()
+    return _performance(_logits(variant, images, dynamic, batch), labels, reference)
+
+
+def _logits(network: nn.Module, images: Tensor, dynamic: bool, batch: int) -> Tensor:
+    network.eval()
     with torch.no_grad():
         if dynamic and len(images) <= batch:
-            with _batch_statistics(variant):
-                logits = variant(images)
-        else:
-            if dynamic:
-                reestimate(variant, images, batch=batch)
-            parts = range(0, len(images), batch)
-            logits = torch.cat([variant(images[start : start + batch]) for start in parts])
-    return _performance(logits, labels, reference)
+            with _batch_statistics(network):
+                return torch.as_tensor(network(images))
+        if dynamic:
+            reestimate(network, images, batch=batch)
+        parts = range(0, len(images), batch)
+        return torch.cat([network(images[start : start + batch]) for start in parts])
 
 
 @contextlib.contextmanager
@@ -122,24 +124,20 @@ class _Rounded:
         self.precision = "fp32"
 
     def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...] | None:
-        if self.precision == "fp32" or not self.interval.scale:
+        if self.precision == "fp32":
             return None
         if self.precision == "fp16":
             return (inputs[0].half().float(), *inputs[1:])
-        # Range.rounded in one kernel instead of four: half of a small network's time.
-        rounded = torch.fake_quantize_per_tensor_affine(
-            inputs[0], self.interval.scale, self.interval.zero_point, *self.interval.levels
-        )
-        return (rounded, *inputs[1:])
+        return (self.interval.rounded(inputs[0]), *inputs[1:])
 
 
 class Predictor:
     """Predicted performance of quantization policies of one network, quickly one after another.
 
     What policies share is done once: each layer is rounded to a precision when first asked for,
-    ranges of activations and the original's logits are taken at the start. ``rounded[layer]
-    [precision]`` are weights (batch norm *not* folded) of a quantizer of one's own. Raises
-    BuildError where there are no images.
+    ranges of activations (unless given) and the original's logits are taken at the start.
+    ``rounded[layer][precision]`` are weights (batch norm *not* folded) of a quantizer of one's own.
+    Raises BuildError where there are no images.
     """
 
     def __init__(
@@ -149,6 +147,7 @@ class Predictor:
         labels: Tensor | None = None,
         *,
         rounded: Mapping[str, Mapping[str, Tensor]] | None = None,
+        ranges: Mapping[str, Range] | None = None,
         batch: int = 256,
     ) -> None:
         if not len(images):
@@ -160,12 +159,8 @@ class Predictor:
         self._weights = {name: {"fp32": layer.weight.data} for name, layer in self._layers.items()}
         for name, ways in (rounded or {}).items():
             self._weights[name].update(ways)
-        ranges = input_ranges(self._network, images)
-        with torch.no_grad():
-            parts = range(0, len(images), batch)
-            self.reference = torch.cat(
-                [self._network(images[start : start + batch]) for start in parts]
-            )
+        ranges = input_ranges(self._network, images) if ranges is None else ranges
+        self.reference = _logits(self._network, images, False, batch)
         self._inputs = {name: _Rounded(ranges[name]) for name in self._layers}
         for name, layer in self._layers.items():
             layer.register_forward_pre_hook(self._inputs[name])
@@ -182,6 +177,12 @@ class Predictor:
 
         ``dynamic=False`` keeps the statistics of training. ConfigError where a layer is unknown.
         """
+        logits = self.logits(policy, dynamic=dynamic, images=images)
+        labels = None if self.labels is None else self.labels[: len(logits)]
+        return _performance(logits, labels, self.reference[: len(logits)])
+
+    def logits(self, policy: Policy, *, dynamic: bool = True, images: int | None = None) -> Tensor:
+        """The logits ``(images, classes)`` under ``policy`` that ``predict`` judges."""
         if unknown := sorted(policy.keys() - self._layers.keys()):
             raise ConfigError(
                 f"a policy names {', '.join(unknown)}, which are no layers of the network; "
@@ -191,18 +192,12 @@ class Predictor:
             precision = policy.get(name, "fp32")
             layer.weight.data = self._rounded(name, precision)
             self._inputs[name].precision = precision
-        count = len(self.images) if images is None else min(images, len(self.images))
-        found = judge(
-            self._network,
-            self.images[:count],
-            None if self.labels is None else self.labels[:count],
-            self.reference[:count],
-            dynamic=dynamic,
-            batch=self.batch,
-        )
-        for name, buffer in self._network.named_buffers():
-            buffer.copy_(self._statistics[name])
-        return found
+        count = len(self.images) if images is None else images
+        try:
+            return _logits(self._network, self.images[:count], dynamic, self.batch)
+        finally:
+            for name, buffer in self._network.named_buffers():
+                buffer.copy_(self._statistics[name])
 
     def _rounded(self, name: str, precision: str) -> Tensor:
         ways = self._weights[name]

@@ -70,8 +70,6 @@ class Recorder:
         self.changes = changes
         self.per_channel = per_channel
         self.chunk = 1
-        # Whether somebody writes into the layer's input later on: then a copy must be kept.
-        self.copies = False
         self.rows: Rows | None = None
         self.held_bytes, self.scratch_bytes = 0, 0  # for one image
         groups = getattr(layer, "groups", 1)
@@ -90,8 +88,6 @@ class Recorder:
     def __call__(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """The output as the network goes on with it."""
         a, y = inputs[0].detach(), output.detach()
-        if self.copies:
-            a = a.clone()
 
         def add(gradient: Tensor) -> None:
             with torch.no_grad():
