@@ -35,8 +35,13 @@ from harness.networks import Layer
 
 __all__ = ["InputMoments", "Rounded", "compensate", "compensated_share", "quadratic_error"]
 
-# Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp").
+# Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp"), and what comes on top
+# for every column that a position read has to pay for: a covariance estimated from few samples
+# says that most directions never occur, and rounding errors flee into them. (A classifier of 1280
+# inputs and 300 images, EfficientNet-Lite0's, in 3 bits: divergence on other images 0.026 with
+# 0.01, 0.022 for plain rounding, 0.017 to 0.018 between 0.5 and 2.)
 DAMPING = 0.01
+_DAMPING_PER_COLUMN = 0.25
 # At most so many positions a weight column are looked at, spread over the images.
 _ROWS_PER_COLUMN, _LEAST_ROWS = 96, 8192
 _BLOCK = 128  # columns whose errors are passed on at once
@@ -186,6 +191,7 @@ def compensate(
 ) -> Rounded:
     """The layer's weights in ``bits`` bits with the least output error that was found.
 
+    ``damping`` grows where a weight column has few samples; 0 is none at all.
     ``follow`` is how far the layer makes up for the errors before it: 1 in full, 0 not at all.
     ``sweeps`` bounds the improvement after rounding; 0 leaves it out.
     """
@@ -217,10 +223,7 @@ def compensated_share(moments: InputMoments, *, damping: float = DAMPING) -> flo
     Rounded in turn, what no later weight can make up for is the variance of an input given the
     later ones, the pivots D of H = L D L^T: the error is v * trace(D) (GPTQ's factor is D^-1/2).
     """
-    covariance = moments.covariance
-    diagonal = covariance.diagonal(dim1=1, dim2=2)
-    added = damping * diagonal.mean(1).clamp_min(1e-12)
-    curvature = covariance + torch.diag_embed(added[:, None].expand_as(diagonal))
+    curvature = _curvature(moments, damping)
     pivots = torch.linalg.cholesky(curvature).diagonal(dim1=1, dim2=2).square()
     return float(pivots.sum() / curvature.diagonal(dim1=1, dim2=2).sum())
 
@@ -234,16 +237,22 @@ def _target(
     matrix: Tensor, moments: InputMoments, damping: float, follow: float
 ) -> tuple[Tensor, Tensor]:
     """``W*`` and ``H`` of the module's docstring, in double precision."""
-    covariance = moments.covariance
-    diagonal = covariance.diagonal(dim1=1, dim2=2)
-    # Never zero, so that the inputs of a dead channel, of which nothing is known, keep weights.
-    added = damping * diagonal.mean(1).clamp_min(1e-12)
-    curvature = covariance + torch.diag_embed(added[:, None].expand_as(diagonal))
+    curvature = _curvature(moments, damping)
     if follow == 0:
         return matrix, curvature
     # W* = W + W (cov(x, x~) - cov(x~, x~)) H^-1
-    behind = matrix @ (moments.cross - covariance)
+    behind = matrix @ (moments.cross - moments.covariance)
     return matrix + follow * torch.linalg.solve(curvature, behind, left=False), curvature
+
+
+def _curvature(moments: InputMoments, damping: float) -> Tensor:
+    covariance = moments.covariance
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    if damping:
+        damping += _DAMPING_PER_COLUMN * diagonal.shape[1] / moments.rows
+    # Never zero, so that the inputs of a dead channel, of which nothing is known, keep weights.
+    added = damping * diagonal.mean(1).clamp_min(1e-12)
+    return covariance + torch.diag_embed(added[:, None].expand_as(diagonal))
 
 
 def _rounded_in_turn(target: Tensor, curvature: Tensor, scale: Tensor, most: int) -> Tensor:

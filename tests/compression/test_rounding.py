@@ -202,3 +202,16 @@ def test_the_share_that_is_left_is_the_pivots_over_the_trace() -> None:
     assert compensated_share(moments, damping=0.0) == pytest.approx(1.36 / 2, rel=1e-5)
     plain = moments_of(nn.Linear(2, 1), rows, rows)
     assert compensated_share(plain) == pytest.approx(1.0)
+
+
+def test_few_samples_do_not_send_the_error_where_they_did_not_look() -> None:
+    """40 samples of 64 inputs: most directions are never seen, and all of them occur later."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 32)
+    x = correlated(4040, 64)
+    seen, fresh = x[:40], x[40:]
+    rounded = compensate(layer, moments_of(layer, seen, seen), 3)
+    plain = quantize_weight(layer.weight, 3, scale="error").dequantized()
+    bias = (layer(seen) - functional.linear(seen, plain)).mean(0).detach()
+    found = output_error(layer, fresh, fresh, rounded.weight.dequantized(), rounded.bias)
+    assert found < output_error(layer, fresh, fresh, plain, bias)
