@@ -149,7 +149,7 @@ def quantization(
             found = next((r for r in done if _is(r, plan)), None)
             if found is None:
                 try:
-                    bench = Bench(subject(name, images)) if bench is None else bench
+                    bench = Bench(subject(name, images), cache) if bench is None else bench
                 except Absent as absent:
                     say(f"{name}: {absent}; skipped")
                     break

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from harness.allocation.knapsack import solve
 from harness.compression.batchnorm import reestimate
 from harness.compression.bits import expected_losses, layer_options
 from harness.compression.fakequant import corrected_biases, fake_quantize, input_ranges
-from harness.compression.quantizers import quantize_weight
+from harness.compression.quantizers import Range, quantize_weight
 from harness.compression.sequential import compensated_shares, quantize_in_turn
 from harness.networks import Layer, fold_batchnorm, layers_in_order
 from harness.sensitivity.curvature import score
@@ -40,24 +42,43 @@ class Scores:
 class Bench:
     """A subject with its folded network, and what its rows share."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, cache: Path | None = None) -> None:
         self.subject = subject
+        self._cache = cache
+        self._scores: dict[str, Scores] = {}
         self.folded = fold_batchnorm(subject.network, subject.calibration[:1])
         self.layers: dict[str, Layer] = layers_in_order(self.folded, subject.calibration[:1])
-        self.ranges = input_ranges(self.folded, subject.calibration, batch=BATCH)
-        self.exact = logits(self.folded, subject.test)
-        self._scores: dict[str, Scores] = {}
+        self.ranges = {
+            name: Range(low=low, high=high)
+            for name, (low, high) in self._kept("ranges", self._extremes).items()
+        }
+        self.exact: Tensor = self._kept("exact", lambda: logits(self.folded, subject.test))
+
+    def _kept(self, name: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives, kept in the cache's folder: a run that was stopped goes on."""
+        if self._cache is None:
+            return compute()
+        path = self._cache / f"T1-{self.subject.name}-{name}.pt"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(compute(), path)
+        return torch.load(path, weights_only=True)
+
+    def _extremes(self) -> dict[str, tuple[float, float]]:
+        found = input_ranges(self.folded, self.subject.calibration, batch=BATCH)
+        return {name: (interval.low, interval.high) for name, interval in found.items()}
 
     def scores(self, kind: str) -> Scores:
         """``"ours"``, or ``"fisher"``: the empirical Fisher of weights rounded to nearest."""
-        if kind not in self._scores:
+
+        def timed() -> dict[str, Any]:
             start, cpu = time.perf_counter(), time.process_time()
             values = self._ours() if kind == "ours" else self._fisher()
-            self._scores[kind] = Scores(
-                values=values,
-                wall_s=time.perf_counter() - start,
-                cpu_s=time.process_time() - cpu,
-            )
+            wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
+            return {"values": values, "wall_s": wall_s, "cpu_s": cpu_s}
+
+        if kind not in self._scores:
+            self._scores[kind] = Scores(**self._kept(kind, timed))
         return self._scores[kind]
 
     def _fisher(self, images: int | None = None) -> dict[str, tuple[float, ...]]:
