@@ -17,12 +17,18 @@ def errors(bits: tuple[int, ...]) -> list[float]:
 
 def test_a_layers_losses_follow_the_errors_of_its_quantizer() -> None:
     """Scores of 2, 8 and 4 times the error: the geometric mean is 4 times."""
-    bits = (2, 4, 8)
+    bits = (3, 4, 8)
     found = errors(bits)
     scores = [2 * found[0], 8 * found[1], 4 * found[2]]
     losses = expected_losses({"a": LAYER}, bits, {"a": scores})["a"]
     assert losses == pytest.approx([4 * error for error in found])
     assert losses[0] > losses[1] > losses[2] > 0
+
+
+def test_two_bits_cost_more_than_their_error_says() -> None:
+    found = errors((2, 3))
+    losses = expected_losses({"a": LAYER}, (2, 3), {"a": found})["a"]
+    assert losses == pytest.approx([3 * found[0], found[1]])
 
 
 def test_what_compensation_leaves_is_all_that_counts() -> None:
