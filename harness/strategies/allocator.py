@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from harness.allocation.names import Names
-from harness.errors import BoardfitError, InfeasibleBudget
-from harness.records import AllocationProof, Group, Option
+from harness.errors import BoardfitError, ConfigError, InfeasibleBudget
+from harness.records import AllocationProof, Group, Option, is_study
 from harness.sensitivity.curvature import Sensitivities
 from harness.strategies.predictor import Costs
 from harness.strategies.requirements import Limits
@@ -149,6 +149,15 @@ def tabled_around(
     )
 
 
+def _require_board_options(options: Options) -> None:
+    for name, choices in options.items():
+        if study := sorted({o.precision for o in choices if is_study(o.precision)}):
+            raise ConfigError(
+                f"group {name} is offered {', '.join(study)} under a budget of a board, but no "
+                "board runs that: it is for studies; offer what available_precisions gives"
+            )
+
+
 class _Search:
     """One allocation problem; a choice is a tuple of option indices, one a group."""
 
@@ -160,6 +169,7 @@ class _Search:
         limits: Limits,
         clock: Callable[[], float],
     ) -> None:
+        _require_board_options(options)
         self.costs = costs
         self.names = tuple(group.name for group in costs.groups)
         self.options = {name: options[name] for name in self.names}
