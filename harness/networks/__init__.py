@@ -5,7 +5,7 @@ network; that name survives batch-norm folding, pruning and export.
 """
 
 from harness.networks.data import Data, check_fits, load_data
-from harness.networks.evaluate import onnx_logits, top1
+from harness.networks.evaluate import onnx_logits, open_session, top1
 from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2
 from harness.networks.loading import keep_freed_memory, load_network
 from harness.networks.structure import (
@@ -42,6 +42,7 @@ __all__ = [
     "load_data",
     "load_network",
     "onnx_logits",
+    "open_session",
     "output_shapes",
     "quiet",
     "save_pt2",
