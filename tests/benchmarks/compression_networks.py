@@ -56,12 +56,19 @@ class Subject:
 class SameConv2d(nn.Conv2d):
     """TensorFlow's "same" padding: the output has ceil(size / stride) values a side."""
 
+    def __init__(
+        self, entering: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        # At stride 1 both sides get as much: the convolution pads by itself, without a copy.
+        padding = kernel // 2 if stride == 1 else 0
+        super().__init__(entering, channels, kernel, stride, padding, groups=groups, bias=False)
+
     def forward(self, x: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        height, width = (
-            max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
-        )
-        if height or width:
+        if stride > 1:
+            height, width = (
+                max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
+            )
             sides = (width // 2, width - width // 2, height // 2, height - height // 2)
             x = functional.pad(x, sides)
         return super().forward(x)
@@ -77,11 +84,11 @@ class MBConv(nn.Module):
         inner = entering * expansion
         norm = partial(nn.BatchNorm2d, eps=1e-3)
         if expansion != 1:
-            self._expand_conv = SameConv2d(entering, inner, 1, bias=False)
+            self._expand_conv = SameConv2d(entering, inner, 1)
             self._bn0 = norm(inner)
-        self._depthwise_conv = SameConv2d(inner, inner, kernel, stride, groups=inner, bias=False)
+        self._depthwise_conv = SameConv2d(inner, inner, kernel, stride, groups=inner)
         self._bn1 = norm(inner)
-        self._project_conv = SameConv2d(inner, channels, 1, bias=False)
+        self._project_conv = SameConv2d(inner, channels, 1)
         self._bn2 = norm(channels)
         self.expands, self.adds = expansion != 1, stride == 1 and entering == channels
 
@@ -96,16 +103,14 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=1e-3)
-        self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2, bias=False), norm(32)
+        self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2), norm(32)
         blocks, entering = [], 32
         for repeats, kernel, stride, expansion, channels in _STAGES:
             for index in range(repeats):
-                blocks.append(
-                    MBConv(entering, channels, kernel, 1 if index else stride, expansion)
-                )
+                blocks.append(MBConv(entering, channels, kernel, 1 if index else stride, expansion))
                 entering = channels
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head, self._bn1 = SameConv2d(320, 1280, 1, bias=False), norm(1280)
+        self._conv_head, self._bn1 = SameConv2d(320, 1280, 1), norm(1280)
         self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
