@@ -80,29 +80,20 @@ class Insertion:
     def _tensors_around(
         self, integer: frozenset[str], carriers: frozenset[str]
     ) -> dict[str, frozenset[str]]:
-        """The tensors that get a pair, and the nodes that read its DequantizeLinear.
-
-        A tensor that a quantized node makes is read behind the pair by all; one that comes as
-        float is read so by quantized nodes only.
-        """
+        """The tensors that get a pair, and the nodes that read its DequantizeLinear: all."""
         quantized = integer | carriers
-        pairs: dict[str, frozenset[str]] = {}
+        pairs: dict[str, None] = {}
         for node in self._graph.node:
             if node.name not in quantized:
                 continue
             for name in self._activations(node, integer):
-                pairs.setdefault(name, frozenset())
+                pairs.setdefault(name)
             for name in node.output:
                 if not self._stays_float(node, name, integer):
-                    pairs.setdefault(name, frozenset())
+                    pairs.setdefault(name)
             if node.name in carriers and node.op_type in SAME_RANGE:
                 self._ranges[node.output[0]] = self._ranges[node.input[0]]
-        for name in pairs:
-            made = self._made_by(name, quantized)
-            pairs[name] = frozenset(
-                reader.name for reader in self._readers(name) if made or reader.name in quantized
-            )
-        return pairs
+        return {name: frozenset(reader.name for reader in self._readers(name)) for name in pairs}
 
     def _stays_float(self, node: onnx.NodeProto, name: str, integer: frozenset[str]) -> bool:
         """Eight bits for logits cost accuracy, and the integer Gemm can write floats instead.
