@@ -6,7 +6,7 @@ network; that name survives batch-norm folding, pruning and export.
 
 from harness.networks.data import Data, check_fits, load_data
 from harness.networks.evaluate import onnx_logits, open_session, top1
-from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2
+from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2, write_file
 from harness.networks.loading import keep_freed_memory, load_network
 from harness.networks.structure import (
     BATCH_NORMS,
@@ -47,4 +47,5 @@ __all__ = [
     "quiet",
     "save_pt2",
     "top1",
+    "write_file",
 ]

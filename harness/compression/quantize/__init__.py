@@ -2,6 +2,7 @@
 
 from harness.compression.quantize.export import QuantizeReport, quantize
 from harness.compression.quantize.forms import Form, available_precisions, form_of
+from harness.compression.quantize.int4 import store_weights_int4
 from harness.compression.quantize.kernels import FloatLayer, float_layers, real_int8_layers
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "form_of",
     "quantize",
     "real_int8_layers",
+    "store_weights_int4",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from harness.compression.quantizers import (
     quantize_weight,
 )
 from harness.errors import BuildError
-from harness.networks import layer_of_node
+from harness.networks import layer_of_node, write_file
 from harness.records import BoardFacts
 
 __all__ = ["QuantizeReport", "quantize"]
@@ -99,7 +98,7 @@ def quantize(
     if not form.at_inputs:
         keep_float(model, layers.keys() - names.keys())
     onnx.checker.check_model(model)
-    _write(out, model.SerializeToString(deterministic=True))
+    write_file(out, model.SerializeToString(deterministic=True))
     return QuantizeReport(
         int8_layers=tuple(dict.fromkeys(names[name] for name in order if name in names)),
         carriers=tuple(carried),
@@ -217,10 +216,3 @@ def _widen_input(
         model.graph.initializer.append(pads)
         pad = helper.make_node("Pad", [name, pads.name], [wide], f"{wide}_Pad", mode="constant")
         model.graph.node.insert(0, pad)
-
-
-def _write(path: Path, payload: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(payload)
-    partial.replace(path)
