@@ -101,7 +101,12 @@ def _part(made: Any, source: str, preparation: Preparation, progress: Progress |
         images = torch.as_tensor(made[0])
         labels = None if made[1] is None else torch.as_tensor(made[1])
     elif isinstance(made, Iterable):
-        images, labels = _collected(made, source, preparation, progress)
+        total = len(made) if isinstance(made, Sized) else 0
+        images, labels = _collected(made, total, source, preparation, progress)
+    elif isinstance(made, torch.utils.data.Dataset) and isinstance(made, Sized):
+        # They are read by index, and their length alone says where they end.
+        items = (made[index] for index in range(len(made)))
+        images, labels = _collected(items, len(made), source, preparation, progress)
     else:
         raise ConfigError(
             f"data {source}: {type(made).__name__} is no tensor, no (images, labels) and cannot be "
@@ -121,13 +126,16 @@ def _is_batch(value: Any) -> bool:
 
 
 def _collected(
-    items: Iterable[Any], source: str, preparation: Preparation, progress: Progress | None
+    items: Iterable[Any],
+    total: int,
+    source: str,
+    preparation: Preparation,
+    progress: Progress | None,
 ) -> Part:
     """The items of a dataset, or the batches of a loader, in one tensor."""
     images: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
-    total = len(items) if isinstance(items, Sized) else 0
     for done, item in enumerate(items, 1):
         image, label = item if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
         try:
