@@ -74,6 +74,7 @@ class Workbench:
     folder: Folder
     board_images: int
     sustain_s: float = 0.0
+    metric: networks.Metric = networks.TOP1
     _original_classes: np.ndarray | None = None
 
     @property
@@ -286,10 +287,17 @@ class Workbench:
         macs: int,
     ) -> Measured:
         profile = pacing.profile(self.session, path, self.store)
-        logits = networks.onnx_logits(path, self.data.test_images.numpy())
+        outputs = networks.onnx_outputs(path, self.data.test_images.numpy())
         some = self.data.test_images[: self.board_images].numpy()
-        classes = self.session.infer(path, some).argmax(axis=1)
-        original = self._classes_of_original()
+        found_there = self.session.infer(path, some)
+        agreement: tuple[float | None, float | None] = (None, None)
+        if self.metric.classifies:
+            classes = found_there.argmax(axis=1)
+            original = self._classes_of_original()
+            agreement = (
+                float(np.mean(classes == original[: len(some)])),
+                float(np.mean(classes == outputs[0][: len(some)].argmax(axis=1))),
+            )
         candidate = Candidate(
             label=measurement.label,
             role=role,
@@ -298,9 +306,9 @@ class Workbench:
             size_bytes=path.stat().st_size,
             parameters=parameters,
             macs=macs,
-            top1=networks.top1(logits, self.data.test_labels.numpy()),
-            board_agreement=float(np.mean(classes == original[: len(some)])),
-            host_agreement=float(np.mean(classes == logits[: len(some)].argmax(axis=1))),
+            top1=self.metric.of(outputs, self.data.test_labels.numpy()),
+            board_agreement=agreement[0],
+            host_agreement=agreement[1],
             n_board_images=len(some),
             **self._latency_fields(measurement, baseline),
         )

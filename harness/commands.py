@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -107,14 +107,24 @@ def fit(
     alternatives: bool,
     out: Path,
     sustain: str | None = None,
+    metric: str | None = None,
 ) -> FitResult:
     """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
     spec = inventory.find(board)
     networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
+    judge = networks.load_metric(metric)
     with ConsoleObserver() as observer, observer.stage("read data"):
-        images = networks.load_data(data, preparation=preparation, progress=observer.progress)
-    networks.check_fits(loaded, images)
+        images = networks.load_data(
+            data,
+            preparation=preparation,
+            progress=observer.progress,
+            classes=judge.classifies,
+        )
+    if not judge.classifies:
+        # Targets of a metric are no classes to learn: sensitivity and distillation do without.
+        images = replace(images, train_labels=None)
+    networks.check_fits(loaded, images, judge)
     networks.check_images(loaded, images.train_images, least=MIN_IMAGES)
     with ConsoleObserver() as observer, Session(spec, on_event=observer.event) as session:
         result = loop.fit(
@@ -135,8 +145,10 @@ def fit(
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),
                 "data_sha256": networks.data_fingerprint(images),
+                "metric": metric or judge.name,
             },
             observer=observer,
+            metric=judge,
         )
     page.write(result, out / "report.html")
     return result

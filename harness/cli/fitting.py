@@ -36,6 +36,13 @@ def fit(
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
     limit: LimitOption = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            "--metric",
+            help="file.py:function from outputs and targets to a share, instead of top-1.",
+        ),
+    ] = None,
     latency: Annotated[
         str | None, typer.Option("--latency", help="4ms, or 22% of the baseline's.")
     ] = None,
@@ -43,7 +50,7 @@ def fit(
         str | None, typer.Option("--size", help="1.5MB, or 20% of the baseline's file.")
     ] = None,
     max_drop: Annotated[
-        float, typer.Option("--max-drop", help="Points of top-1 that may be lost.")
+        float, typer.Option("--max-drop", help="Points of top-1, or of --metric, that may be lost.")
     ] = 1.0,
     methods: Annotated[
         str, typer.Option("--methods", help="prune, quantize, or both with a comma.")
@@ -95,6 +102,7 @@ def fit(
         alternatives=alternatives,
         out=out,
         sustain=sustain,
+        metric=metric,
     )
     if as_json:
         print((out / "result.json").read_text())

@@ -63,6 +63,7 @@ def build(
             data.train_labels,
             epochs=strategy.epochs,
             seed=strategy.seed,
+            raw=not data.classes,
             progress=progress,
         )
         batchnorm.reestimate(variant, data.train_images)

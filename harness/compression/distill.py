@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,17 +13,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.errors import BuildError
-from harness.networks import fold_batchnorm
+from harness.networks import fold_batchnorm, tensors_of
 
-__all__ = ["augment", "distill", "distillation_loss"]
+__all__ = ["augment", "distill", "distillation_loss", "output_loss"]
 
 # The settings of the fixed fine-tuning that the peers' figures were taken with.
 MOMENTUM = 0.9
 WEIGHT_DECAY = 5e-4
+MAX_RAW_GRADIENT = 1.0
 
 # The teacher's outputs by the steps they belong to: every variant of one campaign is taught on the
 # same augmented images (the seed decides), so the teacher need see them only once.
-_taught: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Tensor]]] = weakref.WeakKeyDictionary()
+_taught: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[list[Tensor]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def distillation_loss(
@@ -45,6 +48,18 @@ def distillation_loss(
         return temperature**2 * soft
     hard = functional.cross_entropy(student, labels)
     return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+
+def output_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """The squared error of raw outputs by the teacher's mean square, the mean over the outputs.
+
+    So that every output of a network counts alike, whatever its unit.
+    """
+    errors = [
+        (ours - theirs).square().mean() / theirs.square().mean().clamp_min(1e-12)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
@@ -77,6 +92,7 @@ def distill(
     seed: int = 0,
     flip: bool = True,
     shift: int = 2,
+    raw: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
     """A copy of ``student``, in evaluation mode, trained to give the ``teacher``'s outputs.
@@ -84,8 +100,9 @@ def distill(
     SGD with Nesterov momentum, the learning rate falling from ``lr`` to zero by a cosine, step by
     step. The teacher sees the same augmented images. Images are ``(n, c, h, w)``; ``flip`` and
     ``shift`` say how they may be changed without changing their class. Equal seeds give equal
-    weights on one machine. ``progress(done, of)`` counts steps. Raises BuildError if the loss is
-    no longer finite.
+    weights on one machine. ``raw``: the outputs are no logits, and ``output_loss`` of all of them
+    is the loss. ``progress(done, of)`` counts steps. Raises BuildError if the loss is no longer
+    finite.
     """
     student = _channels_last(copy.deepcopy(student).train())
     # A student that was scored may have come with frozen weights.
@@ -101,14 +118,19 @@ def distill(
     for step, (chosen, inputs) in enumerate(batches):
         target = targets(step, inputs)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
-            output = student(inputs)
-        loss: Any = distillation_loss(
-            output.float(),
-            target,
-            None if labels is None else labels[chosen],
-            temperature=temperature,
-            alpha=alpha,
-        )
+            outputs = tensors_of(student(inputs))
+        outputs = [output.float() for output in outputs]
+        loss: Any
+        if raw:
+            loss = output_loss(outputs, target)
+        else:
+            loss = distillation_loss(
+                outputs[0],
+                target[0],
+                None if labels is None else labels[chosen],
+                temperature=temperature,
+                alpha=alpha,
+            )
         if not math.isfinite(loss.item()):
             raise BuildError(
                 f"distillation diverged at step {step + 1} of {steps}: the loss is "
@@ -118,6 +140,8 @@ def distill(
             settings["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
         optimizer.zero_grad()
         loss.backward()
+        if raw:  # the gradient of a squared error has no bound, and the step was chosen for logits
+            nn.utils.clip_grad_norm_(parameters, MAX_RAW_GRADIENT)
         optimizer.step()
         if progress is not None:
             progress(step + 1, steps)
@@ -140,8 +164,8 @@ def _batches(
 
 def _targets(
     teacher: nn.Module, images: Tensor, plan: tuple[Any, ...]
-) -> Callable[[int, Tensor], Tensor]:
-    """The teacher's logits for one step's inputs: remembered, or computed and remembered."""
+) -> Callable[[int, Tensor], list[Tensor]]:
+    """The teacher's outputs for one step's inputs: remembered, or computed and remembered."""
     # Version counters rise with every change in place, so a teacher that was trained meanwhile,
     # or other images at the same address, are not mistaken for the old ones.
     state = tuple((value.data_ptr(), value._version) for value in teacher.state_dict().values())
@@ -150,10 +174,10 @@ def _targets(
     folded = _channels_last(fold_batchnorm(teacher, images[:1]))
     fast = _bfloat16_is_fast()
 
-    def target(step: int, inputs: Tensor) -> Tensor:
+    def target(step: int, inputs: Tensor) -> list[Tensor]:
         if step == len(remembered):
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
-                remembered.append(folded(inputs).float())
+                remembered.append([output.float() for output in tensors_of(folded(inputs))])
         return remembered[step]
 
     return target

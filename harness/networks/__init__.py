@@ -8,6 +8,7 @@ from harness.networks.data import Data, Preparation, data_fingerprint, preparati
 from harness.networks.evaluate import onnx_logits, onnx_outputs, open_session, top1
 from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2, write_file
 from harness.networks.loading import keep_freed_memory, load_callable, load_network
+from harness.networks.metrics import TOP1, Metric, load_metric
 from harness.networks.sources import load_data, load_images
 from harness.networks.structure import (
     BATCH_NORMS,
@@ -21,6 +22,7 @@ from harness.networks.structure import (
     fold_batchnorm,
     layers_in_order,
     output_shapes,
+    tensors_of,
 )
 from harness.networks.suitability import check_fits, check_images
 
@@ -28,8 +30,10 @@ __all__ = [
     "BATCH_NORMS",
     "CONVOLUTIONS",
     "LAYER_TYPES",
+    "TOP1",
     "Data",
     "Layer",
+    "Metric",
     "Network",
     "Preparation",
     "as_onnx",
@@ -47,6 +51,7 @@ __all__ = [
     "load_callable",
     "load_data",
     "load_images",
+    "load_metric",
     "load_network",
     "onnx_logits",
     "onnx_outputs",
@@ -55,6 +60,7 @@ __all__ = [
     "preparation",
     "quiet",
     "save_pt2",
+    "tensors_of",
     "top1",
     "write_file",
 ]

@@ -33,7 +33,11 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """Images as the network wants them, float32 ``(n, channels, h, w)``, and int64 labels."""
+    """Images as the network wants them, float32 ``(n, channels, h, w)``, and their labels.
+
+    Labels are int64 classes ``(n,)``; where a metric other than top-1 judges the network, whatever
+    ``(n, ...)`` that metric takes for targets.
+    """
 
     train_images: Tensor
     train_labels: Tensor | None
@@ -44,6 +48,11 @@ class Data:
     def example(self) -> Tensor:
         """One image, ``(1, channels, h, w)``: what tracing and export run through a network."""
         return self.train_images[:1]
+
+    @property
+    def classes(self) -> bool:
+        """Whether the labels are classes."""
+        return self.test_labels.ndim == 1 and not self.test_labels.is_floating_point()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,11 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 def load_npz(
-    path: Path, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    path: Path,
+    *,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    classes: bool = True,
 ) -> Data:
     """The images and labels of an ``.npz`` file.
 
@@ -29,7 +33,8 @@ def load_npz(
     and ``std`` (one value, or one a channel), or the short forms ``xtr, ytr, xte, yte``. Images
     are ``(n, c, h, w)`` or ``(n, h, w, c)``; bytes are scaled to 0..1, then the mean is subtracted
     and the result divided by the standard deviation. ``mean`` and ``std`` given here replace the
-    file's. Raises ConfigError.
+    file's. Without ``classes`` labels may be any numbers ``(n, ...)``: targets of a metric. Raises
+    ConfigError.
     """
     arrays = _arrays(path, mean, std)
     needed = ("train_images", "test_images", "test_labels", "mean", "std")
@@ -45,8 +50,9 @@ def load_npz(
             f"data file {path}: train images are {tuple(train.shape[1:])}, "
             f"test images {tuple(test.shape[1:])}"
         )
-    train_labels = _labels(path, "train_labels", arrays, len(train))
-    test_labels = _labels(path, "test_labels", arrays, len(test))
+    labels = _labels if classes else _targets
+    train_labels = labels(path, "train_labels", arrays, len(train))
+    test_labels = labels(path, "test_labels", arrays, len(test))
     assert test_labels is not None  # its key was checked above
     return Data(train, train_labels, test, test_labels)
 
@@ -133,3 +139,15 @@ def _labels(path: Path, name: str, arrays: Mapping[str, Array], count: int) -> T
     if labels.min() < 0:
         raise ConfigError(f"data file {path}: {name} holds the negative label {labels.min()}")
     return torch.from_numpy(labels.astype(np.int64))
+
+
+def _targets(path: Path, name: str, arrays: Mapping[str, Array], count: int) -> Tensor | None:
+    if name not in arrays:
+        return None
+    targets = arrays[name]
+    if targets.ndim < 1 or len(targets) != count or targets.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"data file {path}: {name} is {targets.dtype} of shape {targets.shape}; "
+            f"expected numbers for {count} images"
+        )
+    return torch.from_numpy(targets.copy())

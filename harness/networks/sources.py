@@ -33,6 +33,7 @@ def load_data(
     std: tuple[float, ...] | None = None,
     preparation: Preparation | None = None,
     progress: Progress | None = None,
+    classes: bool = True,
 ) -> Data:
     """The training and test images of ``source``, with labels for the test at least.
 
@@ -40,11 +41,12 @@ def load_data(
     ``module:function`` or ``file.py:function``, which returns (training, test), each part a
     tensor of images, a pair of images and labels, or an iterable of (image, label), such as a
     Dataset or a DataLoader. What comes in one part is split by a seeded permutation.
-    ``progress(done, of)`` counts images. Raises ConfigError.
+    Labels are classes; without ``classes`` whatever a metric takes. ``progress(done, of)`` counts
+    images. Raises ConfigError.
     """
     preparation = preparation or Preparation(mean=mean, std=std)
     if _is_file(source):
-        return load_npz(Path(source), mean=preparation.mean, std=preparation.std)
+        return load_npz(Path(source), mean=preparation.mean, std=preparation.std, classes=classes)
     first, second = _parts(source, preparation, progress)
     if second is None:
         train, train_labels, test, test_labels = split(*first, preparation, source=str(source))
@@ -60,7 +62,13 @@ def load_data(
             f"{source} has no labels, and accuracy cannot be measured without: put the images into "
             "one sub-folder a class, or give --labels, a CSV with the columns file and label"
         )
-    return Data(train, train_labels, test, test_labels)
+    data = Data(train, train_labels, test, test_labels)
+    if classes and not data.classes:
+        raise ConfigError(
+            f"{source}: labels are {str(test_labels.dtype).removeprefix('torch.')} of shape "
+            f"{tuple(test_labels.shape)}; expected a class an image, or name a --metric for them"
+        )
+    return data
 
 
 def load_images(

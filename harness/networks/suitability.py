@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from harness.errors import ConfigError
 from harness.networks.data import Data
-from harness.networks.structure import BATCH_NORMS, CONVOLUTIONS, run_once
+from harness.networks.metrics import TOP1, Metric
+from harness.networks.structure import BATCH_NORMS, CONVOLUTIONS, outputs_of, run_once
 
 __all__ = ["check_fits", "check_images"]
 
@@ -18,24 +18,29 @@ CHECKED = 64
 MAX_SHIFT, MAX_SPREAD = 3.0, 3.0
 
 
-def check_fits(network: nn.Module, data: Data) -> None:
-    """Raise ConfigError unless the network takes these images and has a class for every label."""
+def check_fits(network: nn.Module, data: Data, metric: Metric = TOP1) -> None:
+    """Raise ConfigError unless the network takes these images and the metric its outputs.
+
+    For top-1: a class for every label.
+    """
     images = data.test_images[:2]
     try:
-        with torch.no_grad():
-            outputs = network.eval()(images)
+        outputs = outputs_of(network, images)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"the network does not take images of shape {tuple(images.shape)}"
             f"{_channel_hint(network, images)}: {error}"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if not metric.classifies:
+        metric.of([output.numpy() for output in outputs], data.test_labels[:2].numpy())
+        return
+    if len(outputs) != 1 or outputs[0].ndim != 2 or len(outputs[0]) != len(images):
+        shapes = ", ".join(str(tuple(output.shape)) for output in outputs) or "no tensor"
         raise ConfigError(
-            f"the network turns images of shape {tuple(images.shape)} into {shape}; "
-            "expected (n, classes)"
+            f"the network turns images of shape {tuple(images.shape)} into {shapes}; "
+            "expected (n, classes), or name a --metric for what it is"
         )
-    classes = outputs.shape[1]
+    classes = outputs[0].shape[1]
     for name, labels in (("train", data.train_labels), ("test", data.test_labels)):
         if labels is not None and int(labels.max()) >= classes:
             raise ConfigError(
