@@ -118,6 +118,7 @@ def quantize_file(
                     int8_layers=layers,
                     board=session.facts,
                     method=calibrate,
+                    correct_bias=True,
                     progress=observer.progress,
                 )
                 carriers = report.carriers

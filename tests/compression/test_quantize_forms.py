@@ -150,6 +150,59 @@ def test_a_bias_too_large_for_its_scale_gets_a_coarser_one(tmp_path: Path) -> No
     assert held[3] == pytest.approx(7.0)
 
 
+def test_biases_make_up_for_rounded_weights(tmp_path: Path) -> None:
+    """One channel, inputs of mean 2: weights that grow by 0.1 in all take 0.2 off the bias."""
+    network = nn.Sequential(nn.Conv2d(2, 1, 1), nn.Flatten()).eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([1.0, 0.45]).view(1, 2, 1, 1))
+        network[0].bias.fill_(3.0)
+    images = torch.full((4, 2, 4, 4), 2.0)
+    images[:, :, :2] = 1.5
+    images[:, :, 2:] = 2.5
+    source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export_onnx(network, images, source)
+    levels = torch.tensor([100, 55], dtype=torch.int8).view(1, 2, 1, 1)  # 1.0 and 0.55
+    quantize(
+        source,
+        out,
+        calibration=images.numpy(),
+        int8_layers=["0"],
+        board=facts(),
+        weights={"0": QuantizedWeight(levels, torch.tensor([0.01]), 8)},
+        correct_bias=True,
+    )
+    found = constants(out)
+    bias = found["0.bias_quantized"] * found["0.bias_quantized_scale"]
+    assert bias == pytest.approx(2.8, abs=1e-3)
+
+
+def test_a_grouped_layer_corrects_each_group_by_its_own_inputs(tmp_path: Path) -> None:
+    network = seeded(Inverted)
+    source = tmp_path / "fp32.onnx"
+    images = IMAGES + 0.5
+    export_onnx(network, images, source)
+    layers = tuple(layers_in_order(network, images))
+    weights = {
+        name: quantize_weight(layer.weight, 4)
+        for name, layer in layers_in_order(network, images).items()
+    }
+    wanted = onnx_logits(source, images).mean(0)
+    off = {}
+    for correct in (False, True):
+        out = tmp_path / f"{correct}.onnx"
+        quantize(
+            source,
+            out,
+            calibration=images.numpy(),
+            int8_layers=layers,
+            board=facts(),
+            weights=weights,
+            correct_bias=correct,
+        )
+        off[correct] = np.abs(onnx_logits(out, images).mean(0) - wanted).max()
+    assert off[True] < 0.5 * off[False]
+
+
 def test_weights_that_would_saturate_on_the_board_are_refused(tmp_path: Path) -> None:
     weight = quantize_weight(seeded(Residual).get_submodule("inner").weight, 8)
     with pytest.raises(BuildError, match=r"inner: weights of 8 bits saturate .* round them to 7"):

@@ -14,7 +14,7 @@ from harness.compression.quantizers import Histogram, Range, RangeMethod
 from harness.errors import BuildError
 from harness.networks import open_session
 
-__all__ = ["input_shape", "tensor_ranges"]
+__all__ = ["channel_means", "input_shape", "tensor_ranges"]
 
 # The values of one tensor and batch that are counted at least, where it has as many.
 SAMPLE = 1 << 14
@@ -70,6 +70,25 @@ def tensor_ranges(
     }
 
 
+def channel_means(
+    model: onnx.ModelProto, tensors: Sequence[str], images: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The mean of every channel of ``tensors`` over ``images``, each ``(channels,)``.
+
+    Channels are dimension 1 of ``(n, c, ...)``, and the last of what has three dimensions or two.
+    """
+    watched = list(dict.fromkeys(tensors))
+    sums: dict[str, npt.NDArray[np.float64]] = {}
+    batches = 0
+    for values, _ in _values(model, watched, images):
+        batches += 1
+        for name, value in zip(watched, values, strict=True):
+            channel = 1 if value.ndim > 3 else value.ndim - 1
+            others = tuple(axis for axis in range(value.ndim) if axis != channel)
+            sums[name] = sums.get(name, 0.0) + value.mean(others, dtype=np.float64)
+    return {name: total / batches for name, total in sums.items()}
+
+
 def _sample(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Evenly spaced values of a large tensor: the histogram needs no more, and counting is slow."""
     # An odd step does not keep to one column of the image.
@@ -114,10 +133,11 @@ def _values(
         if count < batch:  # the file has fixed its batch: fill it up with copies
             part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
         try:
-            found = dict(zip(seen, session.run(seen, {name: part}), strict=True))
+            # An empty list would ask onnxruntime for all outputs.
+            values = session.run(seen, {name: part}) if seen else []
         except Exception as error:  # as above
             raise BuildError(
                 f"the network takes {shape}, and calibration images are {part.shape[1:]}: {error}"
             ) from error
-        found[name] = part
+        found = {name: part, **dict(zip(seen, values, strict=True))}
         yield [np.asarray(found[tensor], np.float32) for tensor in tensors], count

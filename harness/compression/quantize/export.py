@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from harness.compression.quantize.calibration import input_shape, tensor_ranges
+from harness.compression.quantize.calibration import channel_means, input_shape, tensor_ranges
 from harness.compression.quantize.carriers import carriers
 from harness.compression.quantize.float_layers import keep_float
 from harness.compression.quantize.forms import Form, form_of
@@ -32,6 +32,8 @@ from harness.records import BoardFacts
 __all__ = ["QuantizeReport", "quantize"]
 
 Array = npt.NDArray[Any]
+# Means settle far sooner than ranges.
+BIAS_IMAGES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ def quantize(
     weights: Mapping[str, QuantizedWeight] | None = None,
     biases: Mapping[str, torch.Tensor] | None = None,
     ranges: Mapping[str, Range] | None = None,
+    correct_bias: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> QuantizeReport:
     """Write the network of ``fp32_onnx`` with ``int8_layers`` in int8, the rest left alone.
@@ -66,7 +69,9 @@ def quantize(
     The Q/DQ form is the board's (``form_of``). Weights are symmetric with one scale an output
     channel: those of ``weights`` as they are, others rounded to nearest; ``biases`` replaces
     biases. Activations have their range over the ``calibration`` images ``(n, c, h, w)`` by
-    ``method``, a layer's input that of ``ranges`` where it is given. Raises BuildError.
+    ``method``, a layer's input that of ``ranges`` where it is given. ``correct_bias``: biases that
+    are not given make up for what rounding the weights does to the layer's mean output. Raises
+    BuildError.
     """
     model = onnx.load(fp32_onnx)
     layers = layer_of_node(model)
@@ -78,6 +83,8 @@ def quantize(
         raise BuildError("quantizing needs at least one layer and one calibration image")
     form = form_of(board)
     names = {node: layer for node, layer in layers.items() if layer in wanted}
+    before = onnx.ModelProto()
+    before.CopyFrom(model)
     carried = carriers(model, names.keys())
     found = _tensor_ranges(model, {*names, *carried}, calibration, form, method, progress)
     for node in model.graph.node:
@@ -91,6 +98,8 @@ def quantize(
         for node in model.graph.node
         if node.name in names
     }
+    if correct_bias:
+        _correct_biases(before, integer, set(biases or {}), names, calibration)
     if form.widens_input:
         _widen_input(model, integer, found)
     order = [node.name for node in model.graph.node]
@@ -186,6 +195,38 @@ def _parameters(
     if layer in biases:
         bias = biases[layer].detach().numpy().astype(np.float32)
     return rounded, bias
+
+
+def _correct_biases(
+    model: onnx.ModelProto,
+    integer: dict[str, tuple[QuantizedWeight, Array | None]],
+    given: set[str],
+    names: Mapping[str, str],
+    images: npt.NDArray[np.float32],
+) -> None:
+    """Take the mean change of every output channel off its bias.
+
+    ``b - (Q(W) - W) E[x]``, the analytic bias correction of Nagel et al., ICCV 2019, section 4.2,
+    with the original network's mean inputs and padding left out of account. A MatMul has no bias.
+    """
+    nodes = [
+        node
+        for node in model.graph.node
+        if node.name in integer and node.op_type != "MatMul" and names[node.name] not in given
+    ]
+    means = channel_means(model, [node.input[0] for node in nodes], images[:BIAS_IMAGES])
+    constants = {item.name: item for item in model.graph.initializer}
+    for node in nodes:
+        weight, bias = integer[node.name]
+        exact = np.array(numpy_helper.to_array(constants[node.input[1]]), np.float64)
+        exact = exact.T if output_axis(node) else exact
+        factor = next((item.f for item in node.attribute if item.name == "alpha"), 1.0)
+        change = weight.dequantized().numpy() - factor * exact
+        change = change.reshape(*change.shape[:2], -1).sum(2)
+        groups = len(means[node.input[0]]) // change.shape[1]
+        mean = np.repeat(means[node.input[0]].reshape(groups, -1), len(change) // groups, axis=0)
+        shift = (change * mean).sum(1).astype(np.float32)
+        integer[node.name] = weight, (0.0 if bias is None else bias) - shift
 
 
 def _widen_input(
