@@ -246,6 +246,31 @@ def seeded_on(kind: type[nn.Module], images: torch.Tensor) -> nn.Module:
     return network.eval()
 
 
+def test_a_relu_behind_a_pool_is_not_lost(tmp_path: Path) -> None:
+    """The pool's output has the range of its input, which goes below zero."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 4, 3, padding=1)
+            self.second = nn.Conv2d(4, 2, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.max_pool2d(self.first(x), 2)
+            return self.second(torch.relu(x))  # type: ignore[no-any-return]
+
+    network = seeded_on(Pooled, IMAGES)
+    with torch.no_grad():
+        network.get_submodule("first").bias -= 1.0
+    source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    export_onnx(network, IMAGES, source)
+    quantize(
+        source, out, calibration=IMAGES.numpy(), int8_layers=["first", "second"], board=facts()
+    )
+    wanted, got = onnx_logits(source, IMAGES), onnx_logits(out, IMAGES)
+    assert np.abs(wanted - got).max() < 0.05 * np.abs(wanted).max()
+
+
 def test_a_layer_called_twice_has_its_weights_once_and_a_bias_for_each_input(
     tmp_path: Path,
 ) -> None:

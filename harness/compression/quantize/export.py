@@ -17,7 +17,7 @@ from harness.compression.quantize.calibration import channel_means, input_shape,
 from harness.compression.quantize.carriers import carriers
 from harness.compression.quantize.float_layers import keep_float
 from harness.compression.quantize.forms import Form, form_of
-from harness.compression.quantize.insertion import Insertion, output_axis
+from harness.compression.quantize.insertion import Insertion, activations, output_axis
 from harness.compression.quantizers import (
     QuantizedWeight,
     Range,
@@ -131,7 +131,7 @@ def _tensor_ranges(
         name
         for node in model.graph.node
         if node.name in nodes
-        for name in (*_activations(node), *node.output)
+        for name in (*activations(node), *node.output)
     ]
     found = tensor_ranges(
         model,
@@ -146,11 +146,6 @@ def _tensor_ranges(
         low, high = min(float(value.min()), 0.0), max(float(value.max()), 0.0)
         found[name] = Range(low=low, high=high, symmetric=form.symmetric)
     return found
-
-
-def _activations(node: onnx.NodeProto) -> list[str]:
-    """The inputs of a node that are data; the others are weights, shapes and limits."""
-    return list(node.input) if node.op_type in ("Add", "Concat") else [node.input[0]]
 
 
 def _as_form(given: Range, form: Form) -> Range:

@@ -15,7 +15,7 @@ from harness.compression.quantize.carriers import ABSORBED, SAME_RANGE
 from harness.compression.quantize.forms import Form
 from harness.compression.quantizers import QuantizedWeight, Range
 
-__all__ = ["Insertion", "output_axis"]
+__all__ = ["Insertion", "activations", "output_axis"]
 
 Array = npt.NDArray[Any]
 # Biases keep within a quarter of int32, so that the sum of products beside them fits too.
@@ -64,13 +64,18 @@ class Insertion:
     # Tensors.
 
     def _absorb(self, quantized: frozenset[str]) -> frozenset[str]:
-        """Remove the ReLU and Clip whose work the range of their output does; their names."""
+        """Remove the ReLU and Clip whose work the range of their output does; their names.
+
+        Not behind nodes that only move bytes: those keep the range of what they read.
+        """
         removed = set()
         for node in list(self._graph.node):
             source = self._maker(node.input[0]) if node.name in quantized else None
             if node.op_type not in ABSORBED or source is None or source.name not in quantized:
                 continue
             if len(self._readers(node.input[0])) > 1 or node.input[0] in self._outputs:
+                continue
+            if source.op_type in SAME_RANGE:
                 continue
             source.output[list(source.output).index(node.input[0])] = node.output[0]
             self._graph.node.remove(node)
@@ -86,7 +91,7 @@ class Insertion:
         for node in self._graph.node:
             if node.name not in quantized:
                 continue
-            for name in self._activations(node, integer):
+            for name in activations(node):
                 pairs.setdefault(name)
             for name in node.output:
                 if not self._stays_float(node, name, integer):
@@ -128,13 +133,6 @@ class Insertion:
     def _only_adds(self, tensor: str, integer: frozenset[str]) -> bool:
         """Whether an integer layer makes the tensor for the addition alone."""
         return self._made_by(tensor, integer) and len(self._readers(tensor)) == 1
-
-    def _activations(self, node: onnx.NodeProto, integer: frozenset[str]) -> list[str]:
-        if node.name in integer:
-            return [node.input[0]]
-        if node.op_type in ("Add", "Concat"):
-            return [name for name in node.input if name]
-        return [node.input[0]]
 
     def _pair(self, tensor: str, readers: frozenset[str], *, all_behind: bool) -> None:
         """Put Q and DQ behind a tensor, for the nodes named ``readers``.
@@ -268,6 +266,11 @@ class Insertion:
         del self._graph.initializer[:]
         self._graph.initializer.extend(i for i in self._constants.values() if i.name in used)
         del self._graph.value_info[:]
+
+
+def activations(node: onnx.NodeProto) -> list[str]:
+    """The inputs of a node that are data; the others are weights, shapes and limits."""
+    return list(node.input) if node.op_type in ("Add", "Concat") else [node.input[0]]
 
 
 def output_axis(node: onnx.NodeProto) -> int:
