@@ -48,11 +48,12 @@ def fit(
     settings: FitSettings,
     fingerprint: Mapping[str, str],
     observer: Observer,
+    metric: networks.Metric = networks.TOP1,
 ) -> FitResult:
     """Fit ``network`` to the session's board; the result folder ``out`` holds everything.
 
     ``fingerprint`` names the contents of network, weights and data: a folder resumes only where
-    they and the settings are unchanged.
+    they and the settings are unchanged. ``metric`` takes the place of top-1 throughout.
     """
     folder = Folder(out, _asked(settings, session, fingerprint), observer)
     with Store(out / "measurements.db") as store:
@@ -64,6 +65,7 @@ def fit(
             folder=folder,
             board_images=settings.board_images,
             sustain_s=settings.sustain_s,
+            metric=metric,
         )
         try:
             return _fit(bench, settings)
