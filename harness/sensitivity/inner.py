@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional, grad
+from torch.nn import functional
 
 from harness.networks import Layer
 
@@ -205,28 +205,27 @@ class Recorder:
 
     def _image_by_image(self, gradient: Tensor, a: Tensor) -> Tensor:
         layer = self.layer
-        assert not isinstance(layer, nn.Linear)
-        of = {
-            nn.Conv1d: grad.conv1d_weight,
-            nn.Conv2d: grad.conv2d_weight,
-            nn.Conv3d: grad.conv3d_weight,
-        }
-        compute: Any = next(f for kind, f in of.items() if isinstance(layer, kind))
+        assert not isinstance(layer, nn.Linear) and not isinstance(layer.padding, str)
+        result = layer.weight.new_empty((len(a), *layer.weight.shape))
+        none = [0] * len(layer.kernel_size)
         # One call an image is faster than one grouped convolution of all: 2 to 20 times on 3x3
         # kernels, where the library has kernels for few groups and for depthwise ones only.
-        gradients = [
-            compute(
-                a[n : n + 1],
-                layer.weight.shape,
+        for n in range(len(a)):
+            _, own, _ = torch.ops.aten.convolution_backward(
                 gradient[n : n + 1],
+                a[n : n + 1],
+                layer.weight,
+                None,
                 layer.stride,
                 layer.padding,
                 layer.dilation,
+                False,  # not transposed
+                none,
                 layer.groups,
+                [False, True, False],  # of input, weights and bias only the weights
             )
-            for n in range(len(a))
-        ]
-        return torch.stack(gradients)
+            result[n] = own
+        return result
 
     def _contracted(self, gradients: Tensor) -> Tensor:
         """``(n, *weight)`` gradients times all changes: ``(changes, n, C or 1)``."""
