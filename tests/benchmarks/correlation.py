@@ -14,8 +14,10 @@ what a perfect score would reach, from how well the losses on two halves of the 
 
 ``--cost`` compares the time of one pass for 24 options a group with a plain gradient pass, and
 times the ranking of 100 policies by Dynamic BN.
+
 What Dynamic BN makes of a policy takes three times as long as its true loss, and is found for the
-first ``--dynamic`` policies. Results of each policy are appended to ``--cache``; a later run goes on from there.
+first ``--dynamic`` policies. Results of each policy are appended to ``--cache``; a later run goes
+on from there.
 """
 
 from __future__ import annotations
