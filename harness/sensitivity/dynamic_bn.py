@@ -126,7 +126,9 @@ def _batch_statistics(network: nn.Module, corrected: Corrections | None) -> Iter
 
 
 @contextlib.contextmanager
-def _watched(layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]) -> Any:
+def _watched(
+    layers: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None]
+) -> Iterator[None]:
     """Tell ``see`` the mean and variance of what each batch norm is about to read."""
 
     def hook(name: str) -> Any:
