@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 VENV36 := .venv36
 PYTHON36 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python) $(shell command -v python3.6))
 DEMO := runs/demo
+# Tests that only compute: they share the cores. What measures, or waits for others, runs alone.
+ARITHMETIC := $(addprefix tests/,allocation comparison compression latency_models report \
+  sensitivity strategies trtexec)
 
 .PHONY: demo test faults check format clean
 
@@ -15,7 +18,8 @@ demo: $(VENV)/.installed
 	  --out $(DEMO)
 
 test: $(VENV)/.installed-test $(VENV36)/.installed sshd check
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(ARITHMETIC)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(ARITHMETIC))
 
 # Two hundred faults on the virtual Nano; a quarter of an hour.
 faults: $(VENV)/.installed-test $(VENV36)/.installed sshd

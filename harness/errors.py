@@ -123,14 +123,22 @@ class ConditionError(BoardfitError):
 class InfeasibleBudget(BoardfitError):
     """No allocation meets the budget.
 
-    ``nearest`` holds, for each budget in the order given, the smallest cost that can be reached.
+    ``nearest`` holds, for each budget in the order given, the smallest cost that can be reached,
+    ``binding`` the indices of the groups that make up half of that or more, the largest first.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, nearest: tuple[float, ...] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        nearest: tuple[float, ...] = (),
+        binding: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
         super().__init__(message)
         self.nearest = nearest
+        self.binding = binding
 
 
 @contextmanager

@@ -22,7 +22,19 @@ from latency_models.patterns import without_repeats
 from latency_models.propagation import propagate
 from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs, keep_float
 
-__all__ = ["RUNTIMES", "Dims", "Kernel", "ProfileRow", "Work", "match", "read", "rewrite", "work"]
+__all__ = [
+    "RUNTIMES",
+    "Dims",
+    "Kernel",
+    "ProfileRow",
+    "Work",
+    "lowered",
+    "match",
+    "operators",
+    "read",
+    "rewrite",
+    "work",
+]
 
 _Path = str | Path
 
@@ -81,9 +93,37 @@ def rewrite(
     _check_precision(target, "the network", base, ("fp32", "fp16"))
     channels = dict(out_channels or {})
     precisions = {} if precision is None or isinstance(precision, str) else dict(precision)
-    ops = tuple(op for kernel in kernels for op in kernel.ops)
+    ops = operators(kernels)
     _check(ops, channels, precisions, target)
-    ops = propagate(_ordered(ops), channels)
+    return lowered(
+        ops,
+        out_channels=channels,
+        precision=precisions,
+        base=base,
+        followers=followers,
+        runtime=target,
+    )
+
+
+def operators(kernels: Sequence[Kernel]) -> tuple[Op, ...]:
+    """The operators of a network's kernels, as they stood in the network."""
+    return _ordered([op for kernel in kernels for op in kernel.ops])
+
+
+def lowered(
+    ops: Sequence[Op],
+    *,
+    out_channels: Mapping[str, int],
+    precision: Mapping[str, str],
+    runtime: Runtime | GpuRuntime,
+    base: str = "fp32",
+    followers: Literal["carriers", "all"] = "carriers",
+) -> tuple[Kernel, ...]:
+    """``rewrite`` of ``operators`` at hand, for names and precisions that are known to fit.
+
+    For many variants of one network. A ``Size`` among the widths shows up in the kernels' shapes.
+    """
+    ops, target, precisions = propagate(ops, out_channels), runtime, precision
     chosen = {name for name, wanted in precisions.items() if wanted == "int8"}
     if chosen:
         if any(op.op == QDQ for op in ops):

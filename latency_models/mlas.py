@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from latency_models.kernels import Work
+from latency_models.kernels import Works
 from latency_models.parameters import DENSE, Array, Indices, Prior
 from latency_models.profiles import BoardProfile
 
@@ -151,21 +151,19 @@ class Features:
     bytes_weights: Array
 
 
-def features(works: Sequence[Work], precisions: Sequence[str], priors: Sequence[Prior]) -> Features:
+def features(works: Works, precisions: Sequence[str], priors: Sequence[Prior]) -> Features:
     """The arrays that ``parts`` needs."""
-    kinds = [w.kind for w in works]
-    dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 6)
-    rows, outputs, inputs, window, groups, width = dims.T
+    rows, outputs, inputs, window, groups, width = works.dims.T
     width = np.where(width > 0, width, rows)
-    int8 = np.array([w.precision == "int8" for w in works], bool)
-    dense = np.array([k in DENSE for k in kinds], bool)
-    depthwise = np.array([k == "conv_depthwise" for k in kinds], bool)
-    blocked = np.array([k in _BLOCKED_INPUTS for k in kinds], bool) & ~int8
+    int8 = works.each([precision == "int8" for _, precision in works.labels]) > 0
+    dense = works.each([kind in DENSE for kind, _ in works.labels]) > 0
+    depthwise = works.each([kind == "conv_depthwise" for kind, _ in works.labels]) > 0
+    blocked = (works.each([kind in _BLOCKED_INPUTS for kind, _ in works.labels]) > 0) & ~int8
     channels = outputs * groups
     lanes = np.where(int8, _LANES * np.floor(channels / _LANES), _up(channels, _LANES))
     rest = channels % _LANES
     return Features(
-        precision=np.array([precisions.index(w.precision) for w in works], np.intp),
+        precision=works.each([precisions.index(precision) for _, precision in works.labels]),
         dense=dense,
         depthwise_int8=depthwise & int8,
         rows=rows * groups,
@@ -176,8 +174,8 @@ def features(works: Sequence[Work], precisions: Sequence[str], priors: Sequence[
         simple=np.where(depthwise, rows * window * lanes, rows * outputs * groups * window / 2),
         tail8=rows * window * np.floor(rest / 8) * _LANES,
         tail1=rows * window * (rest % 8) * _LANES,
-        bytes_act=np.array([w.bytes_in + w.bytes_out for w in works], float),
-        bytes_weights=np.array([w.bytes_weights for w in works], float),
+        bytes_act=works.bytes_in + works.bytes_out,
+        bytes_weights=works.bytes_weights,
     )
 
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from latency_models import fitting, posterior, roofline
 from latency_models.errors import CalibrationError
-from latency_models.kernels import KERNEL_KINDS, Work
+from latency_models.kernels import KERNEL_KINDS, Work, Works
 from latency_models.parameters import DENSE, Array
 from latency_models.profiles import REFERENCE, BoardProfile, Scales
 
@@ -118,20 +118,56 @@ class LatencyModel:
         """Seconds of one call of a network with these kernels."""
         return float(self._whole(works, self.predict_kernels(works)))
 
-    def predict_kernels(self, works: Sequence[Work]) -> Array:
+    def predict_kernels(self, works: Sequence[Work] | Works) -> Array:
         """Seconds of each kernel, as the runtime's profiler would see it."""
         analytical, residual = self.parts(works)
         return np.asarray(analytical * residual)
 
-    def parts(self, works: Sequence[Work]) -> tuple[Array, Array]:
+    def parts(self, works: Sequence[Work] | Works) -> tuple[Array, Array]:
         """Seconds of each kernel by the formula, and the factor that the learned residual adds."""
-        if not works:
+        if not len(works):
             return np.zeros(0), np.ones(0)
         arrays = self._features(works)
         seconds = self.anchor_ * roofline.kernel_seconds(self.theta, arrays, self._layout)
         if not self.residual_:
             return seconds, np.ones(len(seconds))
         return seconds, np.exp(self._posterior.residual(works, arrays.group))
+
+    def network(self, kernels_s: float, steps: float) -> float:
+        """Seconds of a call of a network whose kernels take ``kernels_s`` in so many steps.
+
+        ``predict`` is this at the sum of ``predict_kernels`` and the count of the works that are
+        steps (``takes_step``). It is convex, and grows with both at the same gap between kernels.
+        """
+        return self.anchor_ * self._whole_of(kernels_s / self.anchor_, steps)[0]
+
+    def tangent(self, kernels_s: float, steps: float) -> tuple[float, float, float]:
+        """``(a, b, c)`` such that ``a * kernels_s + b * steps + c`` touches ``network`` here.
+
+        Nowhere does it exceed ``network``, which is linear where no host queues kernels: then the
+        two are equal everywhere. Source: ``roofline.network_seconds``, whose larger-of-two is a
+        norm, and a norm is at least its derivative in any direction.
+        """
+        _, by_sum, slope = self._whole_of(kernels_s / self.anchor_, steps)
+        layout = self._layout
+        start = slope[layout.index("c0")]
+        queue = sum(slope[p] for p, prior in enumerate(layout.priors) if prior.name == "enqueue")
+        gap = layout.value(self.theta, "gap")
+        by_steps = 0.0
+        if gap is not None:
+            by_steps += gap * slope[layout.index("gap")] / max(steps, 1e-30)
+        if queue:
+            by_steps += queue / max(steps, 1e-30)
+        return by_sum, self.anchor_ * by_steps, self.anchor_ * start
+
+    @property
+    def linear(self) -> bool:
+        """Whether no host queues kernels: ``network`` is linear in its two arguments."""
+        return self._layout.value(self.theta, "enqueue") is None
+
+    def takes_step(self, kind: str) -> bool:
+        """Whether the runtime takes a step for such a kernel; a GPU's takes none for a view."""
+        return roofline.is_step(kind, self._layout)
 
     def interval(self, works: Sequence[Work], coverage: float = 0.9) -> tuple[float, float]:
         """Seconds ``(low, high)`` between which a measurement lies with probability ``coverage``.
@@ -302,15 +338,23 @@ class LatencyModel:
         alike = posterior.similarity(samples, self.theta)
         return posterior.Posterior(samples, self.theta, self.residual_, alike)
 
-    def _features(self, works: Sequence[Work]) -> roofline.Features:
-        for item in works:
-            if item.precision not in self.precisions or item.kind not in KERNEL_KINDS:
+    def _features(self, works: Sequence[Work] | Works) -> roofline.Features:
+        arrays = works if isinstance(works, Works) else Works.of(works)
+        for kind, precision in arrays.labels:
+            if precision not in self.precisions or kind not in KERNEL_KINDS:
                 raise CalibrationError(
-                    f"kernel {item.name!r} is a {item.kind} in {item.precision}, which the model "
-                    f"of {self.profile.name} has no parameters for: it knows "
+                    f"{self._example(works, kind, precision)} is a {kind} in {precision}, which "
+                    f"the model of {self.profile.name} has no parameters for: it knows "
                     f"{', '.join(self.precisions)}"
                 )
-        return roofline.features(works, self._layout, self.scales)
+        return roofline.features(arrays, self._layout, self.scales)
+
+    @staticmethod
+    def _example(works: Sequence[Work] | Works, kind: str, precision: str) -> str:
+        names = () if isinstance(works, Works) else works
+        alike = (w.name for w in names if (w.kind, w.precision) == (kind, precision))
+        name = next(alike, None)
+        return "a kernel" if name is None else f"kernel {name!r}"
 
     def _quantile(self, coverage: float) -> float:
         """How many claimed standard deviations hold ``coverage`` of what was held out."""
@@ -328,7 +372,9 @@ class LatencyModel:
 
     def _network(self, total: float, works: Sequence[Work]) -> tuple[float, float, Array]:
         """Seconds of a network whose kernels take ``total``, and what they gain with it."""
-        steps = sum(roofline.is_step(work, self._layout) for work in works)
+        return self._whole_of(total, sum(self.takes_step(work.kind) for work in works))
+
+    def _whole_of(self, total: float, steps: float) -> tuple[float, float, Array]:
         whole, by_sum, slope = roofline.network_seconds(
             self.theta,
             self._layout,

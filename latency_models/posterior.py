@@ -25,7 +25,7 @@ import numpy as np
 from scipy import sparse
 
 from latency_models import fitting
-from latency_models.kernels import Work
+from latency_models.kernels import Work, Works
 from latency_models.parameters import Array, Indices
 
 __all__ = ["AMPLITUDES", "Posterior", "held_out", "similarity"]
@@ -36,6 +36,8 @@ AMPLITUDES = (0.0, 0.1, 0.2, 0.3)
 _FOLDS = 10
 # A fold starts at what all samples together say, and need not be exact.
 _FOLD_TOLERANCE = 1e-3
+# Kernels whose likeness to the samples' is worked out at once.
+_ROWS = 4096
 
 
 class Posterior:
@@ -81,12 +83,21 @@ class Posterior:
         """What is left of the parameters' prior covariance."""
         return np.asarray(self.prior - self.gain @ self.jacobian @ self.prior)
 
-    def residual(self, works: Sequence[Work], group: Indices) -> Array:
+    def residual(self, works: Sequence[Work] | Works, group: Indices) -> Array:
         """The logarithm of what each kernel takes more than the formula says."""
+        result = np.zeros(len(works))
         if not self.amplitude:
-            return np.zeros(len(works))
-        alike = _similar(_places(works), group, self.places, self.samples.features.group)
-        return np.asarray(self.amplitude**2 * alike @ self.learned)
+            return result
+        places, theirs = _places(works), self.samples.features.group
+        # Kind by kind, a part at a time: the matrix of likenesses of many kernels is large.
+        for kind in np.unique(group):
+            columns = np.flatnonzero(theirs == kind)
+            members = np.flatnonzero(group == kind)
+            for start in range(0, len(members), _ROWS):
+                rows = members[start : start + _ROWS]
+                alike = _alike(places[rows], self.places[columns])
+                result[rows] = self.amplitude**2 * alike @ self.learned[columns]
+        return result
 
     def spread(
         self, row: Array, shares: Array, works: Sequence[Work], group: Indices, noise: float
@@ -157,10 +168,10 @@ def held_out(
     return residuals, spreads
 
 
-def _places(works: Sequence[Work]) -> Array:
+def _places(works: Sequence[Work] | Works) -> Array:
     """Where kernels stand among their like: logarithms of their dimensions."""
-    dims = np.array([w.shape[:5] for w in works], dtype=np.float64).reshape(len(works), 5)
-    return np.asarray(np.log2(np.maximum(dims, 1.0)))
+    arrays = works if isinstance(works, Works) else Works.of(works)
+    return np.asarray(np.log2(np.maximum(arrays.dims[:, :5], 1.0)))
 
 
 def _similar(places: Array, group: Indices, others: Array, other_group: Indices) -> Array:
@@ -168,7 +179,11 @@ def _similar(places: Array, group: Indices, others: Array, other_group: Indices)
     result = np.zeros((len(places), len(others)))
     for kind in np.unique(group):
         rows, columns = np.flatnonzero(group == kind), np.flatnonzero(other_group == kind)
-        left, right = places[rows], others[columns]
-        squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
-        result[np.ix_(rows, columns)] = np.exp(-0.5 * np.maximum(squares, 0.0))
+        result[np.ix_(rows, columns)] = _alike(places[rows], others[columns])
     return result
+
+
+def _alike(left: Array, right: Array) -> Array:
+    """How alike kernels of one kind and precision are (rows x columns)."""
+    squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None, :] - 2 * left @ right.T
+    return np.asarray(np.exp(-0.5 * np.maximum(squares, 0.0)))

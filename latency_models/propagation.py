@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from latency_models.errors import UnsupportedGraph
 from latency_models.operators import Op, Shape
+from latency_models.sizes import Size
 
 __all__ = ["propagate"]
 
@@ -20,20 +21,25 @@ def propagate(ops: Sequence[Op], out_channels: Mapping[str, int]) -> tuple[Op, .
     Everything downstream follows: element-wise operators and pools keep what they get, depthwise
     convolutions take as many groups as channels, concatenations add up, flattening multiplies.
     ``UnsupportedGraph`` where two widths meet that do not fit, or an operator's constants do not
-    tell what it would do at another width.
+    tell what it would do at another width. A ``Size`` among the widths is carried through as one.
     """
     shapes: dict[str, Shape] = {}
     result = []
     for op in ops:
         inputs = tuple(shapes.get(t, s) for t, s in zip(op.inputs, op.in_shapes, strict=True))
         wanted = out_channels.get(op.name)
-        if inputs == op.in_shapes and wanted is None:
+        if wanted is None and inputs == op.in_shapes and not _traced(inputs):
             result.append(op)
             continue
         changed = _resize(op, inputs, wanted)
         shapes.update(zip(changed.outputs, changed.out_shapes, strict=True))
         result.append(changed)
     return tuple(result)
+
+
+def _traced(shapes: Sequence[Shape]) -> bool:
+    """Whether a size among ``shapes`` remembers where it came from and must go on."""
+    return any(isinstance(size, Size) for shape in shapes for size in shape)
 
 
 def _resize(op: Op, inputs: tuple[Shape, ...], wanted: int | None) -> Op:
@@ -76,7 +82,8 @@ def _resize_conv(op: Op, inputs: tuple[Shape, ...], wanted: int | None) -> Op:
             f"convolution {op.name!r} has {groups} groups, which divide neither {entering} input "
             f"nor {outputs} output channels evenly: choose multiples of {groups}"
         )
-    if before == entering and outputs == op.out_shapes[0][1] and inputs == op.in_shapes:
+    same = before == entering and outputs == op.out_shapes[0][1] and inputs == op.in_shapes
+    if same and not _traced((*inputs, (outputs,))):
         return op
     weight = (outputs, entering // groups, *op.weight_shape[2:])
     if op.op == "ConvTranspose":
@@ -146,7 +153,9 @@ def _followed(op: Op, first: Shape, before: Shape, out: Shape) -> Shape:
 def _reshaped(op: Op, first: Shape, before: Shape, out: Shape) -> Shape:
     """The sizes after a reshape: the one axis that held the channels takes up the change."""
     ratio = math.prod(first) / math.prod(before)
-    old, new = next((b, f) for b, f in zip(before, first, strict=True) if b != f)
+    old, new = next(
+        (b, f) for b, f in zip(before, first, strict=True) if b != f or isinstance(f, Size)
+    )
     for axis, size in enumerate(out):
         if size % old == 0 and math.prod(out) * ratio == math.prod(out) // size * (
             size // old * new

@@ -12,7 +12,15 @@ from collections.abc import Sequence, Set
 
 from latency_models.operators import QDQ, Op
 
-__all__ = ["FOLLOWERS", "QUANTIZABLE", "carriers", "free_output", "insert_pairs", "keep_float"]
+__all__ = [
+    "CARRIERS",
+    "FOLLOWERS",
+    "QUANTIZABLE",
+    "carriers",
+    "free_output",
+    "insert_pairs",
+    "keep_float",
+]
 
 # Quantized whatever their neighbours are.
 _ALWAYS = frozenset(
@@ -50,9 +58,9 @@ FOLLOWERS = frozenset(
 _REMOVABLE = frozenset(["Relu", "Clip"])
 QUANTIZABLE = _ALWAYS | FOLLOWERS | _REMOVABLE
 
-# What carries integers between integer convolutions at no cost but its own; an exporter that
-# quantizes some layers only quantizes these where both ends are integer.
-_CARRIERS = frozenset(
+# What carries integers at no cost but its own; an exporter that quantizes some layers only
+# quantizes these where all that they read is integer.
+CARRIERS = frozenset(
     [
         "Add",
         "AveragePool",
@@ -70,31 +78,28 @@ _CARRIERS = frozenset(
 
 
 def carriers(ops: Sequence[Op], quantized: Set[str]) -> set[str]:
-    """The operators without weights that carry integers from one quantized operator to another.
+    """The operators without weights that carry integers, given the quantized ones.
 
-    Forwards: all that one reads is quantized already. Backwards: something quantized reads it, or
-    it vanishes in the quantized operator before it.
+    All that one reads is quantized already, and it leads to a convolution or matrix product,
+    whichever precision that has (what leads to the network's outputs alone stays float); or it
+    vanishes in the quantized operator before it. Only what lies before an operator decides, so
+    that a layer's precision matters to its surroundings alone.
     """
     producer = {t: op for op in ops for t in op.outputs}
-    readers: dict[str, list[Op]] = {}
-    for op in ops:
-        for tensor in op.inputs:
-            readers.setdefault(tensor, []).append(op)
-    fed = set(quantized)
-    for op in ops:
-        if op.op in _CARRIERS and op.inputs:
-            sources = [producer.get(t) for t in op.inputs]
-            if all(source is not None and source.name in fed for source in sources):
-                fed.add(op.name)
-    carried = set(quantized)
+    leading: set[str] = set()
+    wanted: set[str] = set()
     for op in reversed(ops):
-        if op.name in fed and any(
-            r.name in carried for t in op.outputs for r in readers.get(t, [])
-        ):
-            carried.add(op.name)
+        if op.kind in ("conv", "gemm") or any(t in wanted for t in op.outputs):
+            leading.add(op.name)
+            wanted.update(op.inputs)
+    carried = set(quantized)
     for op in ops:
-        source = producer.get(op.inputs[0]) if op.op in _REMOVABLE else None
-        if source is not None and source.name in carried:
+        sources = [producer.get(tensor) for tensor in op.inputs]
+        if op.op not in CARRIERS or not sources:
+            continue
+        if all(source is not None and source.name in carried for source in sources) and (
+            op.op in _REMOVABLE or op.name in leading
+        ):
             carried.add(op.name)
     return carried - set(quantized)
 

@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latency_models import mlas, tiled
-from latency_models.kernels import Work
+from latency_models.kernels import Work, Works
 from latency_models.parameters import Array, Prior
 from latency_models.profiles import BoardProfile, Scales
 
@@ -137,7 +137,7 @@ class Features:
 
 
 def features(
-    works: Sequence[Work], layout: Layout, scales: Sequence[Scales] | Scales | None = None
+    works: Sequence[Work] | Works, layout: Layout, scales: Sequence[Scales] | Scales | None = None
 ) -> Features:
     """The arrays that the formula needs; ``KeyError`` for a kind that ``layout`` has not.
 
@@ -145,21 +145,22 @@ def features(
     """
     place = {group: index for index, group in enumerate(layout.groups)}
     peaks = dict(zip(layout.precisions, layout.peaks, strict=True))
-    clocks = np.ones((len(works), 3))
+    arrays = works if isinstance(works, Works) else Works.of(works)
+    clocks = np.ones((len(arrays), 3))
     clocks[:] = scales if scales is not None else Scales()
     return Features(
-        group=np.array([place[w.kind, w.precision] for w in works], np.intp),
-        peaks=np.array([peaks[w.precision] for w in works], float),
-        view=np.array([w.kind == "view" for w in works], bool),
-        step=np.array([is_step(w, layout) for w in works], bool),
+        group=arrays.each([place[pair] for pair in arrays.labels]),
+        peaks=arrays.each([peaks[precision] for _, precision in arrays.labels]),
+        view=arrays.each([kind == "view" for kind, _ in arrays.labels]) > 0,
+        step=arrays.each([is_step(kind, layout) for kind, _ in arrays.labels]) > 0,
         scales=clocks,
-        own=_FORMS[layout.form].features(works, layout.precisions, layout.priors),
+        own=_FORMS[layout.form].features(arrays, layout.precisions, layout.priors),
     )
 
 
-def is_step(work: Work, layout: Layout) -> bool:
-    """True if the runtime takes a step for this kernel; a GPU's takes none for a view."""
-    return work.kind != "view" or bool(_FORMS[layout.form].STEPS_THROUGH_VIEWS)
+def is_step(kind: str, layout: Layout) -> bool:
+    """True if the runtime takes a step for such a kernel; a GPU's takes none for a view."""
+    return kind != "view" or bool(_FORMS[layout.form].STEPS_THROUGH_VIEWS)
 
 
 def host_factor(scales: Array) -> Array:

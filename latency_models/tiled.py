@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from latency_models.kernels import Work
+from latency_models.kernels import Works
 from latency_models.parameters import DENSE, Array, Indices, Prior
 from latency_models.profiles import BoardProfile
 
@@ -137,23 +137,22 @@ class Features:
     bytes_weights: Array
 
 
-def features(works: Sequence[Work], precisions: Sequence[str], priors: Sequence[Prior]) -> Features:
+def features(works: Works, precisions: Sequence[str], priors: Sequence[Prior]) -> Features:
     """The arrays that ``parts`` needs."""
     kinds = [p.name[len("rel_bw[") : -1] for p in priors if p.name.startswith("rel_bw[")]
-    dims = np.array([w.shape for w in works], dtype=np.float64).reshape(len(works), 6)
-    rows, outputs, inputs, window, groups, _ = dims.T
-    grouped = np.array([w.kind == "conv_grouped" for w in works], bool)
+    rows, outputs, inputs, window, groups, _ = works.dims.T
+    grouped = works.each([kind == "conv_grouped" for kind, _ in works.labels]) > 0
     return Features(
-        kind=np.array([kinds.index(w.kind) for w in works], np.intp),
-        dense=np.array([w.kind in DENSE for w in works], bool),
+        kind=works.each([kinds.index(kind) for kind, _ in works.labels]),
+        dense=works.each([kind in DENSE for kind, _ in works.labels]) > 0,
         rows=rows,
         outputs=outputs,
         depth=inputs * window,
         groups=groups,
         split=np.where(grouped, groups, 0.0),
-        macs=np.array([w.macs for w in works], float),
-        bytes_act=np.array([w.bytes_in + w.bytes_out for w in works], float),
-        bytes_weights=np.array([w.bytes_weights for w in works], float),
+        macs=works.macs,
+        bytes_act=works.bytes_in + works.bytes_out,
+        bytes_weights=works.bytes_weights,
     )
 
 

@@ -11,10 +11,12 @@ The search and its sources are in ``dynamic.py`` and ``reduction.py``, the progr
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -22,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.allocation import dynamic
+from harness.allocation.binding import Reach, infeasible
 from harness.allocation.front import Front, sweep
+from harness.allocation.names import NAMELESS, Names
 from harness.allocation.problem import Allocation, Problem
 from harness.allocation.program import solve_several
-from harness.allocation.reduction import decimals, quantum
-from harness.errors import InfeasibleBudget
+from harness.allocation.reduction import decimals, quantum, relax
 
 __all__ = ["Allocation", "front", "solve"]
 
@@ -51,26 +54,30 @@ def solve(
     budgets: Sequence[float],
     *,
     tied: Iterable[Sequence[int]] = (),
+    names: Names | None = None,
     time_limit_s: float = 30.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Allocation:
     """The allocation with the least sum of ``values[l][choice[l]]`` within every budget.
 
     ``costs[b][l][j]`` is what option ``j`` of group ``l`` takes of ``budgets[b]`` (infinity: no
-    limit). Groups of one tuple in ``tied`` get the same option index. When ``time_limit_s`` is
-    up, the best allocation so far is returned with its gap. Raises ``InfeasibleBudget``, whose
-    ``nearest`` holds, for each budget, its smallest reachable value with the others held (or on
-    its own where the others cannot be held either).
+    limit). Groups of one tuple in ``tied`` get the same option index; ``names`` are for messages.
+    When ``time_limit_s`` is up, the best allocation so far is returned with its gap. Raises
+    ``InfeasibleBudget``, whose ``nearest`` holds, for each budget, its smallest reachable value
+    with the others held (or on its own where the others cannot be held either), and whose
+    ``binding`` the groups where most of that is spent.
     """
     deadline = clock() + time_limit_s
-    problem = Problem.of(values, costs, budgets, tied)
+    names = names or NAMELESS
+    problem = Problem.of(values, costs, budgets, tied, names)
     limited = [b for b, budget in enumerate(problem.budgets) if budget < math.inf]
     if len(limited) > 1:
-        return solve_several(problem, limited, deadline, clock)
+        return solve_several(problem, limited, deadline, clock, names)
     if not limited:
         classes = problem.classes
-        return problem.allocation(problem.expand(_least(classes.values, classes.first)), None)
-    return _solve_one(problem, limited[0], lambda: clock() > deadline)
+        free = problem.allocation(problem.expand(_least(classes.values, classes.first)), None)
+        return replace(free, prices=(0.0,) * len(budgets))
+    return _solve_one(problem, limited[0], lambda: clock() > deadline, names)
 
 
 def front(
@@ -130,12 +137,33 @@ def _points(problem: Problem, found: Front, shown: Ints) -> tuple[Allocation, ..
             kept.append((last, max(before, last.objective - point.objective + short)))
         else:
             kept.append((point, short))
+    prices = _hull_prices([point for point, _ in kept])
     return tuple(
-        point
-        if short <= rounding
-        else point.bounded(max(point.objective - short - rounding, lowest))
-        for point, short in reversed(kept)
+        replace(
+            point
+            if short <= rounding
+            else point.bounded(max(point.objective - short - rounding, lowest)),
+            prices=(price,),
+        )
+        for (point, short), price in reversed([*zip(kept, prices, strict=True)])
     )
+
+
+def _hull_prices(points: Sequence[Allocation]) -> list[float]:
+    """At every point's cost, the slope of the points' lower hull towards more; costs rise."""
+    hull: list[Allocation] = []
+    for point in points:
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], point):
+            hull.pop()
+        hull.append(point)
+    slopes = [_slope(a, b) for a, b in itertools.pairwise(hull)] + [0.0]
+    corners = [point.costs[0] for point in hull]
+    return [slopes[bisect.bisect_right(corners, point.costs[0]) - 1] for point in points]
+
+
+def _slope(a: Allocation, b: Allocation) -> float:
+    """By how much the objective falls from ``a`` to ``b``, per unit that ``b`` costs more."""
+    return (a.objective - b.objective) / (b.costs[0] - a.costs[0])
 
 
 def _least(numbers: Floats, first: Ints) -> list[int]:
@@ -160,6 +188,7 @@ class _Tables:
     rounding: float  # what a sum of the values given may be off by beside the search
     costs: Floats
     unit: float | None  # the same as ``step`` for costs
+    parts: float  # one of the costs' units is so many of these
     loose: float  # the budget above the least costs: what no rounding makes too small
     tight: float  # and what no rounding makes too large
     hair: float  # what a sum of the costs given may be off by; 0 where all are exact
@@ -192,6 +221,7 @@ class _Tables:
             rounding=0.0 if step is not None and value_parts == 1 else 4 * _EPS * height,
             costs=costs - cheapest[classes.owner],
             unit=unit,
+            parts=cost_parts,
             loose=float(loose),
             tight=float(tight),
             hair=hair,
@@ -207,7 +237,9 @@ def _size(table: Floats, first: Ints) -> float:
     return math.fsum(np.maximum.reduceat(np.abs(table), first).tolist())
 
 
-def _solve_one(problem: Problem, b: int, out_of_time: Callable[[], bool]) -> Allocation:
+def _solve_one(
+    problem: Problem, b: int, out_of_time: Callable[[], bool], names: Names
+) -> Allocation:
     """Exact: solves with a hair more than the budget first, so that no rounding hides a choice.
 
     Where the best of that breaks the budget after all, by less than the rounding of the sums, the
@@ -217,14 +249,12 @@ def _solve_one(problem: Problem, b: int, out_of_time: Callable[[], bool]) -> All
     cheapest = problem.expand(_least(classes.costs[b], classes.first))
     smallest = problem.cost(b, cheapest)
     if smallest > budget:
-        raise InfeasibleBudget(
-            f"budget {b} of {budget!r} cannot be met: the smallest reachable value is {smallest!r}",
-            nearest=tuple(
-                smallest if i == b else problem.cost(i, cheapest)
-                for i in range(len(problem.budgets))
-            ),
-        )
+        reaches = [Reach(*problem.shares(i, cheapest)) for i in range(len(problem.budgets))]
+        raise infeasible(problem.budgets, reaches, names)
     tables = _Tables.of(problem, b)
+    relaxed = relax(tables.values, tables.costs, classes.first, classes.owner, tables.loose)
+    price = relaxed.slope * tables.value_unit * tables.parts
+    prices = tuple(price if i == b else 0.0 for i in range(len(problem.budgets)))
 
     def found(costs: Costs, left: Any, start: Ints | None = None, **how: Any) -> _Best:
         best = None
@@ -250,13 +280,14 @@ def _solve_one(problem: Problem, b: int, out_of_time: Callable[[], bool]) -> All
 
     best = found(tables.costs, tables.loose, unit=tables.unit)
     if best.allocation.costs[b] <= budget:
-        return best.allocation
+        return replace(best.allocation, prices=prices)
     start = None
     if tables.tight >= 0:
         strict = found(tables.costs, tables.tight, unit=tables.unit)
         start = strict.picks if strict.allocation.costs[b] <= budget else None
     whole, limit, scale = _integers(problem, b)
-    return found(whole, limit, start, scale=scale, hair=tables.hair).allocation
+    best = found(whole, limit, start, scale=scale, hair=tables.hair)
+    return replace(best.allocation, prices=prices)
 
 
 @dataclass(frozen=True, slots=True)

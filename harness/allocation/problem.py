@@ -13,16 +13,25 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from harness.allocation.names import NAMELESS, Names
 from harness.errors import ConfigError
 
-__all__ = ["Allocation", "Classes", "Problem"]
+__all__ = [
+    "LARGEST",
+    "SMALLEST",
+    "Allocation",
+    "Classes",
+    "Problem",
+    "checked_budgets",
+    "members_of",
+]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 # Numbers between these (and zero) can be divided by and multiplied with each other's differences
 # without overflow: float32 reaches from 1e-45 to 1e38.
-_SMALLEST, _LARGEST = 1e-60, 1e60
+SMALLEST, LARGEST = 1e-60, 1e60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +42,13 @@ class Allocation:
     ``bound`` is proven: no choice within the budgets has a lower objective. ``gap`` is
     ``(objective - bound) / max(|objective|, |bound|)``, and 0 where the choice is proven optimal:
     then ``bound`` is below ``objective`` by no more than the sums may have been rounded by.
+
+    ``prices[b]`` is what one more unit of budget ``b`` buys: by how much the objective falls per
+    unit of the budget (in units of the values by units of that budget's costs), 0 where it does
+    not bind, never negative. It is the multiplier at which the relaxation of all budgets gives its
+    best bound (Kellerer, Pferschy, Pisinger, *Knapsack Problems*, 2004, section 3.8), so it holds
+    near the answer and not for every single unit. ``method`` is how the allocation was found:
+    "separable" or "coupled" (dynamic programming), or "highs".
     """
 
     choice: tuple[int, ...]
@@ -40,6 +56,8 @@ class Allocation:
     costs: tuple[float, ...]
     bound: float
     gap: float
+    prices: tuple[float, ...] = ()
+    method: str = "separable"
 
     def bounded(self, bound: float) -> Allocation:
         """The same allocation with this bound, and its gap to it."""
@@ -93,19 +111,20 @@ class Problem:
         costs: Sequence[Sequence[Sequence[float]]],
         budgets: Sequence[float],
         tied: Iterable[Sequence[int]],
+        names: Names = NAMELESS,
     ) -> Problem:
         """The checked problem; ``ConfigError`` names what is wrong with it."""
         if len(values) == 0:
             raise ConfigError("nothing to allocate: there are no groups")
         if len(costs) != len(budgets):
             raise ConfigError(f"{len(costs)} cost tables for {len(budgets)} budgets")
-        plain, sizes = _table(values, "values", None)
-        tables = tuple(_table(table, f"costs[{b}]", sizes)[0] for b, table in enumerate(costs))
-        limits = tuple(float(budget) for budget in budgets)
-        for b, limit in enumerate(limits):
-            if math.isnan(limit) or limit == -math.inf:
-                raise ConfigError(f"budget {b} is {limit}; it must be a number, or infinity")
-        members = tuple(_members(sizes, tied))
+        plain, sizes = _table(values, "values", None, names)
+        names.check(sizes.tolist())
+        tables = tuple(
+            _table(table, f"costs[{b}]", sizes, names)[0] for b, table in enumerate(costs)
+        )
+        limits = checked_budgets(budgets)
+        members = tuple(members_of(sizes.tolist(), tied, names))
         class_of = np.empty(len(sizes), dtype=np.intp)
         for k, groups in enumerate(members):
             class_of[list(groups)] = k
@@ -129,6 +148,11 @@ class Problem:
         """What the choice takes of budget ``b``: the sum, rounded once."""
         return math.fsum(self.costs[b][self.first + np.asarray(choice, dtype=np.intp)].tolist())
 
+    def shares(self, b: int, choice: Sequence[int]) -> tuple[float, tuple[float, ...]]:
+        """What the choice takes of budget ``b``, and every group's share of that."""
+        at = self.first + np.asarray(choice, dtype=np.intp)
+        return self.cost(b, choice), tuple(self.costs[b][at].tolist())
+
     def allocation(self, choice: tuple[int, ...], bound: float | None) -> Allocation:
         """The allocation; ``bound`` None where ``choice`` is proven optimal."""
         at = self.first + np.asarray(choice, dtype=np.intp)
@@ -143,37 +167,49 @@ class Problem:
         return optimal if bound is None else optimal.bounded(bound)
 
 
-def _table(rows: Sequence[Sequence[float]], name: str, like: Ints | None) -> tuple[Floats, Ints]:
+def checked_budgets(budgets: Sequence[float]) -> tuple[float, ...]:
+    """The budgets; ``ConfigError`` where one is no number."""
+    limits = tuple(float(budget) for budget in budgets)
+    for b, limit in enumerate(limits):
+        if math.isnan(limit) or limit == -math.inf:
+            raise ConfigError(f"budget {b} is {limit}; it must be a number, or infinity")
+    return limits
+
+
+def _table(
+    rows: Sequence[Sequence[float]], name: str, like: Ints | None, names: Names
+) -> tuple[Floats, Ints]:
     """The rows as one array, and their lengths; ``ConfigError`` names what is wrong."""
     if like is not None and len(rows) != len(like):
         raise ConfigError(f"{name} has {len(rows)} groups, values has {len(like)}")
     sizes = np.array([len(row) for row in rows], dtype=np.intp)
     if not sizes.all():
-        raise ConfigError(f"{name}: group {int(sizes.argmin())} has no option")
+        raise ConfigError(f"{name}: {names.group(int(sizes.argmin()))} has no option")
     if like is not None and (sizes != like).any():
         group = int((sizes != like).argmax())
         raise ConfigError(
-            f"{name}: group {group} has {sizes[group]} options, values has {like[group]}"
+            f"{name}: {names.group(group)} has {sizes[group]} options, values has {like[group]}"
         )
     table = np.array(list(itertools.chain.from_iterable(rows)), dtype=np.float64)
     size = np.abs(table)
-    wrong = ~((size >= _SMALLEST) & (size <= _LARGEST) | (size == 0))
+    wrong = ~((size >= SMALLEST) & (size <= LARGEST) | (size == 0))
     if wrong.any():
         at = int(wrong.argmax())
         group = int(np.searchsorted(np.cumsum(sizes), at, side="right"))
         advice = (
-            f"scale so that all are 0 or between {_SMALLEST:g} and {_LARGEST:g} in size"
+            f"scale so that all are 0 or between {SMALLEST:g} and {LARGEST:g} in size"
             if np.isfinite(table[at])
             else "leave out an option that is not to be used"
         )
         raise ConfigError(
-            f"{name}: option {at - int(sizes[:group].sum())} of group {group} is {table[at]}; "
-            f"{advice}"
+            f"{name}: {names.option(group, at - int(sizes[:group].sum()))} is {table[at]}; {advice}"
         )
     return table, sizes
 
 
-def _members(sizes: Ints, tied: Iterable[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+def members_of(
+    sizes: Sequence[int], tied: Iterable[Sequence[int]], names: Names = NAMELESS
+) -> Iterator[tuple[int, ...]]:
     """The groups of each class, in the order of their first groups."""
     leader = list(range(len(sizes)))
 
@@ -188,8 +224,8 @@ def _members(sizes: Ints, tied: Iterable[Sequence[int]]) -> Iterator[tuple[int, 
                 raise ConfigError(f"tied group {group} does not exist; there are {len(sizes)}")
             if sizes[group] != sizes[tie[0]]:
                 raise ConfigError(
-                    f"groups {tie[0]} and {group} are tied but have {sizes[tie[0]]} and "
-                    f"{sizes[group]} options"
+                    f"{names.group(tie[0])} and {names.group(group)} are tied but have "
+                    f"{sizes[tie[0]]} and {sizes[group]} options"
                 )
             leader[find(group)] = find(tie[0])
     together: dict[int, list[int]] = {}

@@ -11,18 +11,21 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize
 import scipy.sparse
 
+from harness.allocation.binding import Reach, infeasible
+from harness.allocation.names import NAMELESS, Names
 from harness.allocation.problem import Allocation, Problem
 from harness.errors import BoardfitError, InfeasibleBudget
 
-__all__ = ["silent", "solve_several"]
+__all__ = ["scaled_row", "silent", "solve_several"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -108,6 +111,30 @@ class _Program:
             "raise the tightest budget a little"
         )
 
+    def prices(self, held: Sequence[int], time_limit_s: float) -> tuple[float, ...]:
+        """Every budget's price in the linear relaxation; zeros where time is up before."""
+        scaled = [scaled_row(self.costs[b]) for b in held]
+        row, unit = scaled_row(self.values)
+        ones = np.ones(len(self.owner))
+        pick: Any = scipy.sparse.csr_array((ones, (self.owner, np.arange(len(ones)))))
+        found = scipy.optimize.linprog(
+            row,
+            A_ub=np.array([each for each, _ in scaled]),
+            b_ub=np.array(
+                [self.problem.budgets[b] / u for b, (_, u) in zip(held, scaled, strict=True)]
+            ),
+            A_eq=pick,
+            b_eq=np.ones(self.problem.classes.count),
+            bounds=(0.0, 1.0),
+            method="highs",
+            options={"time_limit": time_limit_s},
+        )
+        result = [0.0] * len(self.problem.budgets)
+        if found.x is not None:
+            for b, dual, (_, u) in zip(held, found.ineqlin.marginals, scaled, strict=True):
+                result[b] = max(-float(dual) * unit / u, 0.0)
+        return tuple(result)
+
     def _row(self, b: int) -> scipy.optimize.LinearConstraint:
         """Budget ``b``, less the smallest cost of every class, and scaled."""
         lowest = self._lowest(self.costs[b])
@@ -126,6 +153,12 @@ class _Program:
         order = np.lexsort((-x, self.owner))
         first = np.searchsorted(self.owner[order], np.arange(self.problem.classes.count))
         return order[first]
+
+
+def scaled_row(row: Floats) -> tuple[Floats, float]:
+    """The row in units in which its largest number is as large as HiGHS's tolerance asks for."""
+    unit = float(np.abs(row).max()) / _MILP_SCALE or 1.0
+    return row / unit, unit
 
 
 @contextlib.contextmanager
@@ -154,23 +187,32 @@ def _undominated(points: Floats) -> list[int]:
 
 
 def solve_several(
-    problem: Problem, limited: Sequence[int], deadline: float, clock: Callable[[], float]
+    problem: Problem,
+    limited: Sequence[int],
+    deadline: float,
+    clock: Callable[[], float],
+    names: Names = NAMELESS,
 ) -> Allocation:
     """The allocation within the budgets ``limited``, which are two or more."""
     program = _Program.of(problem)
     found = program.minimise(program.values, limited, deadline, clock)
     if found is None:
-        raise _infeasible(program, limited, deadline, clock)
-    return problem.allocation(*found)
+        raise _infeasible(program, limited, deadline, clock, names)
+    prices = program.prices(limited, max(deadline - clock(), 1.0))
+    return replace(problem.allocation(*found), prices=prices, method="highs")
 
 
 def _infeasible(
-    program: _Program, limited: Sequence[int], deadline: float, clock: Callable[[], float]
+    program: _Program,
+    limited: Sequence[int],
+    deadline: float,
+    clock: Callable[[], float],
+    names: Names,
 ) -> InfeasibleBudget:
     """The error that says, for every budget, what could be reached."""
     problem = program.problem
-    nearest, lines = [], []
-    for b, budget in enumerate(problem.budgets):
+    reaches = []
+    for b in range(len(problem.budgets)):
         others = [i for i in limited if i != b]
         found = program.minimise(program.costs[b], others, deadline, clock)
         how = "with the others held"
@@ -178,8 +220,5 @@ def _infeasible(
             found = program.minimise(program.costs[b], [], deadline, clock)
             how = "on its own; the others cannot be held either"
         assert found is not None  # without budgets there is always a choice
-        nearest.append(problem.cost(b, found[0]))
-        lines.append(f"budget {b} of {budget!r}: {nearest[-1]!r} is the smallest reachable, {how}")
-    return InfeasibleBudget(
-        "the budgets cannot be met together: " + "; ".join(lines), nearest=tuple(nearest)
-    )
+        reaches.append(Reach(*problem.shares(b, found[0]), how))
+    return infeasible(problem.budgets, reaches, names)

@@ -2,65 +2,79 @@
 
 from __future__ import annotations
 
-import copy
-import math
-import weakref
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from harness.compression.checkpoint import digest, read, write
+from harness.compression.losses import distillation_loss
+from harness.compression.training import Plan, Rounding, Run, Schedule, augment
 from harness.errors import BuildError
-from harness.networks import fold_batchnorm
+from harness.networks import fingerprint
 
-__all__ = ["augment", "distill", "distillation_loss"]
+__all__ = [
+    "FIXED_FINE_TUNING",
+    "FineTuning",
+    "Step",
+    "augment",
+    "distill",
+    "distillation_loss",
+]
 
-# The settings of the fixed fine-tuning that the peers' figures were taken with.
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4
 
-# The teacher's outputs by the steps they belong to: every variant of one campaign is taught on the
-# same augmented images (the seed decides), so the teacher need see them only once.
-_taught: weakref.WeakKeyDictionary[nn.Module, dict[Any, list[Tensor]]] = weakref.WeakKeyDictionary()
+class FineTuning(TypedDict):
+    """Settings of ``distill`` that have been agreed on, to be handed on as keywords."""
+
+    epochs: int
+    batch: int
+    lr: float
+    schedule: Schedule
+    momentum: float
+    weight_decay: float
+    temperature: float
+    alpha: float
+    features: float
+    flip: bool
+    shift: int
 
 
-def distillation_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor | None, *, temperature: float, alpha: float
-) -> Tensor:
-    """Hinton's loss of logits ``(n, classes)``, the mean over the batch.
+# The fixed fine-tuning that other libraries' figures for ResNet-56 were taken with: 2 epochs over
+# the training images, batch 128, SGD with Nesterov momentum 0.9, weight decay 5e-4, learning rate
+# 0.01 with a per-step cosine to 0, horizontal flips only, 0.1 CE + 0.9 T^2 KL with T = 4.
+FIXED_FINE_TUNING: FineTuning = {
+    "epochs": 2,
+    "batch": 128,
+    "lr": 0.01,
+    "schedule": "cosine",
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "temperature": 4.0,
+    "alpha": 0.1,
+    "features": 0.0,
+    "flip": True,
+    "shift": 0,
+}
 
-    ``alpha * CE(y, softmax(s)) + (1 - alpha) * T^2 * KL(softmax(t / T) || softmax(s / T))``;
-    without labels the second term alone. Hinton, Vinyals, Dean, arXiv:1503.02531, section 2: the
-    factor T^2 keeps the soft targets' gradients at the scale of the labels'.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """How far a training run is.
+
+    ``left_s`` is by the pace of this run so far; ``held_out`` the latest loss on the images that
+    were held out, None before the first epoch's end or where none were.
     """
-    soft = functional.kl_div(
-        functional.log_softmax(student / temperature, 1),
-        functional.log_softmax(teacher / temperature, 1),
-        log_target=True,
-        reduction="batchmean",
-    )
-    if labels is None:
-        return temperature**2 * soft
-    hard = functional.cross_entropy(student, labels)
-    return alpha * hard + (1 - alpha) * temperature**2 * soft
 
-
-def augment(images: Tensor, *, flip: bool, shift: int, generator: torch.Generator) -> Tensor:
-    """The images, each flipped left to right at random, all shifted by up to ``shift`` pixels.
-
-    One shift a batch costs a slice instead of a gather; pixels from outside repeat the border.
-    """
-    if flip:
-        flipped = torch.rand(len(images), generator=generator) < 0.5
-        images = torch.where(flipped[:, None, None, None], images.flip(3), images)
-    if shift:
-        dy, dx = torch.randint(0, 2 * shift + 1, (2,), generator=generator).tolist()
-        height, width = images.shape[2:]
-        padded = functional.pad(images, (shift,) * 4, mode="replicate")
-        images = padded[:, :, dy : dy + height, dx : dx + width]
-    return images
+    done: int
+    of: int
+    left_s: float
+    loss: float
+    held_out: float | None
 
 
 def distill(
@@ -72,107 +86,98 @@ def distill(
     epochs: int,
     batch: int = 128,
     lr: float = 0.02,
+    schedule: Schedule = "cosine",
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
     temperature: float = 4.0,
     alpha: float = 0.1,
-    seed: int = 0,
+    features: float = 0.0,
     flip: bool = True,
     shift: int = 2,
+    held_out: float = 0.0,
+    patience: int | None = None,
+    round_weights: Mapping[str, Rounding] | None = None,
+    round_inputs: Mapping[str, Rounding] | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 50,
     progress: Callable[[int, int], None] | None = None,
+    report: Callable[[Step], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> nn.Module:
     """A copy of ``student``, in evaluation mode, trained to give the ``teacher``'s outputs.
 
-    SGD with Nesterov momentum, the learning rate falling from ``lr`` to zero by a cosine, step by
-    step. The teacher sees the same augmented images. Images are ``(n, c, h, w)``; ``flip`` and
-    ``shift`` say how they may be changed without changing their class. Equal seeds give equal
-    weights on one machine. ``progress(done, of)`` counts steps. Raises BuildError if the loss is
-    no longer finite.
+    SGD with Nesterov momentum, the learning rate falling from ``lr`` step by step as ``schedule``
+    says. The teacher sees the same augmented images ``(n, c, h, w)``; ``flip`` and ``shift`` say
+    how they may be changed without changing their class. The loss is ``distillation_loss`` plus
+    ``features`` times ``attention_loss``.
+
+    A share ``held_out`` of the images is not trained on: at the end of each epoch the loss on them
+    is taken, and the weights with the least are returned; after ``patience`` epochs without a new
+    least, training stops. ``round_weights`` and ``round_inputs`` map layers to what quantization
+    does to their weights and inputs; the student computes with the rounded values, and gradients
+    pass as if nothing had been rounded (straight-through, Bengio et al., arXiv:1308.3432). What is
+    returned has the weights before rounding.
+
+    With ``checkpoint``, the state is written there every ``checkpoint_every`` steps, at the end of
+    each epoch and at the end: a run that finds it goes on there, and ends with the same weights to
+    the bit as one that was never interrupted. Of roundings it knows the layers alone. Delete the
+    file when the result is safe.
+
+    Equal seeds give equal weights on one machine. ``progress(done, of)`` counts steps; ``report``
+    is told more. BuildError if the loss is no longer finite, for settings out of range, or if the
+    checkpoint is another run's.
     """
-    student = _channels_last(copy.deepcopy(student).train())
-    # A student that was scored may have come with frozen weights.
-    parameters = [parameter.requires_grad_(True) for parameter in student.parameters()]
-    optimizer = torch.optim.SGD(
-        parameters, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
+    if checkpoint_every < 1:
+        raise BuildError(f"checkpoint_every={checkpoint_every}: it counts steps, from 1")
+    plan = Plan(
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        schedule=schedule,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        temperature=temperature,
+        alpha=alpha,
+        features=features,
+        flip=flip,
+        shift=shift,
+        held_out=held_out,
+        patience=patience,
+        seed=seed,
     )
-    batch = min(batch, len(images))
-    steps = epochs * (len(images) // batch)
-    batches = _batches(images, epochs=epochs, batch=batch, seed=seed, flip=flip, shift=shift)
-    targets = _targets(teacher, images, (epochs, batch, seed, flip, shift))
-    fast = _bfloat16_is_fast()
-    for step, (chosen, inputs) in enumerate(batches):
-        target = targets(step, inputs)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
-            output = student(inputs)
-        loss: Any = distillation_loss(
-            output.float(),
-            target,
-            None if labels is None else labels[chosen],
-            temperature=temperature,
-            alpha=alpha,
-        )
-        if not math.isfinite(loss.item()):
-            raise BuildError(
-                f"distillation diverged at step {step + 1} of {steps}: the loss is "
-                f"{loss.item()}; lower the learning rate (now {lr})"
-            )
-        for settings in optimizer.param_groups:
-            settings["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if progress is not None:
-            progress(step + 1, steps)
-    optimizer.zero_grad()
-    return _contiguous(student.eval())
-
-
-def _batches(
-    images: Tensor, *, epochs: int, batch: int, seed: int, flip: bool, shift: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices and augmented images of every step; a remainder sits an epoch out."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(images), generator=generator)
-        for index in range(len(images) // batch):
-            chosen = order[index * batch : (index + 1) * batch]
-            inputs = augment(images[chosen], flip=flip, shift=shift, generator=generator)
-            yield chosen, inputs.contiguous(memory_format=torch.channels_last)
-
-
-def _targets(
-    teacher: nn.Module, images: Tensor, plan: tuple[Any, ...]
-) -> Callable[[int, Tensor], Tensor]:
-    """The teacher's logits for one step's inputs: remembered, or computed and remembered."""
-    # Version counters rise with every change in place, so a teacher that was trained meanwhile,
-    # or other images at the same address, are not mistaken for the old ones.
-    state = tuple((value.data_ptr(), value._version) for value in teacher.state_dict().values())
-    key = (plan, images.data_ptr(), images._version, tuple(images.shape), state)
-    remembered = _taught.setdefault(teacher, {}).setdefault(key, [])
-    folded = _channels_last(fold_batchnorm(teacher, images[:1]))
-    fast = _bfloat16_is_fast()
-
-    def target(step: int, inputs: Tensor) -> Tensor:
-        if step == len(remembered):
-            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
-                remembered.append(folded(inputs).float())
-        return remembered[step]
-
-    return target
-
-
-def _channels_last(network: nn.Module) -> nn.Module:
-    """The network, in place, in the layout in which the CPU's convolutions are fastest."""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
-
-
-def _contiguous(network: nn.Module) -> nn.Module:
-    for parameter in network.parameters():
-        parameter.data = parameter.data.contiguous()
-    return network
-
-
-def _bfloat16_is_fast() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (AMX, or AVX-512 BF16)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    run = Run(plan, student, teacher, images, labels, round_weights or {}, round_inputs or {})
+    whose = ""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # what a student with dropout draws from
+        if checkpoint is not None:
+            told = {
+                **dataclasses.asdict(plan),
+                "networks": (fingerprint(student), fingerprint(teacher)),
+                "rounded": (sorted(round_weights or ()), sorted(round_inputs or ())),
+            }
+            whose = digest(told, images, labels)
+            if (state := read(checkpoint, whose)) is not None:
+                run.load(state)
+        first, began = run.step, clock()
+        with run.watched():
+            while not run.finished:
+                loss = run.advance()
+                saving = run.finished or run.epoch_ended or run.step % checkpoint_every == 0
+                if checkpoint is not None and saving:
+                    write(checkpoint, whose, run.state())
+                if progress is not None:
+                    progress(run.step, run.steps)
+                if report is not None:
+                    pace = (clock() - began) / (run.step - first)
+                    left_s = 0.0 if run.finished else pace * (run.steps - run.step)
+                    report(
+                        Step(
+                            done=run.step,
+                            of=run.steps,
+                            left_s=left_s,
+                            loss=loss,
+                            held_out=run.last_held_out,
+                        )
+                    )
+    return run.result()

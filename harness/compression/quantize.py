@@ -42,6 +42,8 @@ CARRIERS = frozenset(
 )
 # Carriers that vanish in the integer kernel before them: its output range does their work.
 ABSORBED = frozenset({"Relu", "Clip"})
+# Operators that layers are exported as.
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,37 +148,29 @@ class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _carriers(model: onnx.ModelProto, integer: set[str]) -> list[str]:
-    """The nodes that carry bytes from integer node to integer node, in the order of the graph.
+    """The nodes without weights that work on bytes, in the order of the graph.
 
-    Forwards: all that it reads is integer already. Backwards: something integer reads it, or it
-    vanishes in the integer kernel before it.
+    All that one reads is integer already, and it leads to a layer, whichever precision that has
+    (what leads to the network's outputs alone stays float); or it vanishes in the integer kernel
+    before it. ``latency_models.quantization.carriers`` is the same rule for predictions.
     """
     nodes = list(model.graph.node)
     constants = {item.name for item in model.graph.initializer}
     made_by = {output: node for node in nodes for output in node.output}
-    read_by: dict[str, list[onnx.NodeProto]] = {}
-    for node in nodes:
-        for name in node.input:
-            read_by.setdefault(name, []).append(node)
-
-    def fed_by(node: onnx.NodeProto) -> list[onnx.NodeProto | None]:
-        return [made_by.get(name) for name in node.input if name and name not in constants]
-
-    fed = set(integer)
-    for node in nodes:
-        sources = fed_by(node)
-        if node.op_type in CARRIERS and sources and all(s and s.name in fed for s in sources):
-            fed.add(node.name)
-    carried = set(integer)
+    leading: set[str] = set()
+    wanted: set[str] = set()
     for node in reversed(nodes):
-        if node.name not in fed or node.name in integer:
-            continue
-        readers = [reader for name in node.output for reader in read_by.get(name, [])]
-        if any(reader.name in carried for reader in readers):
-            carried.add(node.name)
+        if node.op_type in LAYERS or any(name in wanted for name in node.output):
+            leading.add(node.name)
+            wanted.update(node.input)
+    carried = set(integer)
     for node in nodes:
-        source = fed_by(node)[0] if fed_by(node) else None
-        if node.op_type in ABSORBED and source is not None and source.name in carried:
+        sources = [made_by.get(name) for name in node.input if name and name not in constants]
+        if node.op_type not in CARRIERS or not sources:
+            continue
+        if all(source is not None and source.name in carried for source in sources) and (
+            node.op_type in ABSORBED or node.name in leading
+        ):
             carried.add(node.name)
     return [node.name for node in nodes if node.name in carried - integer]
 

@@ -36,7 +36,8 @@ class Group:
 
     ``producers`` are the layers whose output channels these are (several at a residual sum),
     ``consumers`` those that read them. A layer whose outputs must stay (the classifier) forms a
-    group that is not ``prunable``: precision is its only choice.
+    group that is not ``prunable``: precision is its only choice. Where a grouped convolution makes
+    or reads the channels they lie in ``blocks`` of equal size, and the same places stay in each.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Group:
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     prunable: bool
+    blocks: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from harness.errors import LatencyModelError
 from harness.records import Group, Option
 from latency_models import graph
 from latency_models.calibration import LatencyModel
 
-__all__ = ["Costs", "NetworkCosts"]
+__all__ = ["Costs", "NetworkCosts", "weight_bytes"]
 
 # Bytes a quantized layer's ONNX nodes take beside its numbers: DequantizeLinear for weight and
 # bias, QuantizeLinear and DequantizeLinear for its output, and their names. Counted in files that
@@ -32,11 +33,11 @@ class Costs:
 class NetworkCosts:
     """The cost of any allocation to a network's groups, from its kernels and a latency model.
 
-    ``kernels`` are those of the fp32 network on the board that ``model`` is of, by whose fusion
-    rules (``model.runtime``) they are rewritten. A kernel belongs to the group whose
-    producers hold the layer that its weight is named after. The upper bound of the latency holds
-    at ``coverage``; at 0 it is the prediction itself. ``size_scale`` corrects the predicted file
-    size by what a built variant weighed. LatencyModelError if a group's layer has no kernel.
+    ``kernels`` (kept as ``baseline``) are those of the fp32 network on the board that ``model`` is
+    of, by whose fusion rules (``model.runtime``) they are rewritten. A kernel belongs to the group
+    whose producers hold the layer that its weight is named after. The upper bound of the latency
+    holds at ``coverage``; at 0 it is the prediction itself. ``size_scale`` corrects the predicted
+    file size by what a built variant weighed. LatencyModelError if a group's layer has no kernel.
     """
 
     def __init__(
@@ -53,10 +54,10 @@ class NetworkCosts:
         self.model = model
         self.coverage = coverage
         self.size_scale = size_scale
-        self._kernels = tuple(kernels)
-        self._kernels_of_group = _kernels_of_groups(kernels, groups)
+        self.baseline = tuple(kernels)
+        self.kernels_of_group = _kernels_of_groups(kernels, groups)
         weights = sum(_weight_bytes(kernel) for kernel in kernels)
-        self._other_bytes = baseline_size_bytes - weights
+        self.other_bytes = baseline_size_bytes - weights
         self._cache: dict[tuple[Option, ...], Costs] = {}
 
     def kernels(self, options: Mapping[str, Option]) -> tuple[graph.Kernel, ...]:
@@ -64,12 +65,12 @@ class NetworkCosts:
         channels: dict[str, int] = {}
         precision: dict[str, str] = {}
         for group in self.groups:
-            for name in self._kernels_of_group[group.name]:
+            for name in self.kernels_of_group[group.name]:
                 precision[name] = options[group.name].precision
                 if group.prunable:
                     channels[name] = options[group.name].channels
         return graph.rewrite(
-            self._kernels,
+            self.baseline,
             out_channels=channels,
             precision=precision,
             runtime=self.model.runtime,
@@ -83,7 +84,7 @@ class NetworkCosts:
             works = tuple(graph.work(kernel) for kernel in kernels)
             latency = self.model.predict(works)
             upper = self.model.interval(works, self.coverage)[1] if self.coverage else latency
-            size = self._other_bytes + sum(_weight_bytes(kernel) for kernel in kernels)
+            size = self.other_bytes + sum(_weight_bytes(kernel) for kernel in kernels)
             self._cache[key] = Costs(
                 latency_s=latency,
                 upper_s=upper,
@@ -114,12 +115,19 @@ def _kernels_of_groups(
 
 
 def _weight_bytes(kernel: graph.Kernel) -> float:
-    """What a kernel's weight and bias take in an ONNX file."""
     if kernel.weight is None:
         return 0.0
     shape = graph.work(kernel).shape
     numbers = shape.groups * shape.inputs * shape.window * shape.outputs
-    if kernel.precision != "int8":
-        return 4.0 * (numbers + kernel.out_channels)
+    return float(weight_bytes(kernel.precision, numbers, kernel.out_channels))
+
+
+def weight_bytes(precision: str, numbers: Any, channels: Any) -> Any:
+    """What a layer's weight of so many numbers, and its bias, take in an ONNX file.
+
+    ``channels`` are the layer's outputs. Numbers give a number, arrays an array.
+    """
+    if precision != "int8":
+        return 4.0 * (numbers + channels)
     per_channel = 4 + BYTES_PER_QUANTIZED_CHANNEL
-    return numbers + kernel.out_channels * per_channel + BYTES_PER_QUANTIZED_LAYER
+    return numbers + channels * per_channel + BYTES_PER_QUANTIZED_LAYER

@@ -11,6 +11,7 @@ import pytest
 
 from harness.allocation import dynamic, knapsack
 from harness.allocation.knapsack import front, solve
+from harness.allocation.names import Names
 from harness.errors import BoardfitError, ConfigError, InfeasibleBudget
 
 HAWQ = Path(__file__).parents[3] / "shared" / "measured" / "instances" / "hawq_v3.json"
@@ -175,6 +176,44 @@ def test_infeasible_budget_names_the_smallest_reachable():
         solve([[0.0, 1.0], [0.0, 1.0]], [[[4.0, 1.0], [5.0, 2.0]]], [2.5])
     assert caught.value.nearest == (3.0,)
     assert solve([[0.0, 1.0], [0.0, 1.0]], [[[4.0, 1.0], [5.0, 2.0]]], [3.0]).choice == (1, 1)
+
+
+def test_an_infeasible_budget_names_the_groups_that_bind():
+    # The least is 1 + 2 + 4 = 7: the last group's 4 is more than half of it.
+    costs = [[[3.0, 1.0], [2.0, 5.0], [4.0, 4.0]]]
+    names = Names(("stem", "body", "head"))
+    with pytest.raises(InfeasibleBudget, match=r"group 2 \(head\)") as caught:
+        solve([[0.0, 1.0]] * 3, costs, [6.0], names=names)
+    assert (caught.value.nearest, caught.value.binding) == ((7.0,), ((2,),))
+    # Of the second budget 3 + 2 + 1 = 6 is the least: its first group is half of it.
+    both = [*costs, [[3.0, 9.0], [9.0, 2.0], [1.0, 1.0]]]
+    with pytest.raises(InfeasibleBudget, match=r"group 0 \(stem\)") as caught:
+        solve([[0.0, 1.0]] * 3, both, [6.0, 5.0], names=names)
+    assert caught.value.binding == ((2,), (0,))
+
+
+def test_messages_name_groups_and_options():
+    names = Names(("stem", "head"), (("full", "half"), ("full",)))
+    with pytest.raises(ConfigError, match=r"option 1 \(half\) of group 0 \(stem\) is nan"):
+        solve([[1.0, math.nan], [1.0]], [], [], names=names)
+    with pytest.raises(ConfigError, match=r"costs\[0\]: group 1 \(head\) has 2 options"):
+        solve([[1.0, 2.0], [1.0]], [[[1.0, 2.0], [1.0, 2.0]]], [1.0], names=names)
+
+
+def test_prices_are_what_one_more_unit_buys():
+    # Option 1 saves 2 of the budget: for a loss of 1 in group 0, half a unit each; for 3 in group
+    # 1, one and a half each. One unit is to be saved, so the cheaper is split.
+    values, costs = [[0.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [2.0, 0.0]]
+    assert solve(values, [costs], [3.0]).prices == pytest.approx((0.5,))
+    assert solve(values, [costs], [1.5]).prices == pytest.approx((1.5,))
+    assert solve(values, [costs], [4.0]).prices == (0.0,)
+    assert solve(values, [costs], [math.inf]).prices == (0.0,)
+    several = solve(values, [costs, costs], [3.0, 3.5])
+    assert (several.prices, several.method) == (pytest.approx((0.5, 0.0)), "highs")
+    # Decimal costs, and losses of another unit: prices are of the units given.
+    tenths = [[c / 10 for c in row] for row in costs]
+    assert solve(values, [tenths], [0.3]).prices == pytest.approx((5.0,))
+    assert [point.prices for point in front(values, costs)] == [(0.0,), (0.5,), (1.5,)]
 
 
 def test_infeasible_budgets_hold_the_others():

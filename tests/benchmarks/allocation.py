@@ -1,12 +1,14 @@
 """The knapsack against HiGHS and CP-SAT: published instances, Pisinger's families, and large ones.
 
-    python -m tests.benchmarks.allocation [--json] [--only hawq pisinger large]
+    python -m tests.benchmarks.allocation [--json] [--only hawq pisinger large coupled real]
 
 Times are wall times of this computer, and only their ratios within one run mean something. All
 solvers get the same instances, one thread and the same time limit; building the models of the
 other solvers is not counted. CP-SAT (`pip install -e .[benchmark]`) knows integers only: values and
 costs are scaled so that the largest is 2**40 and rounded, costs up and the budget down, so that its
 choices keep the budget and may be a little off the optimum. Without it its columns stay empty.
+Keys with rows of their own: `coupled` (allocation_coupled.py), and `real` where there is an
+allocation_real.py.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from rich.table import Table
 
 from harness.allocation.knapsack import solve
 from harness.allocation.program import silent
+from tests.benchmarks.allocation_coupled import ROWS, row_table
 from tests.benchmarks.knapsacks import (
     FAMILIES,
     HAWQ,
@@ -370,17 +373,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks; 0, or 1 where a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--only", nargs="+", choices=KEYS, help="benchmarks to run (all)")
+    parser.add_argument("--only", nargs="+", choices=[*KEYS, *ROWS], help="benchmarks to run (all)")
     options = parser.parse_args(arguments)
-    lines = []
-    for key, run in KEYS.items():
-        if not options.only or key in options.only:
-            lines += run(lambda text: print(text, file=sys.stderr, flush=True))
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    wanted = set(options.only or [*KEYS, *ROWS])
+    lines = [each for key, run in KEYS.items() if key in wanted for each in run(say)]
+    rows = {key: run(say) for key, run in ROWS.items() if key in wanted}
     if options.json:
-        print(json.dumps([asdict(each) for each in lines], indent=1))
+        plain = [{"key": key, **row} for key, found in rows.items() for row in found]
+        print(json.dumps([asdict(each) for each in lines] + plain, indent=1))
     else:
-        Console(width=170).print(table(lines))
-    return 0 if all(each.met for each in lines) else 1
+        if lines:
+            Console(width=170).print(table(lines))
+        for key, found in rows.items():
+            if found:
+                Console(width=170).print(row_table(key, found))
+    met = all(each.met for each in lines)
+    return 0 if met and all(row.get("met", True) for each in rows.values() for row in each) else 1
 
 
 if __name__ == "__main__":

@@ -5,11 +5,20 @@ import torch
 from torch import nn
 
 from harness.compression.groups import find_groups
-from harness.compression.prune import prune
+from harness.compression.prune import muted, prune
 from harness.errors import BuildError
 from harness.networks import count_parameters
 from harness.records import Group
-from tests.compression.tiny import Concatenated, Inverted, Padded, Residual, seeded
+from tests.compression.tiny import (
+    Concatenated,
+    Dense,
+    Excited,
+    Grouped,
+    Inverted,
+    Padded,
+    Residual,
+    seeded,
+)
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -39,6 +48,43 @@ def test_a_pruned_network_computes_what_the_original_does_with_zero_channels(
             zeroed(network, group, kept[group.name])
     images = torch.randn(4, 1, 8, 8)
     torch.testing.assert_close(pruned(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Residual, Padded, Inverted, Concatenated, Excited, Dense])
+def test_a_muted_network_keeps_its_shape_and_computes_what_the_pruned_one_does(
+    kind: type[nn.Module],
+) -> None:
+    network = seeded(kind)
+    groups = find_groups(network, EXAMPLE)
+    kept = {g.name: tuple(range(1, g.channels, 2)) for g in groups if g.prunable}
+    quiet = muted(network, EXAMPLE, groups, kept)
+    images = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(
+        prune(network, EXAMPLE, groups, kept)(images), quiet(images), rtol=1e-4, atol=1e-5
+    )
+    assert {n: p.shape for n, p in quiet.named_parameters()} == {
+        n: p.shape for n, p in network.named_parameters()
+    }
+    assert not torch.allclose(quiet(images), network(images), rtol=1e-3)
+
+
+def test_channels_in_blocks_are_cut_at_the_same_places_of_each() -> None:
+    network = seeded(Grouped)
+    groups = find_groups(network, EXAMPLE, blocks=True)
+    kept = {
+        "stem": (0, 2, 5),
+        "narrow": (1, 2, 5, 6, 9, 10, 13, 14),
+        "grouped": tuple(range(0, 24, 2)),
+        "regrouped": (0, 4, 6, 10),
+    }
+    pruned = prune(network, EXAMPLE, groups, kept)
+    assert tuple(pruned.get_parameter("grouped.weight").shape) == (12, 2, 3, 3)
+    assert tuple(pruned.get_parameter("regrouped.weight").shape) == (4, 6, 3, 3)
+    images = torch.randn(4, 1, 8, 8)
+    quiet = muted(network, EXAMPLE, groups, kept)
+    torch.testing.assert_close(pruned(images), quiet(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(BuildError, match="same places must stay in each of its 4 blocks of 4"):
+        prune(network, EXAMPLE, groups, {"narrow": (1, 2, 5, 6, 9, 10, 13, 15)})
 
 
 def test_the_structure_is_exact() -> None:

@@ -2,6 +2,7 @@
 
 import collections
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
+from torch import nn
 
 from harness.compression.groups import find_groups
 from harness.compression.quantize import available_precisions, quantize, real_int8_layers
 from harness.errors import BuildError
 from harness.networks import (
     export_onnx,
+    layer_of_node,
     layers_in_order,
     load_data,
     load_network,
@@ -23,7 +26,10 @@ from harness.networks import (
     top1,
 )
 from harness.records import KernelTime, Profile
+from latency_models import graph
 from tests.compression.tiny import Concatenated, Inverted, Residual, facts, seeded
+from tests.latency_models.networks import works
+from tests.sensitivity.cifar_resnet import resnet20
 
 CIFAR = Path(__file__).parents[3] / "shared/images/cifar10"
 RESNET = Path(__file__).parents[1] / "sensitivity/cifar_resnet.py"
@@ -131,6 +137,37 @@ def test_a_region_in_fp32_stays_free_of_q_and_dq(tmp_path: Path) -> None:
     assert len(report.carriers) == 1
     # Input, output, weight and bias.
     assert operators(out)["DequantizeLinear"] == 4
+
+
+@pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated, resnet20])
+@pytest.mark.parametrize("seed", range(3))
+def test_kernels_of_a_mixed_export_are_the_predicted_ones(
+    tmp_path: Path, kind: Callable[[], nn.Module], seed: int
+) -> None:
+    """The rewritten fp32 network and the exported file agree, and so do its integer layers."""
+    images = torch.randn(4, 3, 32, 32) if kind is resnet20 else IMAGES[:4]
+    source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
+    network = resnet20().eval() if kind is resnet20 else seeded(kind)
+    export_onnx(network, images, source)
+    kernels = graph.read(source)
+    nodes = {layer: node for node, layer in layer_of_node(onnx.load(source)).items()}
+    chosen = np.random.default_rng(seed).permutation(sorted(nodes))[: max(len(nodes) // 2, 1)]
+    quantize(source, out, calibration=images.numpy(), int8_layers=chosen, board=facts())
+    predicted = graph.rewrite(kernels, precision={nodes[layer]: "int8" for layer in chosen})
+    assert works(predicted) == works(graph.read(out))
+    layers = real_int8_layers(profiled(out, images[:1].numpy()), tuple(nodes))
+    assert set(layers) == set(chosen)
+
+
+def test_what_reads_integers_alone_works_on_integers(tmp_path: Path) -> None:
+    """A sum of two int8 layers stays in bytes though a float layer reads it."""
+    network = seeded(Residual)
+    source, out = exported(tmp_path), tmp_path / "int8.onnx"
+    layers = list(layers_in_order(network, IMAGES))
+    quantize(source, out, calibration=IMAGES.numpy(), int8_layers=layers[:-1], board=facts())
+    ran = collections.Counter(k.op for k in profiled(out, IMAGES[:1].numpy()).kernels)
+    assert ran["QLinearAdd"] >= 1
+    assert ran["Add"] == 0
 
 
 @pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated])

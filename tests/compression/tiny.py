@@ -97,6 +97,101 @@ class Concatenated(nn.Module):
         return self.classifier(x.flatten(1))  # type: ignore[no-any-return]
 
 
+class Grouped(nn.Module):
+    """ResNeXt's block, and a grouped convolution that reads another's channels in other blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.narrow = nn.Conv2d(6, 16, 1)
+        self.grouped = nn.Conv2d(16, 24, 3, padding=1, groups=4)
+        self.norm = nn.BatchNorm2d(24)
+        self.regrouped = nn.Conv2d(24, 12, 3, padding=1, groups=2)
+        self.widen = nn.Conv2d(12, 6, 1)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.stem(x))
+        y = functional.relu(self.norm(self.grouped(functional.relu(self.narrow(x)))))
+        x = x + self.widen(functional.softplus(self.regrouped(y)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Excited(nn.Module):
+    """MobileNet's block with squeeze-and-excite, and activations that are not zero at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.expand = nn.Conv2d(4, 8, 1, bias=False)
+        self.expand_bn = nn.BatchNorm2d(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.squeeze = nn.Conv2d(8, 4, 1)
+        self.excite = nn.Conv2d(4, 8, 1)
+        self.project = nn.Conv2d(8, 4, 1)
+        self.classifier = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.hardswish(self.stem(x))
+        y = functional.softplus(self.depthwise(functional.silu(self.expand_bn(self.expand(x)))))
+        gate = self.excite(functional.relu(self.squeeze(functional.adaptive_avg_pool2d(y, 1))))
+        x = x + self.project(y * torch.sigmoid(gate))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Dense(nn.Module):
+    """DenseNet's block: every layer reads all before it, at offsets, behind a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.first_bn = nn.BatchNorm2d(6)
+        self.first = nn.Conv2d(6, 4, 3, padding=1)
+        self.second_bn = nn.BatchNorm2d(10)
+        self.second = nn.Conv2d(10, 4, 3, padding=1)
+        self.last_bn = nn.BatchNorm2d(14)
+        self.transition = nn.Conv2d(14, 8, 1)
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.first(functional.relu(self.first_bn(x)))], 1)
+        x = torch.cat([x, self.second(functional.relu(self.second_bn(x)))], 1)
+        x = self.transition(functional.relu(self.last_bn(x)))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Shuffled(nn.Module):
+    """ShuffleNet's interleaving of two halves, which runs with any even number of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.shuffled = nn.Conv2d(6, 12, 3, padding=1)
+        self.reader = nn.Conv2d(12, 6, 1)
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.shuffled(functional.relu(self.stem(x))))
+        n, channels, height, width = x.shape
+        x = x.view(n, 2, channels // 2, height, width).transpose(1, 2).reshape(x.shape)
+        x = functional.relu(self.reader(x))
+        return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Normalised(nn.Module):
+    """A layer norm over the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 12)
+        self.norm = nn.LayerNorm(12)
+        self.classifier = nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.norm(self.inner(x.flatten(1))))  # type: ignore[no-any-return]
+
+
 def seeded(kind: type[nn.Module]) -> nn.Module:
     """A network with reproducible weights and used batch-norm statistics, in evaluation mode."""
     torch.manual_seed(0)
