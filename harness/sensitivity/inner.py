@@ -73,6 +73,9 @@ class Recorder:
         self.rows: Rows | None = None
         self.held_bytes, self.scratch_bytes = 0, 0  # for one image
         groups = getattr(layer, "groups", 1)
+        # A subclass may do more than multiply, pad its input for one.
+        kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+        self._plain = any(type(layer).forward is kind.forward for kind in kinds)
         self._depthwise = groups > 1 and groups == layer.weight.shape[0]
 
     def size(self, inputs: Tensor, output: Tensor) -> None:
@@ -177,16 +180,29 @@ class Recorder:
     def _apply(self, a: Tensor, weight: Tensor) -> Tensor:
         """The layer without its bias, with other weights."""
         layer = self.layer
+        if not self._plain:
+            return self._applied_by_its_own(a, weight)
         if isinstance(layer, nn.Linear):
             return functional.linear(a, weight)
         no_bias: Any = None
         result: Tensor = layer._conv_forward(a, weight, no_bias)
         return result
 
+    def _applied_by_its_own(self, a: Tensor, weight: Tensor) -> Tensor:
+        layer = self.layer
+        own, bias = layer.weight.data, layer.bias
+        layer.weight.data, layer.bias = weight, None
+        try:
+            return layer.forward(a)
+        finally:
+            layer.weight.data, layer.bias = own, bias
+
     @property
     def _gradient_of(self) -> Callable[[Tensor, Tensor], Tensor] | None:
         """How every image's own weight gradient is computed; None where there is no short way."""
         layer = self.layer
+        if not self._plain:
+            return None
         if isinstance(layer, nn.Linear):
             return self._by_products
         if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
