@@ -9,14 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.compression.fakequant import input_ranges, round_inputs
+from harness.compression.fakequant import input_ranges, round_inputs, watch_inputs
 from harness.compression.lockstep import run_in_step
 from harness.compression.quantizers import QuantizedWeight, Range
-from harness.compression.rounding import DAMPING, InputMoments, compensate
+from harness.compression.rounding import (
+    DAMPING,
+    InputMoments,
+    Rounded,
+    compensate,
+    compensated_share,
+)
 from harness.errors import BuildError
 from harness.networks import fold_batchnorm, layers_in_order
 
-__all__ = ["Quantized", "quantize_in_turn"]
+__all__ = ["Quantized", "compensated_shares", "quantize_in_turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,9 @@ def quantize_in_turn(
     Batch norm is folded. Layers are taken in the order of the forward pass; each sees the inputs
     that the layers before it, already quantized, make of ``images``, and aims at what the original
     gives. ``ranges`` are those of the inputs (None: 8 bits over the range seen in the original;
-    an empty mapping: inputs are not rounded). ``progress(done, of)`` counts layers.
+    an empty mapping: inputs are not rounded). ``damping``, ``sweeps`` and ``follow`` are those of
+    ``rounding.compensate``. ``progress(done, of)`` counts layers. What one layer reads of all
+    images is held twice, of the original and of the quantized network. Raises BuildError.
     """
     original = fold_batchnorm(network, images[:1])
     layers = layers_in_order(original, images[:1])
@@ -63,9 +71,7 @@ def quantize_in_turn(
     result = copy.deepcopy(original)
     own = layers_in_order(result, images[:1])
     round_inputs(result, ranges)
-    weights: dict[str, QuantizedWeight] = {}
-    biases: dict[str, Tensor] = {}
-    errors: dict[str, float] = {}
+    rounded: dict[str, Rounded] = {}
     visited: set[str] = set()
 
     def visit(name: str, inputs: list[Tensor]) -> None:
@@ -77,18 +83,37 @@ def quantize_in_turn(
             moments = InputMoments(layers[name], len(images))
             for before, after in zip(inputs[:half], inputs[half:], strict=True):
                 moments.add(before, after)
-            rounded = compensate(
+            found = compensate(
                 layers[name], moments, bits[name], damping=damping, sweeps=sweeps, follow=follow
             )
-            weights[name], biases[name] = rounded.weight, rounded.bias
-            errors[name] = rounded.error
+            rounded[name] = found
             with torch.no_grad():
-                own[name].weight.copy_(rounded.weight.dequantized())
-                own[name].bias = nn.Parameter(rounded.bias, requires_grad=False)
+                own[name].weight.copy_(found.weight.dequantized())
+                own[name].bias = nn.Parameter(found.bias, requires_grad=False)
         if progress is not None:
             progress(len(visited), len(layers))
 
     batches = [images[start : start + batch] for start in range(0, len(images), batch)]
     runs = [(original, part) for part in batches] + [(result, part) for part in batches]
     run_in_step(runs, [layers, own], visit)
-    return Quantized(result, weights, biases, ranges, errors)
+    return Quantized(
+        network=result,
+        weights={name: found.weight for name, found in rounded.items()},
+        biases={name: found.bias for name, found in rounded.items()},
+        ranges=ranges,
+        errors={name: found.error for name, found in rounded.items()},
+    )
+
+
+def compensated_shares(network: nn.Module, images: Tensor, *, batch: int = 16) -> dict[str, float]:
+    """For every layer, the share of plain rounding's output error that compensation leaves.
+
+    An allocation that is made with scores of plain rounding, and carried out by
+    ``quantize_in_turn``, multiplies them by it: wide layers with correlated inputs gain much more
+    than depthwise ones.
+    """
+    folded = fold_batchnorm(network, images[:1])
+    layers = layers_in_order(folded, images[:1])
+    moments = {name: InputMoments(layer, len(images)) for name, layer in layers.items()}
+    watch_inputs(folded, layers, images, batch, lambda name, a: moments[name].add(a, a))
+    return {name: compensated_share(found) for name, found in moments.items()}
