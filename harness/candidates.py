@@ -74,6 +74,7 @@ class Workbench:
     folder: Folder
     board_images: int
     sustain_s: float = 0.0
+    metric: networks.Metric = networks.TOP1
     _original_classes: np.ndarray | None = None
 
     @property
@@ -154,12 +155,12 @@ class Workbench:
             macs=variant.macs,
         )
         real = quantize.real_int8_layers(measured.profile, variant.int8_layers)
-        missing = sorted(set(variant.int8_layers) - set(real))
+        floats = quantize.float_layers(measured.profile, variant.int8_layers)
         warnings = measured.warnings
-        if missing:
+        if floats:
             warnings += (
-                f"{strategy.label}: {', '.join(missing)} did not run as integer kernels; "
-                "the profile shows what they ran as",
+                f"{strategy.label}: {len(floats)} of {len(variant.int8_layers)} int8 layers did "
+                f"not run as integer kernels; {'; '.join(map(str, floats))}",
             )
         candidate = replace(
             measured.candidate,
@@ -286,10 +287,17 @@ class Workbench:
         macs: int,
     ) -> Measured:
         profile = pacing.profile(self.session, path, self.store)
-        logits = networks.onnx_logits(path, self.data.test_images.numpy())
+        outputs = networks.onnx_outputs(path, self.data.test_images.numpy())
         some = self.data.test_images[: self.board_images].numpy()
-        classes = self.session.infer(path, some).argmax(axis=1)
-        original = self._classes_of_original()
+        found_there = self.session.infer(path, some)
+        agreement: tuple[float | None, float | None] = (None, None)
+        if self.metric.classifies:
+            classes = found_there.argmax(axis=1)
+            original = self._classes_of_original()
+            agreement = (
+                float(np.mean(classes == original[: len(some)])),
+                float(np.mean(classes == outputs[0][: len(some)].argmax(axis=1))),
+            )
         candidate = Candidate(
             label=measurement.label,
             role=role,
@@ -298,9 +306,9 @@ class Workbench:
             size_bytes=path.stat().st_size,
             parameters=parameters,
             macs=macs,
-            top1=networks.top1(logits, self.data.test_labels.numpy()),
-            board_agreement=float(np.mean(classes == original[: len(some)])),
-            host_agreement=float(np.mean(classes == logits[: len(some)].argmax(axis=1))),
+            top1=self.metric.of(outputs, self.data.test_labels.numpy()),
+            board_agreement=agreement[0],
+            host_agreement=agreement[1],
             n_board_images=len(some),
             **self._latency_fields(measurement, baseline),
         )

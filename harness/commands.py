@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 METHODS = ("prune", "quantize")
+# Fewer training images say nothing of the ranges of activations.
+MIN_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,8 @@ def fit(
     network: str,
     *,
     weights: Path | None,
-    data: Path,
+    data: str,
+    preparation: networks.Preparation,
     board: str,
     budgets: tuple[Budget, ...],
     methods: tuple[str, ...],
@@ -104,13 +107,25 @@ def fit(
     alternatives: bool,
     out: Path,
     sustain: str | None = None,
+    metric: str | None = None,
 ) -> FitResult:
     """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
     spec = inventory.find(board)
     networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
-    images = networks.load_data(data)
-    networks.check_fits(loaded, images)
+    judge = networks.load_metric(metric)
+    with ConsoleObserver() as observer, observer.stage("read data"):
+        images = networks.load_data(
+            data,
+            preparation=preparation,
+            progress=observer.progress,
+            classes=judge.classifies,
+        )
+    if not judge.classifies:
+        # Targets of a metric are no classes to learn: sensitivity and distillation do without.
+        images = replace(images, train_labels=None)
+    networks.check_fits(loaded, images, judge)
+    networks.check_images(loaded, images.train_images, least=MIN_IMAGES)
     with ConsoleObserver() as observer, Session(spec, on_event=observer.event) as session:
         result = loop.fit(
             loaded,
@@ -129,9 +144,11 @@ def fit(
             ),
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),
-                "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+                "data_sha256": networks.data_fingerprint(images),
+                "metric": metric or judge.name,
             },
             observer=observer,
+            metric=judge,
         )
     page.write(result, out / "report.html")
     return result

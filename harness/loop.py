@@ -8,67 +8,35 @@ derives a ``Candidate`` from it; ``strategies.requirements`` judges that; ``repo
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import calibrate, candidates, networks, pacing
+from harness import candidates, judging, networks
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
 from harness.folder import Folder, Observer
+from harness.posing import FitSettings, Problem, pose
 from harness.records import (
-    Budget,
-    BudgetVerdict,
     Candidate,
     FitResult,
-    Group,
+    Front,
     Option,
-    Strategy,
 )
-from harness.sensitivity import curvature
 from harness.store import Store
-from harness.strategies import generator, requirements
-from harness.strategies.proposal import ANCHORED, COVERAGE, FIRST, MISSED, Proposal, propose
+from harness.strategies import generator, requirements, tradeoff
+from harness.strategies.proposal import (
+    ANCHORED,
+    COVERAGE,
+    FIRST,
+    MISSED,
+    Proposal,
+    TabledCosts,
+    propose,
+)
 from latency_models import calibration, graph
 
 __all__ = ["FitSettings", "fit"]
-
-# A budget is "met with much to spare" below this share of it: accuracy was given away.
-MUCH_TO_SPARE = 0.93
-# Channels that a convolution's kernels on this kind of runtime compute at once.
-CHANNEL_STEP = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FitSettings:
-    """What a fit is asked to do, beside network, data and board."""
-
-    network: str
-    budgets: tuple[Budget, ...]
-    max_rounds: int = 3
-    epochs: int = 4
-    sensitivity_images: int = 512
-    board_images: int = 256
-    seed: int = 0
-    alternatives: bool = True
-    methods: tuple[str, ...] = ("prune", "quantize")
-    sustain_s: float = 0.0
-
-
-@dataclass(slots=True)
-class _Problem:
-    """What the rounds share; ``model`` and ``size_scale`` are corrected after each round."""
-
-    bench: Workbench
-    settings: FitSettings
-    groups: tuple[Group, ...]
-    kernels: tuple[graph.Kernel, ...]
-    options: Mapping[str, tuple[Option, ...]]
-    sensitivities: curvature.Sensitivities
-    limits: requirements.Limits
-    model: calibration.LatencyModel
-    size_scale: float = 1.0
 
 
 def fit(
@@ -80,11 +48,12 @@ def fit(
     settings: FitSettings,
     fingerprint: Mapping[str, str],
     observer: Observer,
+    metric: networks.Metric = networks.TOP1,
 ) -> FitResult:
     """Fit ``network`` to the session's board; the result folder ``out`` holds everything.
 
     ``fingerprint`` names the contents of network, weights and data: a folder resumes only where
-    they and the settings are unchanged.
+    they and the settings are unchanged. ``metric`` takes the place of top-1 throughout.
     """
     folder = Folder(out, _asked(settings, session, fingerprint), observer)
     with Store(out / "measurements.db") as store:
@@ -96,6 +65,7 @@ def fit(
             folder=folder,
             board_images=settings.board_images,
             sustain_s=settings.sustain_s,
+            metric=metric,
         )
         try:
             return _fit(bench, settings)
@@ -128,33 +98,39 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
-    problem = _pose(bench, settings, found, baseline)
+    problem = pose(bench, settings, found, baseline)
+    budgets = settings.budgets
     tried: list[Measured] = []
-    strategies: list[Strategy] = []
+    proposals: list[Proposal] = []
     proposal: Proposal | None = None
     for number in range(1, settings.max_rounds + 1):
         label = f"joint {number}"
         proposal = _propose(
             problem, problem.options, label, coverages=_coverages(problem, tried, baseline)
         )
-        if any(_same(proposal.strategy, earlier) for earlier in strategies):
+        if any(_same(proposal, earlier) for earlier in proposals):
             break
-        strategies.append(proposal.strategy)
+        proposals.append(proposal)
         tried.append(_build_and_measure(problem, proposal, role="joint", round_number=number))
         _recalibrate(problem, baseline, tried[-1])
-        if _settled(settings.budgets, tried[-1].candidate, baseline.candidate):
+        if judging.settled(budgets, tried[-1].candidate, baseline.candidate):
             break
     assert proposal is not None
     alternatives = _alternatives(problem) if settings.alternatives else {}
+    front = _front(
+        problem,
+        [m.candidate for m in (*alternatives.values(), *tried)],
+        narrow=proposal.proof is not None and not proposal.proof.exact,
+    )
 
     def best_of(measured: Sequence[Measured]) -> int:
         """The index of the best round, by measurements that begin with baseline and rounds."""
         base, *rounds = (m.candidate for m in measured[: 1 + len(tried)])
-        return min(range(len(rounds)), key=lambda i: _rank(settings.budgets, rounds[i], base))
+        return min(range(len(rounds)), key=lambda i: judging.rank(budgets, rounds[i], base))
 
     final = bench.final_measurements(
         [baseline, *tried, *alternatives.values()],
-        decided=lambda m: _decided(settings.budgets, m[1 + best_of(m)].candidate, m[0].candidate),
+        decided=lambda m: judging.decided(budgets, m[1 + best_of(m)].candidate, m[0].candidate),
     )
     best = best_of(final)
     base, rounds, others = final[0], final[1 : 1 + len(tried)], final[1 + len(tried) :]
@@ -164,70 +140,14 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         result=rounds[best],
         rounds=rounds,
         alternatives=dict(zip(alternatives, others, strict=True)),
-        strategy=strategies[best],
-        proposal=proposal,
-    )
-
-
-def _pose(
-    bench: Workbench, settings: FitSettings, found: tuple[Group, ...], baseline: Measured
-) -> _Problem:
-    precisions = quantize.available_precisions(bench.session.facts)
-    if "quantize" not in settings.methods:
-        precisions = ("fp32",)
-    kernels = bench.kernels(bench.path_of(baseline))
-    limits = requirements.limits(
-        settings.budgets,
-        latency_s=baseline.candidate.latency_s,
-        size_bytes=baseline.candidate.size_bytes,
-    )
-
-    def calibrated() -> str:
-        works = tuple(graph.work(kernel) for kernel in kernels)
-        return calibrate.calibrate(
-            bench.session,
-            bench.store,
-            bench.folder.observer,
-            reference=kernels,
-            precisions=precisions,
-            yardstick=pacing.Yardstick(
-                path=bench.baseline_path, latency_s=baseline.candidate.latency_s
-            ),
-            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
-        ).model.to_json()
-
-    text = bench.folder.stage("calibrate", str, calibrated)
-    options = generator.options_for(
-        found, precisions=precisions, step=CHANNEL_STEP, prune="prune" in settings.methods
-    )
-    sensitivities = bench.folder.stage(
-        "sensitivity",
-        curvature.Sensitivities,
-        lambda: curvature.score(
-            bench.network,
-            found,
-            options,
-            bench.data.train_images[: settings.sensitivity_images],
-            seed=settings.seed,
-            seven_bit_weights=bench.session.facts.int8 == "avx2",
-            progress=bench.folder.observer.progress,
-        ),
-        detail=lambda s: f"{sum(map(len, s.options.values()))} options in {len(s.options)} groups",
-    )
-    return _Problem(
-        bench=bench,
-        settings=settings,
-        groups=found,
-        kernels=kernels,
-        options=options,
-        sensitivities=sensitivities,
-        limits=limits,
-        model=calibration.LatencyModel.from_json(text),
+        chosen=proposals[best],
+        last=proposal,
+        front=front,
     )
 
 
 def _propose(
-    problem: _Problem,
+    problem: Problem,
     options: Mapping[str, tuple[Option, ...]],
     label: str,
     *,
@@ -237,14 +157,10 @@ def _propose(
         f"allocate {label}",
         Proposal,
         lambda: propose(
-            problem.kernels,
-            problem.groups,
+            problem.costs,
             options,
             problem.sensitivities,
             problem.limits,
-            model=problem.model,
-            baseline_size_bytes=problem.bench.baseline_size_bytes,
-            size_scale=problem.size_scale,
             label=label,
             epochs=problem.settings.epochs,
             seed=problem.settings.seed,
@@ -255,7 +171,7 @@ def _propose(
 
 
 def _coverages(
-    problem: _Problem, tried: Sequence[Measured], baseline: Measured
+    problem: Problem, tried: Sequence[Measured], baseline: Measured
 ) -> tuple[float, ...]:
     """How far the next proposal trusts the model: by how the last one turned out."""
     if not tried:
@@ -267,7 +183,7 @@ def _coverages(
 
 
 def _build_and_measure(
-    problem: _Problem, proposal: Proposal, *, role: candidates.Role, round_number: int
+    problem: Problem, proposal: Proposal, *, role: candidates.Role, round_number: int
 ) -> Measured:
     bench, label = problem.bench, proposal.strategy.label
     variant = bench.folder.stage(
@@ -301,7 +217,7 @@ def _build_and_measure(
     )
 
 
-def _recalibrate(problem: _Problem, baseline: Measured, measured: Measured) -> None:
+def _recalibrate(problem: Problem, baseline: Measured, measured: Measured) -> None:
     """Correct the latency model and the size prediction by what was just measured."""
     works = tuple(graph.work(k) for k in problem.bench.kernels(problem.bench.path_of(measured)))
     # As a ratio in the baseline's terms, so that drift between the campaigns cancels.
@@ -312,60 +228,34 @@ def _recalibrate(problem: _Problem, baseline: Measured, measured: Measured) -> N
     problem.size_scale *= measured.candidate.size_bytes / predicted
 
 
-def _same(strategy: Strategy, other: Strategy) -> bool:
-    return strategy.entries == other.entries
+def _same(proposal: Proposal, other: Proposal) -> bool:
+    return proposal.strategy.entries == other.strategy.entries
 
 
-def _verdicts(
-    budgets: Sequence[Budget],
-    candidate: Candidate,
-    baseline: Candidate,
-    nearest: Mapping[str, float] | None = None,
-) -> tuple[BudgetVerdict, ...]:
-    return tuple(
-        requirements.judge(
-            budget,
-            candidate=candidate,
-            baseline=baseline,
-            nearest=(nearest or {}).get(budget.quantity),
-        )
-        for budget in budgets
+def _front(problem: Problem, measured: Sequence[Candidate], *, narrow: bool) -> Front:
+    """What any latency would cost, by the latency model as the rounds left it."""
+    return problem.bench.folder.stage(
+        "front",
+        Front,
+        lambda: tradeoff.trade_off(
+            TabledCosts(problem.costs(0.0), narrow=narrow),
+            problem.options,
+            problem.sensitivities,
+            problem.limits,
+            candidates={
+                candidate.label: {
+                    group.group: Option(channels=group.kept, precision=group.precision)
+                    for group in candidate.allocation
+                }
+                for candidate in measured
+                if candidate.allocation
+            },
+        ),
+        detail=lambda front: front.note or f"{len(front.points)} allocations",
     )
 
 
-def _decided(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate) -> bool:
-    """Whether no verdict waits for a narrower interval."""
-    return all(
-        v.verdict != "cannot tell yet" or v.interval is None
-        for v in _verdicts(budgets, candidate, baseline)
-    )
-
-
-def _settled(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate) -> bool:
-    """Whether every budget is met, and none that the allocator spends has much to spare."""
-    verdicts = _verdicts(budgets, candidate, baseline)
-    spent = [
-        v.value / v.budget.limit
-        for v in verdicts
-        if v.value is not None and v.budget.quantity != "accuracy_drop"
-    ]
-    return all(v.met for v in verdicts) and max(spent, default=1.0) >= MUCH_TO_SPARE
-
-
-def _rank(
-    budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate
-) -> tuple[int, float, float]:
-    """Sort key: budgets missed, by how much in all, then accuracy lost."""
-    verdicts = _verdicts(budgets, candidate, baseline)
-    excess = sum(
-        max(0.0, v.value / v.budget.limit - 1)
-        for v in verdicts
-        if v.value is not None and not v.met and v.budget.limit > 0
-    )
-    return sum(not v.met for v in verdicts), excess, -(candidate.top1 or 0.0)
-
-
-def _alternatives(problem: _Problem) -> dict[str, Measured]:
+def _alternatives(problem: Problem) -> dict[str, Measured]:
     """The best that one method alone gets to under the same budgets, built and measured."""
     result: dict[str, Measured] = {}
     precisions = quantize.available_precisions(problem.bench.session.facts)
@@ -386,23 +276,25 @@ def _alternatives(problem: _Problem) -> dict[str, Measured]:
 
 
 def _conclude(
-    problem: _Problem,
+    problem: Problem,
     *,
     base: Measured,
     result: Measured,
     rounds: Sequence[Measured],
     alternatives: Mapping[str, Measured],
-    strategy: Strategy,
-    proposal: Proposal,
+    chosen: Proposal,
+    last: Proposal,
+    front: Front,
 ) -> FitResult:
+    """The result of ``chosen``'s round; ``last`` says what the allocation ran into in the end."""
     bench, settings = problem.bench, problem.settings
     nearest: dict[str, float] = {}
     for budget in settings.budgets:
-        limit = proposal.nearest.get(budget.quantity)
+        limit = last.nearest.get(budget.quantity)
         if limit is not None:
             whole = {"latency": base.candidate.latency_s, "size": base.candidate.size_bytes}
             nearest[budget.quantity] = limit / (whole[budget.quantity] if budget.relative else 1.0)
-    verdicts = _verdicts(settings.budgets, result.candidate, base.candidate, nearest)
+    verdicts = judging.verdicts(settings.budgets, result.candidate, base.candidate, nearest)
     verdict = requirements.overall(verdicts)
     peaks, bandwidth = problem.model.roofs()
     fitted = FitResult(
@@ -415,18 +307,21 @@ def _conclude(
         candidates=tuple(m.candidate for m in rounds),
         alternatives={role: m.candidate for role, m in alternatives.items()},
         alternative_budgets={
-            role: _verdicts(settings.budgets, m.candidate, base.candidate)
+            role: judging.verdicts(settings.budgets, m.candidate, base.candidate)
             for role, m in alternatives.items()
         },
         budgets=verdicts,
         verdict=verdict,
-        explanation="" if verdict == "meets" else proposal.infeasible,
+        explanation="" if verdict == "meets" else last.infeasible,
         kernels=bench.kernel_points((base, result), problem.model),
         peak_macs_per_s=peaks,
         bandwidth_bytes_per_s=bandwidth,
         stages=tuple(bench.folder.stages),
         warnings=tuple(dict.fromkeys((*base.warnings, *result.warnings))),
         fake=bench.session.facts.runtime == "fake",
+        proof=chosen.proof,
+        front=front,
+        binding={} if verdict == "meets" else last.binding,
     )
-    bench.write_results(fitted, strategy, result, problem.model)
+    bench.write_results(fitted, chosen.strategy, result, problem.model)
     return fitted

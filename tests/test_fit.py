@@ -205,6 +205,8 @@ def test_result_json_holds_the_promised_keys(fitted):
         assert result["result"][key] > 0
     assert all(isinstance(budget["met"], bool) for budget in result["budgets"])
     assert result["verdict"] == "meets"
+    assert 0 <= result["proof"]["gap"] <= 0.05
+    assert {point["approach"] for point in result["front"]["points"]} >= {"coupled", "greedy"}
 
 
 def test_the_same_fit_runs_over_ssh_on_python_36_with_onnxruntime_110(folder, tmp_path):

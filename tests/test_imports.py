@@ -62,7 +62,11 @@ ALLOWED = {
     },
     "harness.profiling": FOUNDATION
     | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
+    "harness.judging": FOUNDATION | {"harness.strategies"},
+    "harness.posing": {"harness", "latency_models"},
     "harness.loop": {"harness", "latency_models"},
+    "harness.quantizing": FOUNDATION
+    | {"harness.boards", "harness.compression", "harness.networks", "harness.progress"},
     "harness.run_commands": FOUNDATION
     | {
         "harness.boards",

@@ -96,6 +96,7 @@ def distill(
     shift: int = 2,
     held_out: float = 0.0,
     patience: int | None = None,
+    raw: bool = False,
     round_weights: Mapping[str, Rounding] | None = None,
     round_inputs: Mapping[str, Rounding] | None = None,
     seed: int = 0,
@@ -110,7 +111,8 @@ def distill(
     SGD with Nesterov momentum, the learning rate falling from ``lr`` step by step as ``schedule``
     says. The teacher sees the same augmented images ``(n, c, h, w)``; ``flip`` and ``shift`` say
     how they may be changed without changing their class. The loss is ``distillation_loss`` plus
-    ``features`` times ``attention_loss``.
+    ``features`` times ``attention_loss``; where the outputs are no logits (``raw``), it is
+    ``output_loss`` of all of them instead of the former.
 
     A share ``held_out`` of the images is not trained on: at the end of each epoch the loss on them
     is taken, and the weights with the least are returned; after ``patience`` epochs without a new
@@ -144,6 +146,7 @@ def distill(
         shift=shift,
         held_out=held_out,
         patience=patience,
+        raw=raw,
         seed=seed,
     )
     run = Run(plan, student, teacher, images, labels, round_weights or {}, round_inputs or {})

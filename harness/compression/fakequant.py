@@ -20,6 +20,7 @@ from harness.compression.quantizers import (
 )
 from harness.errors import BuildError
 from harness.networks import Layer, fold_batchnorm, layers_in_order
+from harness.networks.structure import run_once
 
 __all__ = ["corrected_biases", "fake_quantize", "input_ranges", "round_inputs", "watch_inputs"]
 
@@ -40,7 +41,6 @@ def input_ranges(
     """
     if not len(images):
         raise BuildError("no images to calibrate activations on")
-    network.eval()
     layers = layers_in_order(network, images[:1])
     extremes = {name: [0.0, 0.0] for name in layers}
 
@@ -66,7 +66,7 @@ def watch_inputs(
     batch: int,
     see: Callable[[str, Tensor], None],
 ) -> None:
-    """Call ``see(name, input)`` for every layer and batch."""
+    """Call ``see(name, input)`` for every layer and batch, the network in evaluation mode."""
     with contextlib.ExitStack() as hooks:
         for name, layer in layers.items():
 
@@ -74,9 +74,8 @@ def watch_inputs(
                 see(name, inputs[0])
 
             hooks.callback(layer.register_forward_pre_hook(look).remove)
-        with torch.no_grad():
-            for start in range(0, len(images), batch):
-                network(images[start : start + batch])
+        for start in range(0, len(images), batch):
+            run_once(network, images[start : start + batch])
 
 
 class _RoundedInput:

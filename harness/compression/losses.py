@@ -13,7 +13,13 @@ from torch.nn import functional
 from harness.errors import BuildError
 from harness.networks.structure import run_once
 
-__all__ = ["attention_loss", "distillation_loss", "last_at_each_size", "recorded"]
+__all__ = [
+    "attention_loss",
+    "distillation_loss",
+    "last_at_each_size",
+    "output_loss",
+    "recorded",
+]
 
 
 def distillation_loss(
@@ -35,6 +41,18 @@ def distillation_loss(
         return temperature**2 * soft
     hard = functional.cross_entropy(student, labels)
     return alpha * hard + (1 - alpha) * temperature**2 * soft
+
+
+def output_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """The squared error of raw outputs by the teacher's mean square, the mean over the outputs.
+
+    So that every output of a network counts alike, whatever its unit.
+    """
+    errors = [
+        (ours - theirs).square().mean() / theirs.square().mean().clamp_min(1e-12)
+        for ours, theirs in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 def last_at_each_size(network: nn.Module, example: Tensor) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -18,10 +18,11 @@ from harness.compression.losses import (
     attention_loss,
     distillation_loss,
     last_at_each_size,
+    output_loss,
     recorded,
 )
 from harness.errors import BuildError
-from harness.networks import fold_batchnorm
+from harness.networks import fold_batchnorm, tensors_of
 
 __all__ = ["Plan", "Rounding", "Run", "Schedule", "augment"]
 
@@ -34,11 +35,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "constant": lambda _done: 1.0,
 }
-
+# The gradient of a squared error has no bound, and the learning rate was chosen for logits.
+MAX_RAW_GRADIENT = 1.0
 
 # The teacher's outputs by the steps they belong to: every variant of one campaign is taught on the
 # same augmented images (the seed decides), so the teacher need see them only once.
-_taught: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[int, Tensor]]] = (
+_taught: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[int, list[Tensor]]]] = (
     weakref.WeakKeyDictionary()
 )
 
@@ -76,6 +78,7 @@ class Plan:
     shift: int
     held_out: float
     patience: int | None
+    raw: bool
     seed: int
 
     def __post_init__(self) -> None:
@@ -189,6 +192,8 @@ class Run:
             settings["lr"] = self.plan.lr * share
         self.optimizer.zero_grad()
         loss.backward()
+        if self.plan.raw:
+            nn.utils.clip_grad_norm_(self.student.parameters(), MAX_RAW_GRADIENT)
         self.optimizer.step()
         self.step += 1
         if self.epoch_ended and len(self.held):
@@ -211,19 +216,21 @@ class Run:
         else:
             self._stale += 1
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, inputs: Tensor) -> list[Tensor]:
         weights = {
             f"{name}.weight": _straight_through(layer.weight, rounding)
             for name, (layer, rounding) in self._round_weights.items()
         }
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._fast):
-            output: Tensor = torch.func.functional_call(self.student, weights, (inputs,))
-        return output.float()
+            outputs = tensors_of(torch.func.functional_call(self.student, weights, (inputs,)))
+        return [output.float() for output in outputs]
 
-    def _loss(self, output: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+    def _loss(self, outputs: Sequence[Tensor], target: Sequence[Tensor], rows: Tensor) -> Tensor:
+        if self.plan.raw:
+            return output_loss(outputs, target)
         return distillation_loss(
-            output,
-            target,
+            outputs[0],
+            target[0],
             None if self.labels is None else self.labels[rows],
             temperature=self.plan.temperature,
             alpha=self.plan.alpha,
@@ -332,16 +339,16 @@ class _Teacher:
         self.network = _channels_last(fold_batchnorm(network, images[:1]))
         self._fast = _bfloat16_is_fast()
 
-    def outputs(self, step: int, inputs: Tensor, *, again: bool) -> Tensor:
+    def outputs(self, step: int, inputs: Tensor, *, again: bool) -> list[Tensor]:
         """The outputs for one step's inputs; ``again`` where the pass itself is needed."""
         if again or step not in self._remembered:
             self._remembered[step] = self.compute(inputs)
         return self._remembered[step]
 
-    def compute(self, inputs: Tensor) -> Tensor:
+    def compute(self, inputs: Tensor) -> list[Tensor]:
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._fast):
-            output: Tensor = self.network(inputs).float()
-        return output
+            outputs = tensors_of(self.network(inputs))
+        return [output.float() for output in outputs]
 
 
 def _fast_layout(inputs: Tensor) -> Tensor:

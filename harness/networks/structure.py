@@ -28,6 +28,7 @@ __all__ = [
     "outputs_of",
     "run_once",
     "same_outputs",
+    "tensors_of",
 ]
 
 Network: TypeAlias = nn.Module
@@ -189,7 +190,11 @@ def _with_folded(network: nn.Module, pairs: list[tuple[tuple[str, ...], str]]) -
 
 def outputs_of(network: nn.Module, example: Tensor) -> list[Tensor]:
     """The tensors that the network makes of ``example``, several outputs in a row."""
-    outputs = run_once(network, example)
+    return tensors_of(run_once(network, example))
+
+
+def tensors_of(outputs: Any) -> list[Tensor]:
+    """The tensors in what a network returned: one, a sequence or a mapping of them."""
     if isinstance(outputs, Tensor):
         return [outputs]
     if isinstance(outputs, Mapping):

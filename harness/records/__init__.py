@@ -5,6 +5,13 @@ Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` mea
 ``dump`` and ``load`` turn any of these records into JSON text and back.
 """
 
+from harness.records.allocations import (
+    AllocationProof,
+    Approach,
+    Front,
+    FrontCandidate,
+    FrontPoint,
+)
 from harness.records.base import dump, load
 from harness.records.boards import (
     BoardFacts,
@@ -58,6 +65,8 @@ from harness.records.verdicts import Criterion, Interval, MeasurementVerdict, Pe
 
 __all__ = [
     "STUDY_PRECISIONS",
+    "AllocationProof",
+    "Approach",
     "BoardFacts",
     "BoardSettings",
     "BoardSpec",
@@ -72,6 +81,9 @@ __all__ = [
     "Diagnosis",
     "Failure",
     "FitResult",
+    "Front",
+    "FrontCandidate",
+    "FrontPoint",
     "Group",
     "GroupAllocation",
     "ImportedSummary",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.records.allocations import AllocationProof, Front
 from harness.records.base import require_positive
 from harness.records.boards import BoardFacts
 from harness.records.measurements import SoakSummary
@@ -141,8 +142,12 @@ class FitResult:
     """Everything that ``report.html`` shows of one ``boardfit fit`` (``result.json``).
 
     ``result`` is None where no variant could be built. ``verdict`` sums the budgets up.
-    ``alternative_budgets`` holds the verdicts of the budgets on each of ``alternatives``.
-    Version history: 1, the first.
+    ``alternative_budgets`` holds the verdicts of the budgets on each of ``alternatives``. ``proof``
+    is that of the result's allocation, and ``front`` the allocations around it. ``binding`` names,
+    for each quantity that no allocation reaches the limit of, the groups that take most of it
+    even so.
+    Version history: 1, the first. Fields since the first version: alternative_budgets; proof,
+    front and binding. All are empty in results from before they existed.
     """
 
     boardfit_version: str
@@ -163,4 +168,7 @@ class FitResult:
     warnings: tuple[str, ...] = ()
     fake: bool = False
     alternative_budgets: Mapping[str, tuple[BudgetVerdict, ...]] = field(default_factory=dict)
+    proof: AllocationProof | None = None
+    front: Front | None = None
+    binding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     schema_version: int = 1

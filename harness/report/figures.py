@@ -5,15 +5,29 @@ Text that comes from a user (names of layers, labels) is escaped, because plotly
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
 from harness.records import Candidate, FitResult, Interval, KernelPoint
-from harness.report import words
+from harness.report import networks, words
+from harness.report.drawing import (
+    BASELINE,
+    EARLIER,
+    LINE,
+    MEETS,
+    MUTED,
+    OTHER,
+    PRECISION,
+    RESULT,
+    bars,
+    blank,
+    even_axis,
+    lines,
+    log_axis,
+    safe,
+)
 from harness.units import format_count, format_size, format_time
 
 __all__ = [
@@ -24,97 +38,12 @@ __all__ = [
     "stage_times",
 ]
 
-INK, MUTED, LINE, PAPER = "#1c2733", "#5b6b7b", "#e3e8ee", "#ffffff"
-BASELINE, RESULT, EARLIER, OTHER = "#8795a5", "#1f5fbf", "#a9c4ea", "#b0763a"
-# Told apart in print and by colour-blind readers too: they differ in lightness.
-PRECISION = {"fp32": "#3b5b84", "fp16": "#2a9d8f", "int8": "#e9a13b"}
-MEETS = "#1a7f4b"
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-MAX_TICKS = 7
-
-
-def blank(*, height: int = 360) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 8, "r": 12, "t": 8, "b": 8},
-        font={"family": FONT, "size": 12, "color": INK},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        hoverlabel={"align": "left", "font": {"family": FONT}},
-        dragmode=False,  # a finger that scrolls the page must not zoom a figure
-    )
-    figure.update_xaxes(automargin=True, linecolor=LINE, gridcolor=LINE, zeroline=False)
-    figure.update_yaxes(automargin=True, linecolor=LINE, gridcolor=LINE, zeroline=False)
-    return figure
-
-
-def safe(text: str) -> str:
-    return html.escape(text, quote=False)
-
-
-def _lines(*parts: str) -> str:
-    return "<br>".join(part for part in parts if part)
-
-
-# --- axes ---------------------------------------------------------------------------------------
-
-
-def _decades(low: float, high: float, mantissas: Sequence[float]) -> list[float]:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    ticks = [m * 10.0**e for e in range(first, last + 1) for m in mantissas]
-    return [tick for tick in ticks if low <= tick <= high]
-
-
-def _even(low: float, high: float) -> list[float]:
-    step = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step *= next(m for m in (1, 2, 5, 10) if (high - low) / (m * step) <= MAX_TICKS - 1)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [i * step for i in range(first, last + 1)]
-
-
-def log_axis(
-    values: Iterable[float], text: Callable[[float], str], *, pad: float
-) -> dict[str, Any]:
-    """An axis around positive ``values`` with ticks written by ``text``."""
-    known = [value for value in values if value > 0]
-    low, high = min(known) / pad, max(known) * pad
-    ticks = _even(low, high)
-    # From coarse to fine: the first that gives enough ticks, and not too many for a phone.
-    for mantissas in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-        found = _decades(low, high, mantissas)
-        if 3 <= len(found) <= MAX_TICKS:
-            ticks = found
-            break
-    else:
-        if high / low > 1e3:
-            every = math.ceil(len(_decades(low, high, (1.0,))) / MAX_TICKS)
-            ticks = _decades(low, high, (1.0,))[::every]
-    return {
-        "type": "log",
-        "range": [math.log10(low), math.log10(high)],
-        "tickvals": ticks,
-        "ticktext": [text(tick) for tick in ticks],
-    }
-
-
-def _even_axis(low: float, high: float, text: Callable[[float], str]) -> dict[str, Any]:
-    ticks = _even(low, high)
-    return {
-        "range": [low, high],
-        "tickvals": ticks,
-        "ticktext": [text(t) if t else "0" for t in ticks],
-    }
-
-
 # --- prediction ---------------------------------------------------------------------------------
 
 
 def predicted_against_measured(result: FitResult) -> go.Figure | None:
     """Frozen predictions against measurements of all candidates; None without any prediction."""
-    shown = [c for c in words.all_candidates(result) if c.predicted_latency_s is not None]
+    shown = [c for c in networks.all_candidates(result) if c.predicted_latency_s is not None]
     if not shown:
         return None
     figure = blank(height=380)
@@ -176,27 +105,9 @@ def _by_role(
     ]
 
 
-def bars(
-    values: Sequence[float], intervals: Sequence[Interval | None], colour: str
-) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [
-            max(i.high - v, 0.0) if i else 0.0 for v, i in zip(values, intervals, strict=True)
-        ],
-        "arrayminus": [
-            max(v - i.low, 0.0) if i else 0.0 for v, i in zip(values, intervals, strict=True)
-        ],
-        "color": colour,
-        "thickness": 1.3,
-        "width": 4,
-    }
-
-
 def _prediction_hover(candidate: Candidate) -> str:
     predicted, measured = candidate.predicted_interval_s, candidate.latency_interval_s
-    return _lines(
+    return lines(
         f"<b>{safe(candidate.label)}</b>",
         f"predicted {format_time(candidate.predicted_latency_s or 0.0)}"
         + (f" ({_between(predicted)})" if predicted else ""),
@@ -213,7 +124,7 @@ def _between(interval: Interval) -> str:
 
 def accuracy_against_latency(result: FitResult) -> go.Figure | None:
     """Top-1 against latency of all candidates, with the budgets; None without any top-1."""
-    shown = [c for c in words.all_candidates(result) if c.top1 is not None]
+    shown = [c for c in networks.all_candidates(result) if c.top1 is not None]
     if not shown:
         return None
     figure = blank(height=380)
@@ -258,7 +169,7 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
             marker={"color": colour, "size": 11, "symbol": symbol},
             error_x=bars(latencies, [c.latency_interval_s for c in group], colour),
             text=[
-                _lines(
+                lines(
                     f"<b>{safe(c.label)}</b>",
                     f"{format_time(c.latency_s)} ({_between(c.latency_interval_s)})",
                     f"top-1 {words.percent(c.top1 or 0.0, 2)}",
@@ -268,8 +179,8 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
             ],
             hovertemplate="%{text}<extra></extra>",
         )
-    figure.update_xaxes(title="measured latency", **_even_axis(0, right, format_time))
-    figure.update_yaxes(title="top-1", **_even_axis(low, high, lambda y: f"{y:.4g} %"))
+    figure.update_xaxes(title="measured latency", **even_axis(0, right, format_time))
+    figure.update_yaxes(title="top-1", **even_axis(low, high, lambda y: f"{y:.4g} %"))
     return figure
 
 
@@ -313,7 +224,7 @@ def allocation(candidate: Candidate) -> go.Figure | None:
             name=precision,
             marker={"color": PRECISION.get(precision, OTHER)},
             text=[
-                _lines(
+                lines(
                     f"<b>{safe(g.group)}</b>",
                     f"keeps {g.kept} of {g.channels} channels, {safe(g.precision)}",
                     *(safe(layer) for layer in g.layers),
@@ -414,7 +325,7 @@ def _kernel_kinds(
 
 def _kernel_hover(point: KernelPoint) -> str:
     predicted = point.predicted_s
-    return _lines(
+    return lines(
         f"<b>{safe(point.name)}</b>",
         f"{safe(point.candidate)}, {safe(point.kind)}, {safe(point.precision)}",
         f"measured {format_time(point.measured_s or 0.0)}"
@@ -441,12 +352,12 @@ def stage_times(result: FitResult) -> go.Figure | None:
         textposition="outside",
         cliponaxis=False,
         customdata=[
-            _lines(f"<b>{safe(stage.name)}</b>", safe(stage.detail)) for stage in result.stages
+            lines(f"<b>{safe(stage.name)}</b>", safe(stage.detail)) for stage in result.stages
         ],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )
-    figure.update_xaxes(title="wall time", **_even_axis(0, 1.18 * longest or 1.0, format_time))
+    figure.update_xaxes(title="wall time", **even_axis(0, 1.18 * longest or 1.0, format_time))
     figure.update_yaxes(
         autorange="reversed",
         tickvals=list(range(len(result.stages))),

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from harness import stats
 from harness.records import Interval
-from harness.report import figures, tables, words
+from harness.report import drawing, tables, words
 from harness.units import format_time
 
 if TYPE_CHECKING:
@@ -262,9 +262,9 @@ def prediction_rows_json(predictions: Sequence[Prediction]) -> list[dict[str, An
 
 def predicted_against_measured(report: Report) -> go.Figure:
     """Every network's prediction, with its interval, against its measurement."""
-    figure = figures.blank(height=460)
+    figure = drawing.blank(height=460)
     ends = [end for r in report.networks for end in (r.low_s, r.high_s, r.measured_s)]
-    axis = figures.log_axis(ends, format_time, pad=1.12)
+    axis = drawing.log_axis(ends, format_time, pad=1.12)
     low, high = (10**end for end in axis["range"])
     for factor, name, dash in ((1.0, "predicted = measured", "dot"), (1.1, "10 % off", "dash")):
         for side in {factor, 1 / factor}:
@@ -275,7 +275,7 @@ def predicted_against_measured(report: Report) -> go.Figure:
                 name=name,
                 showlegend=side >= 1,
                 line={
-                    "color": figures.MUTED if factor == 1 else figures.BASELINE,
+                    "color": drawing.MUTED if factor == 1 else drawing.BASELINE,
                     "width": 1,
                     "dash": dash,
                 },
@@ -283,16 +283,16 @@ def predicted_against_measured(report: Report) -> go.Figure:
             )
     for precision in sorted({row.precision for row in report.networks}):
         rows = [row for row in report.networks if row.precision == precision]
-        colour = figures.PRECISION.get(precision, figures.OTHER)
+        colour = drawing.PRECISION.get(precision, drawing.OTHER)
         predicted = [row.predicted_s for row in rows]
         intervals = [Interval(r.low_s, r.high_s, report.coverage) for r in rows]
         figure.add_scatter(
             x=[row.measured_s for row in rows],
             y=predicted,
             mode="markers",
-            name=figures.safe(precision),
+            name=drawing.safe(precision),
             marker={"color": colour, "size": 7},
-            error_y=figures.bars(predicted, intervals, colour) | {"width": 0, "thickness": 0.8},
+            error_y=drawing.bars(predicted, intervals, colour) | {"width": 0, "thickness": 0.8},
             text=[_hover(row) for row in rows],
             hovertemplate="%{text}<extra></extra>",
         )
@@ -304,19 +304,19 @@ def predicted_against_measured(report: Report) -> go.Figure:
 def by_family(report: Report) -> go.Figure:
     """Every network's error in the row of its family, the family with the largest at the top."""
     order = [name for name, _ in sorted(report.by_family, key=lambda pair: pair[1])]
-    figure = figures.blank(height=120 + 22 * len(order))
+    figure = drawing.blank(height=120 + 22 * len(order))
     figure.add_scatter(
         x=[100 * row.error for row in report.networks],
         y=[order.index(row.family) for row in report.networks],
         mode="markers",
-        marker={"color": figures.RESULT, "size": 8, "opacity": 0.6},
+        marker={"color": drawing.RESULT, "size": 8, "opacity": 0.6},
         text=[_hover(row) for row in report.networks],
         hovertemplate="%{text}<extra></extra>",
         showlegend=False,
     )
     figure.update_xaxes(title="error (predicted over measured)", ticksuffix=" %", zeroline=True)
     figure.update_yaxes(
-        tickvals=list(range(len(order))), ticktext=[figures.safe(name) for name in order]
+        tickvals=list(range(len(order))), ticktext=[drawing.safe(name) for name in order]
     )
     return figure
 
@@ -324,16 +324,16 @@ def by_family(report: Report) -> go.Figure:
 def by_kind(report: Report) -> go.Figure:
     """The absolute error that goes with each kernel kind, that with the largest share on top."""
     kinds = report.by_kind[::-1]
-    figure = figures.blank(height=120 + 22 * len(kinds))
+    figure = drawing.blank(height=120 + 22 * len(kinds))
     figure.add_bar(
         x=[100 * kind.mape for kind in kinds],
         y=list(range(len(kinds))),
         orientation="h",
-        marker={"color": figures.RESULT, "opacity": 0.75},
+        marker={"color": drawing.RESULT, "opacity": 0.75},
         text=[f"{words.percent(kind.share)} of the time" for kind in kinds],
         textposition="outside",
         cliponaxis=False,
-        customdata=["<br>".join(figures.safe(cell) for cell in _kind_cells(k)) for k in kinds],
+        customdata=["<br>".join(drawing.safe(cell) for cell in _kind_cells(k)) for k in kinds],
         hovertemplate="%{customdata}<extra></extra>",
         showlegend=False,
     )
@@ -344,13 +344,13 @@ def by_kind(report: Report) -> go.Figure:
         range=[0, 1.25 * widest or 1.0],
     )
     figure.update_yaxes(
-        tickvals=list(range(len(kinds))), ticktext=[figures.safe(kind.kind) for kind in kinds]
+        tickvals=list(range(len(kinds))), ticktext=[drawing.safe(kind.kind) for kind in kinds]
     )
     return figure
 
 
 def _hover(row: NetworkError) -> str:
-    name, family, how, predicted, interval, measured, error, _ = map(figures.safe, _cells(row))
+    name, family, how, predicted, interval, measured, error, _ = map(drawing.safe, _cells(row))
     return (
         f"<b>{name}</b><br>{family}, {how}<br>predicted {predicted} ({interval})"
         f"<br>measured {measured}, error {error}"
@@ -380,7 +380,7 @@ def write(report: Report, path: Path, *, title: str) -> None:
     )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(_PAGE).render(
-        ink=figures.INK,
+        ink=drawing.INK,
         title=_sentence(title),
         summary=_sentence(summary(report)),
         plotly=markupsafe.Markup(plotly.offline.get_plotlyjs()),

@@ -21,7 +21,7 @@ from harness.records import (
     SoakWindow,
     dump,
 )
-from harness.report import figures, words
+from harness.report import drawing, words
 from harness.units import format_time
 
 __all__ = [
@@ -150,7 +150,7 @@ def _band(windows: Sequence[SoakWindow]) -> list[go.Scatter]:
         x=at_s,
         y=[1e3 * w.median_s for w in windows],
         mode="lines",
-        line={"color": figures.RESULT},
+        line={"color": drawing.RESULT},
         name="median of a window, p10 to p90 shaded",
     )
     return [*band, middle]
@@ -159,7 +159,7 @@ def _band(windows: Sequence[SoakWindow]) -> list[go.Scatter]:
 def _figure(measurement: Measurement) -> go.Figure:
     assert measurement.soak is not None
     windows = measurement.soak.windows
-    figure = figures.blank(height=440)
+    figure = drawing.blank(height=440)
     for trace in _band(windows):
         figure.add_trace(trace)
     warm = [(w.at_s, w.conditions.temp_c) for w in windows if w.conditions.temp_c is not None]
@@ -171,7 +171,7 @@ def _figure(measurement: Measurement) -> go.Figure:
                 y=temp_c,
                 yaxis="y2",
                 mode="lines",
-                line={"color": figures.OTHER, "dash": "dot"},
+                line={"color": drawing.OTHER, "dash": "dot"},
                 name="temperature",
             )
         )
@@ -197,8 +197,8 @@ def write_soak(measurement: Measurement, found: SoakSummary, path: Path) -> None
     figure.update_layout(
         margin={"t": 112},
         title={
-            "text": figures.safe(f"{measurement.label} on {measurement.board}"),
-            "subtitle": {"text": "<br>".join(map(figures.safe, lines))},
+            "text": drawing.safe(f"{measurement.label} on {measurement.board}"),
+            "subtitle": {"text": "<br>".join(map(drawing.safe, lines))},
         },
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ import plotly.graph_objects as go
 import plotly.offline
 
 from harness.errors import ConfigError
-from harness.records import Candidate, FitResult
-from harness.report import figures, words
+from harness.records import Candidate, FitResult, Front
+from harness.report import allocated, figures, networks, words
 from harness.units import format_time
 
 __all__ = ["render", "write"]
@@ -70,11 +70,13 @@ def render(result: FitResult) -> str:
         words=words,
         tones=_TONES,
         headline=words.headline(result),
-        columns=words.columns(result),
-        rows=words.comparison(result),
-        candidates=words.candidate_rows(result),
-        alternatives=words.alternative_sentences(result),
+        columns=networks.columns(result),
+        rows=networks.comparison(result),
+        candidates=networks.candidate_rows(result),
+        alternatives=networks.alternative_sentences(result),
         groups=shown.allocation,
+        proof=allocated.proof_sentences(result),
+        front_note=result.front.note if result.front is not None else "",
         fingerprint=words.fingerprint(result.board),
         figures=drawn,
         total=format_time(sum(stage.wall_s for stage in result.stages)),
@@ -88,7 +90,8 @@ def _glue(text: str) -> str:
 
 
 def _figures(result: FitResult, shown: Candidate) -> dict[str, _Figure]:
-    several = len(words.all_candidates(result)) > 1
+    front = result.front if result.front is not None else Front()
+    several = len(networks.all_candidates(result)) > 1
     drafts: tuple[tuple[str, str, go.Figure | None, str], ...] = (
         (
             "accuracy",
@@ -103,6 +106,15 @@ def _figures(result: FitResult, shown: Candidate) -> dict[str, _Figure]:
             figures.allocation(shown),
             "Short bars were pruned hard, and the colour is the precision; the list below names "
             "the layers.",
+        ),
+        (
+            "front",
+            "What a latency costs, and what the way to allocate is worth",
+            allocated.front_figure(result),
+            "The further left and down, the better. Each joined point is the least that is "
+            "possible for its latency, but for the gap that it was solved to; simpler ways to "
+            "allocate stand beside it for the same limits. A line to the left of a triangle leads "
+            f"to the latency that was asked for. {allocated.front_sentence(front)}".rstrip(),
         ),
         (
             "prediction",

@@ -18,7 +18,6 @@ from harness.records import (
     BoardFacts,
     BoardSpec,
     CacheState,
-    FitResult,
     Interval,
     KernelTime,
     Measurement,
@@ -46,14 +45,12 @@ if TYPE_CHECKING:
 __all__ = [
     "boards_table",
     "facts_table",
-    "fit_summary",
     "latency_model_table",
     "measurement_table",
     "prediction_json",
     "prediction_table",
     "print_boards",
     "print_facts",
-    "print_fit",
     "print_latency_model",
     "print_prediction",
     "print_profile",
@@ -68,7 +65,6 @@ __all__ = [
 
 # What a pipe gets, which has no width: wide enough that tables need not wrap.
 PIPE_WIDTH = 140
-_STYLES = {"meets": "green", "does not meet": "red", "cannot tell yet": "yellow"}
 
 
 def show(renderable: RenderableType, *, console: Console | None = None) -> None:
@@ -102,53 +98,6 @@ def add_row(table: Table, *cells: str | words.Cell | Text) -> None:
         return cell if isinstance(cell, Text) else Text(cell)
 
     table.add_row(*(text(cell) for cell in cells))
-
-
-# --- fit ----------------------------------------------------------------------------------------
-
-
-def fit_summary(result: FitResult, *, report: Path | None = None) -> RenderableType:
-    """The result of a fit: verdict, budgets, networks side by side, warnings."""
-    parts: list[RenderableType] = []
-    if result.fake:
-        parts.append(
-            Text("Measured with the fake engine: these numbers say nothing.", style="bold red")
-        )
-    parts.append(Text(words.headline(result), style=f"bold {_STYLES[result.verdict]}"))
-    if words.also(result):
-        parts.append(Text(words.also(result)))
-    if result.explanation:
-        parts.append(Text(result.explanation))
-    if result.budgets:
-        parts.append(_budgets(result))
-    parts.append(_comparison(result))
-    parts += [Text(f"{name}: {sentence}") for name, sentence in words.alternative_sentences(result)]
-    parts += [Text(f"warning: {warning}", style="yellow") for warning in result.warnings]
-    if report is not None:
-        parts.append(Text(f"Report: {report}"))
-    return Group(*parts)
-
-
-def _budgets(result: FitResult) -> Table:
-    table = new_table("Budgets", "", "limit", "measured", "verdict", "nearest (predicted)")
-    for verdict in result.budgets:
-        add_row(
-            table,
-            words.title(verdict.budget),
-            words.limit_text(verdict, result.baseline),
-            words.measured_text(verdict, result.baseline),
-            Text(verdict.verdict, style=_STYLES[verdict.verdict]),
-            words.nearest_text(verdict, result.baseline) or "",
-        )
-    return table
-
-
-def _comparison(result: FitResult) -> Table:
-    headings = [heading for heading, _ in words.columns(result)]
-    table = new_table("Baseline and result", "", "", *headings, left=2)
-    for row in words.comparison(result):
-        add_row(table, row.name, Text(row.source, style="dim"), *row.cells)
-    return table
 
 
 # --- measurements and profiles ------------------------------------------------------------------
@@ -379,11 +328,6 @@ def times_text(times: SweepTimes) -> Text:
         f"{format_time(times.fit_s)} of choosing and fitting; "
         f"{times.kernels} kernels chosen, {times.networks} networks{kept}"
     )
-
-
-def print_fit(result: FitResult, report: Path | None = None) -> None:
-    """Print ``fit_summary``, and where the report is."""
-    show(fit_summary(result, report=report))
 
 
 def print_profile(

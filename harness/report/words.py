@@ -7,20 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.records import BoardFacts, Budget, BudgetVerdict, Candidate, FitResult, Interval
-from harness.units import format_count, format_size, format_time
+from harness.units import format_size, format_time
 
 __all__ = [
     "Cell",
     "Row",
-    "all_candidates",
     "also",
-    "alternative_sentences",
     "and_list",
     "between",
     "budget_phrase",
-    "candidate_rows",
-    "columns",
-    "comparison",
     "fingerprint",
     "headline",
     "limit_text",
@@ -35,7 +30,7 @@ __all__ = [
 
 Source = Literal["measured", "predicted", "counted"]
 
-_NAMES = {"latency": "latency", "size": "size", "accuracy_drop": "accuracy"}
+NAMES = {"latency": "latency", "size": "size", "accuracy_drop": "accuracy"}
 _VERDICTS = {
     "meets": "Meets",
     "does not meet": "Does not meet",
@@ -88,34 +83,34 @@ def role_name(role: str) -> str:
     return _ROLES.get(role, role.replace("_", " "))
 
 
-def _points(points: float) -> str:
+def points_text(points: float) -> str:
     return f"{points:.2f}".rstrip("0").rstrip(".") + (" point" if points == 1 else " points")
 
 
-def _interval(interval: Interval, text: Callable[[float], str]) -> str:
+def interval_text(interval: Interval, text: Callable[[float], str]) -> str:
     return f"{between(interval, text)} ({percent(interval.coverage, 0)})"
 
 
 # --- budgets ------------------------------------------------------------------------------------
 
 
-def _amount(budget: Budget, amount: float) -> str:
+def amount_text(budget: Budget, amount: float) -> str:
     if budget.quantity == "accuracy_drop":
-        return _points(amount)
+        return points_text(amount)
     if budget.relative:
         return percent(amount)
     return format_time(amount) if budget.quantity == "latency" else format_size(amount)
 
 
-def _limit(budget: Budget) -> str:
+def limit_of(budget: Budget) -> str:
     if budget.relative and budget.quantity != "accuracy_drop":
         return f"{100 * budget.limit:.4g} %"  # as it was asked for: "22 %", not "22.0 %"
-    return _amount(budget, budget.limit)
+    return amount_text(budget, budget.limit)
 
 
 def budget_phrase(budget: Budget) -> str:
     """What a budget asks for: "22 % of the baseline's latency"."""
-    amount = _limit(budget)
+    amount = limit_of(budget)
     if budget.quantity == "accuracy_drop":
         return f"at most {amount} of top-1 lost"
     if budget.relative:
@@ -140,9 +135,9 @@ def limit_text(verdict: BudgetVerdict, baseline: Candidate) -> Cell:
     """The limit of a budget, and what a relative one comes to."""
     budget = verdict.budget
     if budget.relative and budget.quantity != "accuracy_drop":
-        share = _limit(budget)
+        share = limit_of(budget)
         return Cell(f"{share} of the baseline", _absolute(budget, budget.limit, baseline))
-    return Cell(_limit(budget))
+    return Cell(limit_of(budget))
 
 
 def measured_text(verdict: BudgetVerdict, baseline: Candidate) -> Cell:
@@ -154,8 +149,8 @@ def measured_text(verdict: BudgetVerdict, baseline: Candidate) -> Cell:
     if budget.relative and budget.quantity != "accuracy_drop":
         details.append(_absolute(budget, verdict.value, baseline))
     if verdict.interval is not None:
-        details.append(_interval(verdict.interval, lambda amount: _amount(budget, amount)))
-    return Cell(_amount(budget, verdict.value), ", ".join(details))
+        details.append(interval_text(verdict.interval, lambda amount: amount_text(budget, amount)))
+    return Cell(amount_text(budget, verdict.value), ", ".join(details))
 
 
 def nearest_text(verdict: BudgetVerdict, baseline: Candidate) -> Cell | None:
@@ -165,8 +160,8 @@ def nearest_text(verdict: BudgetVerdict, baseline: Candidate) -> Cell | None:
         return None
     if budget.relative and budget.quantity != "accuracy_drop":
         detail = _absolute(budget, verdict.nearest, baseline)
-        return Cell(f"{_amount(budget, verdict.nearest)} of the baseline", detail)
-    return Cell(_amount(budget, verdict.nearest))
+        return Cell(f"{amount_text(budget, verdict.nearest)} of the baseline", detail)
+    return Cell(amount_text(budget, verdict.nearest))
 
 
 def verdict_hint(verdict: BudgetVerdict) -> str:
@@ -189,8 +184,8 @@ def value_text(verdict: BudgetVerdict, result: Candidate) -> str:
         return f"{title(verdict.budget).lower()} not measured"
     if quantity == "accuracy_drop":
         if verdict.value < 0:
-            return f"{_points(-verdict.value)} of top-1 gained"
-        return f"{_points(verdict.value)} of top-1 lost"
+            return f"{points_text(-verdict.value)} of top-1 gained"
+        return f"{points_text(verdict.value)} of top-1 lost"
     absolute = (
         format_time(result.latency_s) if quantity == "latency" else format_size(result.size_bytes)
     )
@@ -228,204 +223,6 @@ def also(result: FitResult) -> str:
 
 def _deciding(result: FitResult) -> list[BudgetVerdict]:
     return [v for v in result.budgets if v.verdict == result.verdict]
-
-
-# --- candidates ---------------------------------------------------------------------------------
-
-
-def columns(result: FitResult) -> tuple[tuple[str, Candidate], ...]:
-    """The networks that are compared side by side, each under its heading."""
-    found = [("baseline", result.baseline)]
-    if result.result is not None:
-        found.append(("result", result.result))
-    found += [(role_name(role), other) for role, other in result.alternatives.items()]
-    return tuple(found)
-
-
-def all_candidates(result: FitResult) -> tuple[Candidate, ...]:
-    """Every network that was measured, each once, the baseline first.
-
-    The result and the alternatives stand for earlier records of the same label: theirs are the
-    final measurements.
-    """
-    found = {c.label: c for c in (result.baseline, *result.candidates)}
-    found |= {c.label: c for c in result.alternatives.values()}
-    if result.result is not None:
-        found[result.result.label] = result.result
-    return tuple(found.values())
-
-
-def _latency(candidate: Candidate) -> Cell:
-    return Cell(
-        format_time(candidate.latency_s), _interval(candidate.latency_interval_s, format_time)
-    )
-
-
-def _spread(candidate: Candidate) -> Cell:
-    return Cell(percent(candidate.latency_cv), f"{candidate.n_samples} samples")
-
-
-def _verdict(candidate: Candidate) -> Cell:
-    found = candidate.verdict
-    if found is None:
-        return Cell("not judged")
-    return Cell(found.status, and_list([c.name for c in found.violated]))
-
-
-def _soak(candidate: Candidate) -> Cell:
-    found = candidate.soak
-    if found is None:
-        return Cell("not sustained")
-    warm = "" if found.soaked.temp_c is None else f", {found.soaked.temp_c:.0f} °C"
-    settled = "" if found.settled else ", still changing"
-    detail = f"after {found.duration_s:.0f} s{warm}{settled}"
-    return Cell(f"{100 * found.change:+.1f} %", detail)
-
-
-def _ratio(candidate: Candidate) -> Cell:
-    if candidate.role == "baseline":
-        return Cell("100 %")
-    return Cell(percent(candidate.ratio), _interval(candidate.ratio_interval, percent))
-
-
-def _predicted(candidate: Candidate) -> Cell:
-    if candidate.predicted_latency_s is None:
-        return Cell("not predicted")
-    interval = candidate.predicted_interval_s
-    detail = "" if interval is None else _interval(interval, format_time)
-    return Cell(format_time(candidate.predicted_latency_s), detail)
-
-
-def _size(candidate: Candidate, baseline: Candidate) -> Cell:
-    share = percent(candidate.size_bytes / baseline.size_bytes)
-    return Cell(
-        format_size(candidate.size_bytes), "" if candidate.role == "baseline" else f"{share}"
-    )
-
-
-def _predicted_size(candidate: Candidate) -> Cell:
-    size = candidate.predicted_size_bytes
-    return Cell("not predicted" if size is None else format_size(size))
-
-
-def _top1(candidate: Candidate, baseline: Candidate) -> Cell:
-    if candidate.top1 is None:
-        return Cell("not measured")
-    if candidate.role == "baseline" or baseline.top1 is None:
-        return Cell(percent(candidate.top1, 2))
-    points = 100 * (candidate.top1 - baseline.top1)
-    return Cell(percent(candidate.top1, 2), f"{points:+.2f} points")
-
-
-def _agreement(share: float | None, candidate: Candidate) -> Cell:
-    if share is None:
-        return Cell("not measured")
-    return Cell(percent(share), f"{candidate.n_board_images} images")
-
-
-def _integer(candidate: Candidate) -> Cell:
-    if candidate.int8_layers == 0:
-        return Cell("none")
-    return Cell(f"{candidate.int8_layers_real} of {candidate.int8_layers}")
-
-
-def comparison(result: FitResult) -> tuple[Row, ...]:
-    """The rows of the table of ``columns(result)``."""
-    base = result.baseline
-    named: tuple[tuple[str, Source, Callable[[Candidate], Cell]], ...] = (
-        ("Latency", "measured", _latency),
-        ("Latency", "predicted", _predicted),
-        ("Against the baseline", "measured", _ratio),
-        ("Spread of latency", "measured", _spread),
-        ("From cold to soaked", "measured", _soak),
-        ("The measurement is", "measured", _verdict),
-        ("File size", "measured", lambda c: _size(c, base)),
-        ("File size", "predicted", _predicted_size),
-        ("Parameters", "counted", lambda c: Cell(format_count(c.parameters))),
-        ("MACs", "counted", lambda c: Cell(format_count(c.macs))),
-        ("Top-1", "measured", lambda c: _top1(c, base)),
-        (
-            "On the board, class as the original's",
-            "measured",
-            lambda c: _agreement(c.board_agreement, c),
-        ),
-        (
-            "On the board, class as on the host",
-            "measured",
-            lambda c: _agreement(c.host_agreement, c),
-        ),
-        ("int8 layers run as integers", "measured", _integer),
-    )
-    compared = [candidate for _, candidate in columns(result)]
-    return tuple(
-        Row(name, source, tuple(cell(candidate) for candidate in compared))
-        for name, source, cell in named
-    )
-
-
-def candidate_rows(result: FitResult) -> tuple[tuple[Candidate, tuple[Cell, ...]], ...]:
-    """For every candidate: predicted, measured, verdict, predicted over measured, size, top-1."""
-    rows = []
-    for candidate in all_candidates(result):
-        predicted = candidate.predicted_latency_s
-        error = "" if predicted is None else f"{100 * (predicted / candidate.latency_s - 1):+.1f} %"
-        cells = (
-            _predicted(candidate),
-            _latency(candidate),
-            _verdict(candidate),
-            Cell(error),
-            _size(candidate, result.baseline),
-            _top1(candidate, result.baseline),
-        )
-        rows.append((candidate, cells))
-    return tuple(rows)
-
-
-def _compared(value: float, other: float, more: str, less: str) -> str:
-    change = other / value - 1
-    if abs(change) < 0.005:
-        return ""
-    return f"{percent(abs(change), 0)} {more if change > 0 else less}"
-
-
-def alternative_sentences(result: FitResult) -> tuple[tuple[str, str], ...]:
-    """For every alternative: its name, the budgets it misses, and how the result compares."""
-    sentences = []
-    for role, other in result.alternatives.items():
-        judged = result.alternative_budgets.get(role, ())
-        missed = [
-            f"the {_NAMES[v.budget.quantity]} budget with {_amount(v.budget, v.value)} "
-            f"against {_limit(v.budget)}"
-            for v in judged
-            if v.verdict == "does not meet" and v.value is not None
-        ]
-        open_ = [_NAMES[v.budget.quantity] for v in judged if v.verdict == "cannot tell yet"]
-        parts = []
-        if missed:
-            parts.append(f"misses {and_list(missed)}")
-        if open_:
-            parts.append(f"whether it meets the {and_list(open_)} budget cannot be told yet")
-        if judged and not parts:
-            parts.append("meets every budget")
-        parts += _against(result.result, other)
-        sentence = ("; ".join(parts) or "no result to compare it with") + "."
-        sentences.append((role_name(role), sentence[0].upper() + sentence[1:]))
-    return tuple(sentences)
-
-
-def _against(result: Candidate | None, other: Candidate) -> list[str]:
-    if result is None:
-        return []
-    differences = [
-        _compared(result.latency_s, other.latency_s, "slower", "faster"),
-        _compared(result.size_bytes, other.size_bytes, "larger", "smaller"),
-    ]
-    if result.top1 is not None and other.top1 is not None:
-        points = round(100 * (other.top1 - result.top1), 2)
-        word = "higher" if points > 0 else "lower"
-        differences.append(f"top-1 {_points(abs(points))} {word}" if points else "")
-    told = [difference for difference in differences if difference]
-    return [f"{and_list(told)} than the result"] if told else ["like the result in every respect"]
 
 
 # --- boards -------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ def test_ranges_are_those_of_what_the_layers_read() -> None:
     assert ranges["inner"].high == pytest.approx(float(second.max()))
     narrow = input_ranges(network, IMAGES, method="percentile", outside=0.02, batch=20)
     assert ranges["stem"].low < narrow["stem"].low < -1.5
+    assert input_ranges(network.train(), IMAGES) == ranges
+    assert network.training
     with pytest.raises(BuildError, match="no images"):
         input_ranges(network, IMAGES[:0])
 

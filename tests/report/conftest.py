@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 
 from harness.records import (
+    AllocationProof,
     BoardFacts,
     Budget,
     BudgetVerdict,
     Candidate,
     FitResult,
+    Front,
+    FrontCandidate,
+    FrontPoint,
     GroupAllocation,
     Interval,
     KernelPoint,
@@ -139,6 +143,52 @@ def judged(latency, size, drop, *verdicts):
     )
 
 
+PROOF = AllocationProof(
+    method="coupled",
+    options=(2, 8, 8, 14, 14, 14, 2),
+    objective=0.0123,
+    bound=0.0122999,
+    gap=7e-6,
+    # 0.00205 for 50 µs, and 0.0001 for 10 kB
+    prices={"latency": 41.0, "size": 1e-8},
+    solves=3,
+    wall_s=1.24,
+)
+
+
+def front_point(approach, limit_ms, latency_ms, loss):
+    return FrontPoint(
+        approach=approach,
+        limit_s=limit_ms / 1e3,
+        latency_s=latency_ms / 1e3,
+        size_bytes=3e5,
+        loss=loss,
+        fits=latency_ms <= limit_ms,
+    )
+
+
+def make_front():
+    """Three limits, and the full network, which loses nothing."""
+    return Front(
+        points=(
+            front_point("coupled", 0.4, 0.399, 0.05),
+            front_point("coupled", 0.6, 0.598, 0.013),
+            front_point("coupled", 1.2, 1.19, 0.002),
+            front_point("coupled", 2.86, 2.86, 0.0),
+            front_point("separable", 0.4, 0.47, 0.041),
+            front_point("separable", 0.6, 0.59, 0.0143),
+            front_point("greedy", 0.4, 0.395, 0.06),
+            front_point("greedy", 0.6, 0.6, 0.015),
+        ),
+        candidates=(
+            FrontCandidate(label="joint 1", latency_s=0.72e-3, loss=0.0101),
+            FrontCandidate(label="joint 3", latency_s=0.602e-3, loss=0.0129),
+        ),
+        limit_s=0.22 * 2.86e-3,
+        size_limit_bytes=0.2 * 1_650_000,
+    )
+
+
 def make_result():
     allocation = tuple(
         GroupAllocation(group=g, layers=ls, channels=n, kept=k, precision=p)
@@ -243,6 +293,8 @@ def make_result():
         warnings=(
             "joint 3: the load of other processes was 0.9 before the measurement; stop them",
         ),
+        proof=PROOF,
+        front=make_front(),
     )
 
 
@@ -274,6 +326,9 @@ def infeasible(result):
         ),
         kernels=(),
         warnings=(),
+        proof=None,
+        front=None,
+        binding={"latency": ("layer1.0.conv1", "layer1")},
     )
 
 
@@ -295,6 +350,10 @@ def nasty(result):
         result,
         network=NASTY,
         result=best,
+        front=replace(
+            result.front, candidates=(FrontCandidate(label=NASTY, latency_s=6e-4, loss=0.01),)
+        ),
+        binding={"latency": (NASTY,)},
         board=replace(result.board, board=NASTY, cpu_model=NASTY),
         warnings=(NASTY,),
         explanation=NASTY,

@@ -7,7 +7,7 @@ import pytest
 
 from harness import sustain, verdict
 from harness.records import Conditions, FitResult, dump, load
-from harness.report import judged, words
+from harness.report import judged, networks, words
 from tests.report.test_tables import text
 from tests.test_stats import measurement
 from tests.test_sustain import heating, soak
@@ -78,8 +78,8 @@ def test_a_fit_shows_verdict_and_soak_of_each_candidate(result):
     state = sustain.summarise(soak([1e-3] * 5 + [1.1e-3] * 15, [41.0] + [62.0] * 19))
     assert result.result is not None
     shown = replace(result, result=replace(result.result, verdict=found, soak=state))
-    rows = {row.name: row.cells for row in words.comparison(shown)}
-    index = [name for name, _ in words.columns(shown)].index("result")
+    rows = {row.name: row.cells for row in networks.comparison(shown)}
+    index = [name for name, _ in networks.columns(shown)].index("result")
     assert rows["The measurement is"][index].text == "UNSTABLE"
     assert "coefficient of variation" in rows["The measurement is"][index].detail
     assert rows["From cold to soaked"][index] == words.Cell("+10.0 %", "after 20 s, 62 °C")

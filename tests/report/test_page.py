@@ -72,6 +72,9 @@ def test_the_headline_says_verdict_budget_board_and_measured_latency(result, tmp
         "The fit itself: 559 s",  # 21 + 174 + 38 + 0.8 + 92 + 19 + 85 + 88 + 41 = 558.8
         "layer1.0.conv2, layer1.1.conv2",
         "24 of 32",
+        "7 groups with 2 to 14 options each",
+        "One more 10 µs would lower it",
+        "coupled, proven",
     ],
 )
 def test_the_page_shows(result, tmp_path, value):
@@ -111,7 +114,7 @@ def test_plotly_is_inlined_once(result, tmp_path):
     assert html.count(library) == 1
     assert len(html) < len(library) + 200_000
     rest = html.replace(library, "")
-    assert rest.count("Plotly.newPlot") == 5
+    assert rest.count("Plotly.newPlot") == 6
     assert "http" not in rest.replace("http-equiv", "")
 
 
@@ -174,6 +177,7 @@ def test_missing_values_are_said_to_be_missing(result, tmp_path):
         budgets=(),
         kernels=(),
         stages=(),
+        front=None,
         peak_macs_per_s={},
     )
     html = written(shown, tmp_path)

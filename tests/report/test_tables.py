@@ -17,7 +17,7 @@ from harness.records import (
     Profile,
     SweepTimes,
 )
-from harness.report import tables
+from harness.report import fitted, tables
 from tests.report.conftest import FACTS, NASTY
 
 
@@ -72,7 +72,7 @@ def measurement(**more):
 
 
 def test_the_summary_holds_verdict_numbers_and_warnings(result, tmp_path):
-    shown = text(tables.fit_summary(result, report=tmp_path / "report.html"))
+    shown = text(fitted.fit_summary(result, report=tmp_path / "report.html"))
     for value in (
         "Meets 22 % of the baseline's latency on local: 612 µs (21.4 %)",
         "605 to 620 µs (95%)",
@@ -89,7 +89,7 @@ def test_the_summary_holds_verdict_numbers_and_warnings(result, tmp_path):
 
 
 def test_a_pipe_gets_no_colour_codes(result, capsys):
-    tables.print_fit(result)
+    fitted.print_fit(result)
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert max(map(len, out.splitlines())) <= tables.PIPE_WIDTH
@@ -98,25 +98,25 @@ def test_a_pipe_gets_no_colour_codes(result, capsys):
 
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_no_number_is_cut_at_any_width(result, width):
-    shown = text(tables.fit_summary(result), width)
+    shown = text(fitted.fit_summary(result), width)
     assert max(map(len, shown.splitlines())) <= width
     assert "…" not in shown
     assert "98.4 %" in shown
 
 
 def test_the_summary_without_a_result_shows_the_nearest_budgets(infeasible):
-    shown = text(tables.fit_summary(infeasible))
+    shown = text(fitted.fit_summary(infeasible))
     assert "No network was built for local" in shown
     assert "11.8 % of the baseline" in shown
     assert "No allocation reaches 5 %" in shown
 
 
 def test_the_summary_of_a_fake_result_says_so(result):
-    assert "fake engine" in text(tables.fit_summary(replace(result, fake=True)))
+    assert "fake engine" in text(fitted.fit_summary(replace(result, fake=True)))
 
 
 def test_brackets_in_names_are_no_markup(nasty):
-    assert "[bold]" in text(tables.fit_summary(nasty))
+    assert "[bold]" in text(fitted.fit_summary(nasty))
     assert NASTY in text(tables.facts_table(replace(FACTS, hostname=NASTY)))
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from harness import loop, units
+from harness import judging, units
 from tests.strategies.test_requirements import BASELINE, candidate
 
 # At most 22 % of the latency, 20 % of 5000 bytes, one point of 93 %.
@@ -14,7 +14,7 @@ BUDGETS = (
 
 
 def best(*candidates):
-    return min(candidates, key=lambda c: loop._rank(BUDGETS, c, BASELINE))
+    return min(candidates, key=lambda c: judging.rank(BUDGETS, c, BASELINE))
 
 
 def test_a_round_that_surely_meets_wins_over_a_more_accurate_one_that_may_not():
@@ -34,14 +34,14 @@ def test_where_none_meets_the_smallest_excess_wins():
 
 def test_a_budget_met_with_much_to_spare_asks_for_another_round():
     # 0.15 of 0.22 and 600 of 1000 bytes are both below 93 % of their budgets.
-    assert not loop._settled(BUDGETS, candidate(ratio=0.15, size=600), BASELINE)
+    assert not judging.settled(BUDGETS, candidate(ratio=0.15, size=600), BASELINE)
     # 0.21 of 0.22 is 95 %.
-    assert loop._settled(BUDGETS, candidate(ratio=0.21, size=600), BASELINE)
-    assert not loop._settled(BUDGETS, candidate(ratio=0.25, size=600), BASELINE)
+    assert judging.settled(BUDGETS, candidate(ratio=0.21, size=600), BASELINE)
+    assert not judging.settled(BUDGETS, candidate(ratio=0.25, size=600), BASELINE)
 
 
 def test_only_a_limit_inside_an_interval_asks_for_more_measuring():
-    assert not loop._decided(BUDGETS, candidate(ratio=0.219), BASELINE)
-    assert loop._decided(BUDGETS, candidate(ratio=0.25), BASELINE)
+    assert not judging.decided(BUDGETS, candidate(ratio=0.219), BASELINE)
+    assert judging.decided(BUDGETS, candidate(ratio=0.25), BASELINE)
     # No further timing can tell an accuracy that is not known.
-    assert loop._decided(BUDGETS, dataclasses.replace(candidate(), top1=None), BASELINE)
+    assert judging.decided(BUDGETS, dataclasses.replace(candidate(), top1=None), BASELINE)

@@ -1,0 +1,61 @@
+"""The loop's decisions on candidates: whether budgets are met, when to stop, which round wins."""
+
+from collections.abc import Mapping, Sequence
+
+from harness.records import Budget, BudgetVerdict, Candidate
+from harness.strategies import requirements
+
+__all__ = ["decided", "rank", "settled", "verdicts"]
+
+# A budget is "met with much to spare" below this share of it: accuracy was given away.
+MUCH_TO_SPARE = 0.93
+
+
+def verdicts(
+    budgets: Sequence[Budget],
+    candidate: Candidate,
+    baseline: Candidate,
+    nearest: Mapping[str, float] | None = None,
+) -> tuple[BudgetVerdict, ...]:
+    """What the measurement of ``candidate`` says of each budget; ``nearest`` is by quantity."""
+    return tuple(
+        requirements.judge(
+            budget,
+            candidate=candidate,
+            baseline=baseline,
+            nearest=(nearest or {}).get(budget.quantity),
+        )
+        for budget in budgets
+    )
+
+
+def decided(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate) -> bool:
+    """Whether no verdict waits for a narrower interval."""
+    return all(
+        v.verdict != "cannot tell yet" or v.interval is None
+        for v in verdicts(budgets, candidate, baseline)
+    )
+
+
+def settled(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate) -> bool:
+    """Whether every budget is met, and none that the allocator spends has much to spare."""
+    judged = verdicts(budgets, candidate, baseline)
+    spent = [
+        v.value / v.budget.limit
+        for v in judged
+        if v.value is not None and v.budget.quantity != "accuracy_drop"
+    ]
+    return all(v.met for v in judged) and max(spent, default=1.0) >= MUCH_TO_SPARE
+
+
+def rank(
+    budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate
+) -> tuple[int, float, float]:
+    """Sort key: budgets missed, by how much in all, then accuracy lost."""
+    judged = verdicts(budgets, candidate, baseline)
+    excess = sum(
+        max(0.0, v.value / v.budget.limit - 1)
+        for v in judged
+        if v.value is not None and not v.met and v.budget.limit > 0
+    )
+    return sum(not v.met for v in judged), excess, -(candidate.top1 or 0.0)

@@ -1,0 +1,88 @@
+"""What is proven of an allocation, and the front of allocations around it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.records.base import require_positive
+
+Solved = Literal["coupled", "separable"]
+Approach = Literal["coupled", "separable", "greedy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationProof:
+    """How an allocation was found, how far it can be from the best, and what its budgets are worth.
+
+    ``options[l]`` is how many options group ``l`` had. ``method`` is "coupled" where what a group
+    takes depends on its neighbours, "separable" where no two groups depend on each other.
+    ``objective`` is the summed sensitivity. No allocation whose predicted size and latency keep the
+    same limits (for the latency, the budget over the relative width of this prediction's bound) has
+    one below ``bound``, and ``gap`` is the relative distance of the two.
+    Not ``exact``: the costs are right at the allocation and only near it, and the bound holds for
+    those approximate costs. ``prices`` are by quantity ("latency", "size"): by how much one more
+    second, or one more byte, of the budget would lower the objective, at the margin.
+    """
+
+    method: Solved
+    options: tuple[int, ...]
+    objective: float
+    bound: float
+    gap: float
+    prices: Mapping[str, float]
+    solves: int
+    wall_s: float
+    exact: bool = True
+
+    @property
+    def groups(self) -> int:
+        """How many groups were given an option."""
+        return len(self.options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """One allocation: predicted costs, the sum of sensitivities, and how it was found.
+
+    ``limit_s`` is the predicted latency that was allowed, and ``fits`` whether that limit and that
+    of the size are kept, when priced exactly. ``gap`` is how far, relatively, the loss can be from
+    the least for these limits; None where nothing is proven.
+    """
+
+    approach: Approach
+    limit_s: float
+    latency_s: float
+    size_bytes: float
+    loss: float
+    fits: bool
+    gap: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(limit_s=self.limit_s, latency_s=self.latency_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontCandidate:
+    """A network that was built, placed on the front: by the same latency model as its points."""
+
+    label: str
+    latency_s: float
+    loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The least summed sensitivity for any predicted latency, and two simpler ways to allocate.
+
+    Every point is priced by the latency model as it stood after the last round. ``limit_s`` is the
+    fit's latency budget and ``size_limit_bytes`` the size that every allocation was held to (None:
+    no such budget). ``note`` says why there are no points, where there are none.
+    """
+
+    points: tuple[FrontPoint, ...] = ()
+    candidates: tuple[FrontCandidate, ...] = ()
+    limit_s: float | None = None
+    size_limit_bytes: float | None = None
+    note: str = ""

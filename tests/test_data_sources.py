@@ -1,0 +1,305 @@
+"""Data from folders and functions, and whether it looks like what a network was trained on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from harness import networks
+from harness.errors import ConfigError
+from harness.networks import Preparation
+
+
+def write(path: Path, value: int, *, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, 0, 255)).save(path)
+
+
+def load(folder: Path, **settings: object) -> networks.Data:
+    return networks.load_data(folder, preparation=Preparation(**settings))  # type: ignore[arg-type]
+
+
+# --- folders
+
+
+def test_sub_folders_are_classes_in_order_of_name(tmp_path: Path) -> None:
+    for index in range(4):
+        write(tmp_path / "dog" / f"{index}.png", 10)
+        write(tmp_path / "cat" / f"{index}.png", 20)
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    # A quarter of 8 images is for testing; cat is 0, dog is 1.
+    assert (len(data.train_images), len(data.test_images)) == (6, 2)
+    for images, labels in (
+        (data.train_images, data.train_labels),
+        (data.test_images, data.test_labels),
+    ):
+        reds = (images[:, 0, 0, 0] * 255).round().int().tolist()
+        assert labels.tolist() == [{20: 0, 10: 1}[red] for red in reds]
+    assert data.train_images.shape[1:] == (3, 4, 6)
+
+
+def test_the_split_is_by_seed_and_leaves_nothing_out(tmp_path: Path) -> None:
+    for index in range(8):
+        write(tmp_path / f"{index}_a.png", 10 * index)
+    first, again, other = load(tmp_path), load(tmp_path), load(tmp_path, seed=1)
+    assert first.test_labels.tolist() == again.test_labels.tolist()
+    assert first.test_labels.tolist() != other.test_labels.tolist()
+    assert first.train_labels is not None
+    assert sorted([*first.train_labels.tolist(), *first.test_labels.tolist()]) == list(range(8))
+
+
+def test_train_and_test_folders_are_kept_apart_and_share_their_classes(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "b" / "0.png", 1)
+    write(tmp_path / "train" / "c" / "0.png", 2)
+    write(tmp_path / "test" / "a" / "0.png", 3)
+    write(tmp_path / "test" / "c" / "0.png", 4)
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    assert data.train_labels.tolist() == [1, 2]
+    assert data.test_labels.tolist() == [0, 2]
+
+
+def test_a_table_gives_labels(tmp_path: Path) -> None:
+    for index in range(4):
+        write(tmp_path / f"{index}.png", index)
+    rows = "".join(f"{index}.png,{10 + index}\n" for index in range(4))
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows)
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    assert sorted([*data.train_labels.tolist(), *data.test_labels.tolist()]) == [10, 11, 12, 13]
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,1\n")
+    with pytest.raises(ConfigError, match=r"no row for 1\.png"):
+        load(tmp_path)
+    (tmp_path / "labels.csv").write_text("name,class\n0.png,1\n")
+    with pytest.raises(ConfigError, match="columns file and label"):
+        load(tmp_path)
+    (tmp_path / "labels.csv").write_text("file,label\n" + rows.replace("12", "fish"))
+    with pytest.raises(ConfigError, match=r"label of 2\.png is 'fish'"):
+        load(tmp_path)
+
+
+def test_images_without_labels_serve_calibration_alone(tmp_path: Path) -> None:
+    for index in range(4):
+        write(tmp_path / f"photo{index}.png", index)
+    with pytest.raises(ConfigError, match="has no labels"):
+        load(tmp_path)
+    assert networks.load_images(tmp_path, preparation=Preparation()).shape == (4, 3, 4, 6)
+    assert len(networks.load_images(tmp_path, preparation=Preparation(limit=3))) == 3
+
+
+def test_images_are_resized_cropped_and_normalised(tmp_path: Path) -> None:
+    write(tmp_path / "0_a.png", 255, size=(40, 20))
+    write(tmp_path / "1_b.png", 255, size=(7, 7))
+    data = load(tmp_path, size=7, mean=(0.5, 0.0, 0.0), std=(0.25, 1.0, 2.0))
+    for image in (data.train_images[0], data.test_images[0]):
+        assert image.shape == (3, 7, 7)
+        # (1 - 0.5) / 0.25, (0 - 0) / 1, (1 - 0) / 2
+        assert image[:, 3, 3].tolist() == [2.0, 0.0, 0.5]
+    with pytest.raises(ConfigError, match="--image-size makes them one size"):
+        load(tmp_path)
+
+
+def test_grey_images_have_one_channel(tmp_path: Path) -> None:
+    for index in range(2):
+        write(tmp_path / f"{index}_a.png", 51, mode="L")
+    data = load(tmp_path)
+    assert data.train_images.shape == (1, 1, 4, 6)
+    assert float(data.train_images[0, 0, 0, 0]) == pytest.approx(0.2)  # 51 / 255
+    with pytest.raises(ConfigError, match="the images have 1 channels"):
+        load(tmp_path, mean=(0.5, 0.5, 0.5))
+
+
+def test_a_function_may_prepare_the_images(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def prepare(image):\n"
+        "    return np.asarray(image, np.float32).transpose(2, 0, 1) - 128\n"
+        "def flat(image):\n"
+        "    return np.zeros(5)\n"
+    )
+    for index in range(2):
+        write(tmp_path / "images" / f"{index}_a.png", 100)
+    data = load(tmp_path / "images", function=f"{tmp_path}/mine.py:prepare")
+    assert data.train_images[0, :, 0, 0].tolist() == [-28.0, -128.0, 127.0]
+    with pytest.raises(ConfigError, match=r"returned shape \(5,\)"):
+        load(tmp_path / "images", function=f"{tmp_path}/mine.py:flat")
+    with pytest.raises(ConfigError, match="has no function 'nothing'"):
+        load(tmp_path / "images", function=f"{tmp_path}/mine.py:nothing")
+    with pytest.raises(ConfigError, match="leave --mean, --std and --image-size out"):
+        Preparation(function="mine.py:prepare", size=4)
+
+
+def test_folders_that_are_no_data_say_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no images"):
+        load(tmp_path)
+    (tmp_path / "0_broken.png").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"0_broken\.png cannot be read"):
+        load(tmp_path)
+    (tmp_path / "0_broken.png").unlink()
+    write(tmp_path / "cat" / "0.png", 1)
+    write(tmp_path / "loose.png", 1)
+    with pytest.raises(ConfigError, match=r"loose\.png lies beside sub-folders"):
+        load(tmp_path)
+
+
+def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
+    for index in range(3):
+        write(tmp_path / f"{index}_a.png", index)
+    told: list[tuple[int, int]] = []
+    networks.load_data(tmp_path, progress=lambda done, of: told.append((done, of)))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+# --- functions
+
+FACTORIES = """
+import numpy as np
+import torch
+
+IMAGES = torch.arange(6.0).reshape(6, 1, 1, 1).expand(6, 3, 2, 2)
+LABELS = torch.arange(6)
+
+def pairs():
+    return (IMAGES[:4], LABELS[:4]), (IMAGES[4:], LABELS[4:])
+
+def without_labels():
+    return IMAGES[:4], (IMAGES[4:], LABELS[4:])
+
+def datasets():
+    listed = [(image, int(label)) for image, label in zip(IMAGES[:4], LABELS)]
+    return listed, torch.utils.data.TensorDataset(IMAGES[4:], LABELS[4:])
+
+def loaders():
+    both = torch.utils.data.TensorDataset(IMAGES, LABELS)
+    loader = torch.utils.data.DataLoader(both, batch_size=4)
+    return loader, loader
+
+def channels_last():
+    return (np.zeros((4, 8, 8, 3)), np.zeros(4, int)), (np.zeros((4, 8, 8, 3)), np.zeros(4, int))
+
+def one():
+    return IMAGES
+
+def odd():
+    return (IMAGES, LABELS[:2]), (IMAGES, LABELS)
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path) -> str:
+    (tmp_path / "made.py").write_text(FACTORIES)
+    return f"{tmp_path}/made.py"
+
+
+@pytest.mark.parametrize("name", ["pairs", "datasets", "without_labels"])
+def test_a_function_may_return_the_data(factories: str, name: str) -> None:
+    data = networks.load_data(f"{factories}:{name}")
+    assert data.train_images.shape == (4, 3, 2, 2)
+    assert data.train_images[:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert data.test_labels.tolist() == [4, 5]
+    if name == "without_labels":
+        assert data.train_labels is None
+    else:
+        assert data.train_labels is not None
+        assert data.train_labels.tolist() == [0, 1, 2, 3]
+
+
+def test_batches_of_a_loader_are_joined_and_limited(factories: str) -> None:
+    assert len(networks.load_data(f"{factories}:loaders").train_images) == 6
+    data = networks.load_data(f"{factories}:loaders", preparation=Preparation(limit=5))
+    assert data.test_labels.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("channels_last", r"look channels-last: images\.permute\(0, 3, 1, 2\)"),
+        ("one", r"returned Tensor; expected \(training data, test data\)"),
+        ("odd", "6 images and 2 labels"),
+        ("nothing", "no function 'nothing'"),
+    ],
+)
+def test_functions_that_return_no_data_say_why(factories: str, name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        networks.load_data(f"{factories}:{name}")
+
+
+# --- whether they look like what the network was trained on
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, torch.Tensor]:
+    """A network whose batch norm has seen normalised images, and such images."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)
+    )
+    images = torch.randn(256, 3, 8, 8)
+    for _ in range(30):
+        network.train()(images)
+    return network.eval(), images
+
+
+def test_images_as_in_training_pass(trained: tuple[nn.Module, torch.Tensor]) -> None:
+    network, images = trained
+    networks.check_images(network, images)
+    networks.check_images(network, 1.5 * images + 0.2)  # another set of photographs
+    assert not network.training
+
+
+@pytest.mark.parametrize("raw", ["bytes", "shares"])
+def test_images_that_were_not_normalised_are_refused(
+    trained: tuple[nn.Module, torch.Tensor], raw: str
+) -> None:
+    network, images = trained
+    shares = 0.5 + 0.2 * images
+    given = 255 * shares if raw == "bytes" else shares
+    with pytest.raises(ConfigError, match=r"first batch norm .* give the training's --mean"):
+        networks.check_images(network, given)
+
+
+def test_an_untrained_network_is_not_judged_by_its_statistics() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    networks.check_images(network, 255 * torch.rand(8, 3, 8, 8))
+
+
+def test_few_and_constant_images_are_refused(trained: tuple[nn.Module, torch.Tensor]) -> None:
+    network, images = trained
+    with pytest.raises(ConfigError, match="3 images are too few to calibrate on; give 8"):
+        networks.check_images(network, images[:3], least=8)
+    black = images[:8].clone()
+    black[5] = 0
+    with pytest.raises(ConfigError, match=r"1 of 8 images are constant .* number 5, all 0"):
+        networks.check_images(network, black)
+
+
+def test_wrong_channels_are_named(trained: tuple[nn.Module, torch.Tensor]) -> None:
+    network, images = trained
+    for given, hint in (
+        (images[:, :1], "they have 1 channels, its first convolution 3"),
+        (images.permute(0, 2, 3, 1), "look channels-last"),
+    ):
+        data = networks.Data(given, None, given, torch.zeros(len(given), dtype=torch.int64))
+        with pytest.raises(ConfigError, match=hint):
+            networks.check_fits(network, data)
+
+
+def test_the_fingerprint_is_of_values_and_labels() -> None:
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    data = networks.Data(images, None, images, labels)
+    same = networks.Data(images.clone(), None, images.clone(), labels.clone())
+    other = networks.Data(images, labels, images, labels)
+    assert networks.data_fingerprint(data) == networks.data_fingerprint(same)
+    assert networks.data_fingerprint(data) != networks.data_fingerprint(other)
+
+
+def test_an_npz_without_labels_serves_calibration(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez(path, images=np.full((4, 8, 8, 3), 255, np.uint8))
+    images = networks.load_images(path, preparation=Preparation(mean=(0.5,), std=(0.25,)))
+    assert images.shape == (4, 3, 8, 8)
+    assert float(images[0, 0, 0, 0]) == 2.0  # (1 - 0.5) / 0.25
