@@ -12,7 +12,16 @@ import scipy.stats
 
 from harness.records import Interval
 
-__all__ = ["MEASURES", "Correlation", "compare", "correlate", "kendall", "pearson", "spearman"]
+__all__ = [
+    "FEWEST",
+    "MEASURES",
+    "Correlation",
+    "compare",
+    "correlate",
+    "kendall",
+    "pearson",
+    "spearman",
+]
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 # A rank correlation of fewer pairs than this is 1 too easily to be worth an interval.

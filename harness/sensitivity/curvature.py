@@ -110,24 +110,31 @@ def score(
 
     if cache is None:
         return compute()
-    settings = (
-        FORMULA,
-        draws,
-        seed,
-        seven_bit_weights,
-        around,
-        repr(network),
-        fingerprint(network),
-    )
-    parts = [str(settings), *(dump(group) for group in groups)]
+    settings = (draws, seed, seven_bit_weights, around)
+    key = _key(network, groups, options, images, labels, settings, rounded or {})
+    return cached(cache, key, compute)
+
+
+def _key(
+    network: nn.Module,
+    groups: Sequence[Group],
+    options: Mapping[str, tuple[Option, ...]],
+    images: Tensor,
+    labels: Tensor | None,
+    settings: tuple[Any, ...],
+    rounded: RoundedWeights,
+) -> str:
+    """A hash of all that the sensitivities depend on."""
+    # Strides and the like stand in a network's text, its weights in the fingerprint.
+    parts = [str((FORMULA, *settings)), repr(network), fingerprint(network), *map(dump, groups)]
     parts += [f"{name} {list(map(dump, options[name]))}" for name in sorted(options)]
     given = [
         part
-        for layer, ways in sorted((rounded or {}).items())
+        for layer, ways in sorted(rounded.items())
         for precision, weights in sorted(ways.items())
         for part in (layer, precision, weights)
     ]
-    return cached(cache, digest([*parts, images, labels, *given]), compute)
+    return digest([*parts, images, labels, *given])
 
 
 def rounded_weights(weight: Tensor, precision: str, *, seven_bit: bool = False) -> Tensor:
@@ -206,13 +213,13 @@ class _Pass:
                 hooks.callback(recorder.layer.register_forward_hook(look(recorder)).remove)
             self.network(images[:1])
         held = sum(recorder.held_bytes for recorder in self.recorders.values())
-        scratch = max(recorder.scratch_bytes for recorder in self.recorders.values())
+        scratch = max((recorder.scratch_bytes for recorder in self.recorders.values()), default=0)
         if held + scratch > max_bytes:
             raise ConfigError(
                 f"sensitivities within {max_bytes} bytes: one image alone takes "
                 f"{held + scratch}; allow at least that"
             )
-        fits = max(1, min(batch, len(images), max_bytes // 2 // held))
+        fits = max(1, min(batch, len(images), max_bytes // 2 // max(held, 1)))
         for recorder in self.recorders.values():
             if recorder.scratch_bytes:
                 recorder.chunk = max(1, (max_bytes - fits * held) // recorder.scratch_bytes)

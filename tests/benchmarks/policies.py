@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -11,19 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.compression.batchnorm import reestimate
+from harness.compression.batchnorm import Corrections, corrections, reestimate
 from harness.compression.fakequant import fake_quantize, input_ranges
 from harness.compression.quantizers import QuantizedWeight, quantize_weight
 from harness.networks import fold_batchnorm, layers_in_order
 from harness.records import Group, Option
 from harness.sensitivity.curvature import rounded_weights, score
-from harness.sensitivity.dynamic_bn import Predictor
+from harness.sensitivity.dynamic_bn import Predictor, Statistics
 from tests.benchmarks.compression_networks import Subject
 
 BITS = (2, 3, 4, 5, 6, 8)
 # Statistics are re-estimated, and policies tried, on so many calibration images.
 TRIED_ON = 256
+# One network run for every layer and number of bits: few images, or it takes longer than all else.
+ALONE_ON = 64
 SPLITS = 8
+HOW: dict[str, Statistics] = {
+    "": "trained",
+    ", Dynamic BN": "reestimated",
+    ", anchored Dynamic BN": "anchored",
+}
 
 Policy: TypeAlias = tuple[int, ...]
 # One value for each of BITS a layer.
@@ -120,9 +128,11 @@ def hessian_traces(
 
 def measured_alone(item: Subject) -> Table:
     """Remedy and control: the divergence of each layer rounded alone, measured."""
-    predictor = Predictor(item.network, item.calibration[:TRIED_ON])
+    predictor = Predictor(item.network, item.calibration[:ALONE_ON])
     return {
-        name: [predictor.predict({name: precision(b)}, dynamic=False).divergence for b in BITS]
+        name: [
+            predictor.predict({name: precision(b)}, statistics="trained").divergence for b in BITS
+        ]
         for name in predictor.layers
     }
 
@@ -167,6 +177,9 @@ class Truth:
             ranges=self.ranges,
         )
         self.layers = self.test.layers
+        fresh = copy.deepcopy(item.network)
+        reestimate(fresh, item.calibration[:TRIED_ON], batch=TRIED_ON)
+        self.corrected = corrections(item.network, fresh)
         self.known: dict[tuple[str, int], QuantizedWeight] = {}
         self.fp32 = float(functional.cross_entropy(self.test.reference, item.test_labels))
         rng = np.random.default_rng(0)
@@ -177,29 +190,36 @@ class Truth:
     def __call__(self, policy: Policy) -> dict[str, Any]:
         words = {name: precision(b) for name, b in zip(self.layers, policy, strict=True)}
         labels = self.item.test_labels
-        logits = self.test.logits(words, dynamic=False)
+        logits = self.test.logits(words, statistics="trained")
         each = functional.cross_entropy(logits, labels, reduction="none")
         each -= functional.cross_entropy(self.test.reference, labels, reduction="none")
         expected = self.test.reference.log_softmax(1)
         divergence = (expected.exp() * (expected - logits.log_softmax(1))).sum(1)
-        again = self.reestimated(policy)
-        stale, fresh = (self.tried.predict(words, dynamic=dynamic) for dynamic in (False, True))
         return {
             "bits": policy,
             "loss": float(each.mean()),
             "divergence": float(divergence.mean()),
-            "loss, batch norm re-estimated": float(functional.cross_entropy(again, labels))
-            - self.fp32,
             "top1": float((logits.argmax(1) == labels).float().mean()),
-            "top1, batch norm re-estimated": float((again.argmax(1) == labels).float().mean()),
             "halves": [[float(each[part].mean()) for part in pair] for pair in self.halves],
-            "calibration loss": stale.loss,
-            "calibration divergence": stale.divergence,
-            "calibration errors": 1 - (stale.top1 or 0.0),
-            "calibration loss, Dynamic BN": fresh.loss,
-            "calibration divergence, Dynamic BN": fresh.divergence,
-            "calibration errors, Dynamic BN": 1 - (fresh.top1 or 0.0),
         }
+
+    def dynamic(self, policy: Policy) -> dict[str, Any]:
+        """What re-estimated and anchored statistics make of a policy, and what is predicted."""
+        words = {name: precision(b) for name, b in zip(self.layers, policy, strict=True)}
+        labels = self.item.test_labels
+        found: dict[str, Any] = {}
+        for statistics, corrected in (("re-estimated", None), ("anchored", self.corrected)):
+            again = self.reestimated(policy, corrected)
+            loss = float(functional.cross_entropy(again, labels)) - self.fp32
+            found[f"loss, {statistics} batch norm"] = loss
+            top1 = float((again.argmax(1) == labels).float().mean())
+            found[f"top1, {statistics} batch norm"] = top1
+        for how, kind in HOW.items():
+            predicted = self.tried.predict(words, statistics=kind)
+            found[f"calibration loss{how}"] = predicted.loss
+            found[f"calibration divergence{how}"] = predicted.divergence
+            found[f"calibration errors{how}"] = 1 - (predicted.top1 or 0.0)
+        return found
 
     def quantized(self, name: str, bits: int) -> QuantizedWeight:
         if (name, bits) not in self.known:
@@ -210,7 +230,7 @@ class Truth:
             )
         return self.known[name, bits]
 
-    def reestimated(self, policy: Policy) -> Tensor:
+    def reestimated(self, policy: Policy, corrected: Corrections | None) -> Tensor:
         """Test logits with the statistics of calibration images, which are not those judged."""
         network, example = self.item.network, self.item.calibration[:1]
         variant = fake_quantize(
@@ -223,6 +243,7 @@ class Truth:
             ranges=self.ranges,
             fold=False,
         )
-        reestimate(variant, self.item.calibration[:TRIED_ON], batch=TRIED_ON)
+        chosen = self.item.calibration[:TRIED_ON]
+        reestimate(variant, chosen, batch=TRIED_ON, corrected=corrected)
         with torch.no_grad():
             return torch.cat([variant(part) for part in self.item.test.split(256)])

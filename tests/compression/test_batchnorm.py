@@ -1,9 +1,13 @@
 """Batch-norm statistics estimated again."""
 
+import copy
+
+import pytest
 import torch
 from torch import nn
 
-from harness.compression.batchnorm import reestimate
+from harness.compression.batchnorm import corrections, reestimate
+from harness.errors import BuildError
 
 
 def network() -> nn.Sequential:
@@ -48,3 +52,37 @@ def test_a_network_without_batch_norm_is_left_alone() -> None:
     layer = nn.Linear(2, 2)
     reestimate(layer, torch.zeros(4, 2), batch=2)
     assert not layer.training
+
+
+def test_corrections_leave_of_the_images_only_what_compression_changed() -> None:
+    """Trained on mean 5, variance 8; the images have 2 and 2; doubled inputs have 4 and 8."""
+    trained = nn.Sequential(nn.Identity(), nn.BatchNorm2d(1)).eval()
+    trained[1].running_mean.fill_(5.0)
+    trained[1].running_var.fill_(8.0)
+    images = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    fresh, variant = copy.deepcopy(trained), copy.deepcopy(trained)
+    reestimate(fresh, images, batch=2)
+    reestimate(variant, 2 * images, batch=2, corrected=corrections(trained, fresh))
+    # Means are off by (5 - 2) / sqrt(2) deviations: 4 + 3 / sqrt(2) * sqrt(8) = 10, twice 5; the
+    # variance is 8 * (8 / 2), four times 8.
+    assert variant[1].running_mean.tolist() == pytest.approx([10.0])
+    assert variant[1].running_var.tolist() == pytest.approx([32.0])
+    again = copy.deepcopy(trained)
+    reestimate(again, images, batch=2, corrected=corrections(trained, fresh))
+    assert again[1].running_mean.tolist() == pytest.approx([5.0])
+    assert again[1].running_var.tolist() == pytest.approx([8.0])
+
+
+def test_a_channel_that_never_varies_is_not_scaled() -> None:
+    trained = nn.Sequential(nn.BatchNorm2d(1))
+    fresh = copy.deepcopy(trained)
+    reestimate(fresh, torch.zeros(4, 1, 2, 2), batch=4)
+    shift, ratio = corrections(trained, fresh)["0"]
+    assert (shift.tolist(), ratio.tolist()) == ([0.0], [1.0])
+
+
+def test_corrections_of_unlike_networks_are_refused() -> None:
+    with pytest.raises(BuildError, match="batch norm 0 is not the same"):
+        corrections(nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(nn.BatchNorm2d(3)))
+    with pytest.raises(BuildError, match="batch norm 0 is not the same"):
+        corrections(nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(nn.ReLU()))

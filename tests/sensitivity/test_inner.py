@@ -5,8 +5,17 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.sensitivity.inner import Changes, Recorder, Rows
+
+
+class PaddedInside(nn.Conv2d):
+    """Pads by itself, on two sides alone, as TensorFlow does at stride 2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(functional.pad(x, (0, 1, 0, 1)))
+
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "3x3": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 6, 6)),
@@ -18,6 +27,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (4, 5, 5)),
     "same": (lambda: nn.Conv2d(3, 4, 3, padding="same"), (3, 5, 5)),
     "reflecting": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 5, 5)),
+    "padded inside": (lambda: PaddedInside(3, 4, 3, 2), (3, 6, 6)),
     "one dimension": (lambda: nn.Conv1d(3, 4, 3, padding=1), (3, 9)),
     "three dimensions": (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 4, 4, 4)),
     "linear": (lambda: nn.Linear(6, 4), (6,)),
