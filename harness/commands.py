@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 METHODS = ("prune", "quantize")
+# Fewer training images say nothing of the ranges of activations.
+MIN_IMAGES = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,8 @@ def fit(
     network: str,
     *,
     weights: Path | None,
-    data: Path,
+    data: str,
+    preparation: networks.Preparation,
     board: str,
     budgets: tuple[Budget, ...],
     methods: tuple[str, ...],
@@ -109,8 +112,10 @@ def fit(
     spec = inventory.find(board)
     networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
-    images = networks.load_data(data)
+    with ConsoleObserver() as observer, observer.stage("read data"):
+        images = networks.load_data(data, preparation=preparation, progress=observer.progress)
     networks.check_fits(loaded, images)
+    networks.check_images(loaded, images.train_images, least=MIN_IMAGES)
     with ConsoleObserver() as observer, Session(spec, on_event=observer.event) as session:
         result = loop.fit(
             loaded,
@@ -129,7 +134,7 @@ def fit(
             ),
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),
-                "data_sha256": hashlib.sha256(data.read_bytes()).hexdigest(),
+                "data_sha256": networks.data_fingerprint(images),
             },
             observer=observer,
         )

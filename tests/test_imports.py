@@ -63,6 +63,8 @@ ALLOWED = {
     "harness.profiling": FOUNDATION
     | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
     "harness.loop": {"harness", "latency_models"},
+    "harness.quantizing": FOUNDATION
+    | {"harness.boards", "harness.compression", "harness.networks", "harness.progress"},
     "harness.run_commands": FOUNDATION
     | {
         "harness.boards",

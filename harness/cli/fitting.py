@@ -1,5 +1,6 @@
 """Commands about one fit."""
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,17 @@ import typer
 from harness.cli.options import (
     BoardOption,
     DataOption,
+    ImageSizeOption,
     JsonOption,
+    LabelsOption,
+    LimitOption,
+    MeanOption,
+    PreprocessOption,
+    StdOption,
     StrictOption,
     WeightsOption,
     app,
+    print_json,
 )
 
 
@@ -22,6 +30,12 @@ def fit(
     out: Annotated[Path, typer.Option("--out", help="The result folder; rerunning resumes.")],
     board: BoardOption = "local",
     weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    image_size: ImageSizeOption = None,
+    preprocess: PreprocessOption = None,
+    labels: LabelsOption = None,
+    limit: LimitOption = None,
     latency: Annotated[
         str | None, typer.Option("--latency", help="4ms, or 22% of the baseline's.")
     ] = None,
@@ -56,13 +70,22 @@ def fit(
     as_json: JsonOption = False,
 ) -> None:
     """Compress NETWORK until it meets the budget on the board, by measurement."""
-    from harness import commands, profiling
+    from harness import commands, networks, profiling
 
     requested = commands.budgets(latency=latency, size=size, max_drop=max_drop)
     result = commands.fit(
         network,
         weights=weights,
         data=data,
+        preparation=networks.preparation(
+            mean=mean,
+            std=std,
+            size=image_size,
+            function=preprocess,
+            labels=labels,
+            limit=limit,
+            seed=seed,
+        ),
         board=board,
         budgets=requested,
         methods=commands.methods(methods),
@@ -82,6 +105,60 @@ def fit(
     if strict:
         profiling.require_valid_fit(result, out)
     raise typer.Exit(0 if result.verdict == "meets" else 4)
+
+
+class Calibrate(str, enum.Enum):
+    """How the range of an activation is chosen."""
+
+    MINMAX = "minmax"
+    PERCENTILE = "percentile"
+    ERROR = "error"
+
+
+@app.command()
+def quantize(
+    network: Annotated[Path, typer.Argument(help="An .onnx file of any exporter.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", help="The quantized .onnx file.")],
+    board: BoardOption = "local",
+    calibrate: Annotated[
+        Calibrate,
+        typer.Option("--calibrate", help="Ranges of activations: all values, most, least error."),
+    ] = Calibrate.ERROR,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="A layer that stays float; repeatable.")
+    ] = None,
+    weights_int4: Annotated[
+        bool, typer.Option("--weights-int4", help="Only store the weights, in four bits.")
+    ] = False,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    image_size: ImageSizeOption = None,
+    preprocess: PreprocessOption = None,
+    limit: LimitOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of images.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize the layers of an ONNX file for a board, and compare its outputs."""
+    from harness import networks, quantizing
+    from harness.report import quantized
+
+    result = quantizing.quantize_file(
+        network,
+        data=data,
+        preparation=networks.preparation(
+            mean=mean, std=std, size=image_size, function=preprocess, limit=limit, seed=seed
+        ),
+        out=out,
+        calibrate=calibrate.value,
+        exclude=exclude or (),
+        board=board,
+        int4=weights_int4,
+    )
+    if as_json:
+        print_json(quantized.quantized_json(result))
+    else:
+        quantized.print_quantized(result)
 
 
 @app.command()

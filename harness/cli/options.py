@@ -35,7 +35,31 @@ CoverageOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DataOption = Annotated[
-    Path, typer.Option("--data", help="An .npz with train and test images and labels.")
+    str,
+    typer.Option(
+        "--data",
+        help="An .npz; a folder of images; or file.py:function that returns (train, test).",
+    ),
+]
+MeanOption = Annotated[
+    str | None, typer.Option("--mean", help="Subtracted from pixels of 0..1: 0.5 or 0.5,0.4,0.4.")
+]
+StdOption = Annotated[
+    str | None, typer.Option("--std", help="What pixels are divided by: 0.2 or 0.2,0.2,0.2.")
+]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option("--image-size", min=1, help="Resize images and cut out the middle: 224."),
+]
+PreprocessOption = Annotated[
+    str | None,
+    typer.Option("--preprocess", help="file.py:function from a PIL image to (c, h, w) floats."),
+]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", help="A CSV with the columns file and label.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Take so many images of each part.")
 ]
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="The trained weights: a state dict.")

@@ -4,10 +4,11 @@ A *layer* is a convolution or a linear layer, known by its dotted module name in
 network; that name survives batch-norm folding, pruning and export.
 """
 
-from harness.networks.data import Data, check_fits, load_data
-from harness.networks.evaluate import onnx_logits, top1
-from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2
-from harness.networks.loading import keep_freed_memory, load_network
+from harness.networks.data import Data, Preparation, data_fingerprint, preparation
+from harness.networks.evaluate import onnx_logits, onnx_outputs, open_session, top1
+from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2, write_file
+from harness.networks.loading import keep_freed_memory, load_callable, load_network
+from harness.networks.sources import load_data, load_images
 from harness.networks.structure import (
     BATCH_NORMS,
     CONVOLUTIONS,
@@ -21,6 +22,7 @@ from harness.networks.structure import (
     layers_in_order,
     output_shapes,
 )
+from harness.networks.suitability import check_fits, check_images
 
 __all__ = [
     "BATCH_NORMS",
@@ -29,21 +31,30 @@ __all__ = [
     "Data",
     "Layer",
     "Network",
+    "Preparation",
     "as_onnx",
     "check_fits",
+    "check_images",
     "count_macs",
     "count_parameters",
+    "data_fingerprint",
     "export_onnx",
     "fingerprint",
     "fold_batchnorm",
     "keep_freed_memory",
     "layer_of_node",
     "layers_in_order",
+    "load_callable",
     "load_data",
+    "load_images",
     "load_network",
     "onnx_logits",
+    "onnx_outputs",
+    "open_session",
     "output_shapes",
+    "preparation",
     "quiet",
     "save_pt2",
     "top1",
+    "write_file",
 ]

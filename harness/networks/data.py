@@ -1,29 +1,34 @@
-"""Images and labels as a network wants them."""
+"""Images and labels as a network wants them, and where they may come from."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
+import hashlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from harness.errors import ConfigError
 
 __all__ = [
+    "IMAGE_CHANNELS",
     "Data",
-    "check_fits",
-    "load_data",
+    "Preparation",
+    "data_fingerprint",
+    "preparation",
+    "require_memory",
+    "split",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]
 # Images may have these numbers of channels; it is how channels-first and -last are told apart.
 IMAGE_CHANNELS = (1, 3, 4)
+# What images may take of this computer's memory; the rest is for training and its copies.
+MEMORY_SHARE = 0.4
+
+Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,120 +46,108 @@ class Data:
         return self.train_images[:1]
 
 
-def load_data(
-    path: Path, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
-) -> Data:
-    """The images and labels of an ``.npz`` file.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """How images become what the network reads.
 
-    Keys: ``train_images``, ``train_labels`` (optional), ``test_images``, ``test_labels``, ``mean``
-    and ``std`` (one value, or one a channel), or the short forms ``xtr, ytr, xte, yte``. Images
-    are ``(n, c, h, w)`` or ``(n, h, w, c)``; bytes are scaled to 0..1, then the mean is subtracted
-    and the result divided by the standard deviation. ``mean`` and ``std`` given here replace the
-    file's. Raises ConfigError.
+    Pixels are scaled to 0..1, the ``mean`` is subtracted and the result divided by ``std`` (one
+    value, or one a channel; None: the file's own, or 0 and 1). ``size``: the shorter side is
+    resized to 256/224 of it (bilinear, antialiased) and the middle cut out; an image that has the
+    size already is left alone. ``function`` (``file.py:function``) replaces all of this: it gets
+    the PIL image and returns a float array or tensor ``(channels, h, w)``. ``labels`` is a CSV
+    with the columns ``file`` and ``label``; ``limit`` takes so many images of each part, drawn
+    with ``seed``, which also splits what comes in one part: ``test_share`` of it is for testing.
     """
-    if not path.is_file():
-        raise ConfigError(f"data file {path} does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ConfigError(f"data file {path} is not a readable .npz file: {error}") from error
 
-    for short, name in (
-        ("xtr", "train_images"),
-        ("ytr", "train_labels"),
-        ("xte", "test_images"),
-        ("yte", "test_labels"),
-    ):
-        if short in arrays:
-            arrays.setdefault(name, arrays[short])
-    if mean is not None:
-        arrays["mean"] = np.asarray(mean)
-    if std is not None:
-        arrays["std"] = np.asarray(std)
-    needed = ("train_images", "test_images", "test_labels", "mean", "std")
-    if missing := [name for name in needed if name not in arrays]:
-        raise ConfigError(
-            f"data file {path} lacks {', '.join(missing)}; it has {', '.join(sorted(arrays))}"
-        )
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+    function: str | None = None
+    labels: str | None = None
+    limit: int | None = None
+    seed: int = 0
+    test_share: float = 0.25
 
-    train = _images(path, "train_images", arrays)
-    test = _images(path, "test_images", arrays)
-    if train.shape[1:] != test.shape[1:]:
-        raise ConfigError(
-            f"data file {path}: train images are {tuple(train.shape[1:])}, "
-            f"test images {tuple(test.shape[1:])}"
-        )
-    train_labels = _labels(path, "train_labels", arrays, len(train))
-    test_labels = _labels(path, "test_labels", arrays, len(test))
-    assert test_labels is not None  # its key was checked above
-    return Data(train, train_labels, test, test_labels)
-
-
-def _images(path: Path, name: str, arrays: Mapping[str, Array]) -> Tensor:
-    images = arrays[name]
-    if images.ndim == 4 and images.shape[1] not in IMAGE_CHANNELS:
-        images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or len(images) == 0 or images.shape[1] not in IMAGE_CHANNELS:
-        raise ConfigError(
-            f"data file {path}: {name} has shape {arrays[name].shape}; "
-            "expected (n, channels, h, w) or (n, h, w, channels) with 1, 3 or 4 channels"
-        )
-    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise ConfigError(f"data file {path}: {name} is {images.dtype}; expected uint8 or floats")
-    channels = images.shape[1]
-    statistics = []
-    for key in ("mean", "std"):
-        value = np.asarray(arrays[key], np.float32).reshape(-1)
-        if len(value) not in (1, channels) or not np.isfinite(value).all():
+    def __post_init__(self) -> None:
+        if self.function is not None and (self.mean, self.std, self.size) != (None, None, None):
             raise ConfigError(
-                f"data file {path}: {key} is {value.tolist()}; expected one number, or {channels}"
+                f"--preprocess {self.function} does all that is done to an image; leave --mean, "
+                "--std and --image-size out"
             )
-        statistics.append(value.reshape(1, -1, 1, 1))
-    mean, std = statistics
-    if (std <= 0).any():
-        raise ConfigError(f"data file {path}: std is {std.reshape(-1).tolist()}; must be positive")
-    scaled = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
-    normalised = np.ascontiguousarray((scaled - mean) / std, dtype=np.float32)
-    if not np.isfinite(normalised).all():
-        raise ConfigError(f"data file {path}: {name} holds values that are not finite")
-    return torch.from_numpy(normalised)
+        if self.std is not None and min(self.std) <= 0:
+            raise ConfigError(f"--std {self.std}: every value must be positive")
 
 
-def _labels(path: Path, name: str, arrays: Mapping[str, Array], count: int) -> Tensor | None:
-    if name not in arrays:
+def preparation(
+    *,
+    mean: str | None,
+    std: str | None,
+    size: int | None,
+    function: str | None,
+    labels: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Preparation:
+    """How the options say that images become what the network reads."""
+    return Preparation(
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        size=size,
+        function=function,
+        labels=labels,
+        limit=limit,
+        seed=seed,
+    )
+
+
+def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
         return None
-    labels = arrays[name]
-    if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-        raise ConfigError(
-            f"data file {path}: {name} is {labels.dtype} of shape {labels.shape}; "
-            f"expected {count} whole numbers, one an image"
-        )
-    if labels.min() < 0:
-        raise ConfigError(f"data file {path}: {name} holds the negative label {labels.min()}")
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def check_fits(network: nn.Module, data: Data) -> None:
-    """Raise ConfigError unless the network takes these images and has a class for every label."""
-    images = data.test_images[:2]
     try:
-        with torch.no_grad():
-            outputs = network.eval()(images)
-    except (RuntimeError, ValueError, TypeError) as error:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
         raise ConfigError(
-            f"the network does not take images of shape {tuple(images.shape)}: {error}"
+            f"{name} {text!r}: expected numbers such as 0.5 or 0.5,0.4,0.4"
         ) from error
-    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(images):
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+
+
+def split(
+    images: Tensor, labels: Tensor | None, preparation: Preparation, *, source: str
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Training and test images and labels out of one part, by a seeded permutation."""
+    if len(images) < 2:
+        raise ConfigError(f"{source} has {len(images)} image; at least 2 are needed, far more help")
+    generator = torch.Generator().manual_seed(preparation.seed)
+    order = torch.randperm(len(images), generator=generator)
+    count = max(1, round(preparation.test_share * len(images)))
+    test, train = order[:count], order[count:]
+    if labels is None:
+        return images[train], None, images[test], None
+    return images[train], labels[train], images[test], labels[test]
+
+
+def require_memory(count: int, shape: tuple[int, ...], *, source: str) -> None:
+    """Raise ConfigError unless so many float32 images of a shape fit into this computer."""
+    needed = 4.0 * count
+    for side in shape:
+        needed *= side
+    try:
+        available = MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):  # not known on every system
+        return
+    if needed > available:
+        fitting = int(available / needed * count)
         raise ConfigError(
-            f"the network turns images of shape {tuple(images.shape)} into {shape}; "
-            "expected (n, classes)"
+            f"{source}: {count} images of {shape} take {needed / 1e9:.1f} GB, and "
+            f"{available / 1e9:.1f} GB are to be had; take fewer (--limit {fitting})"
         )
-    classes = outputs.shape[1]
-    for name, labels in (("train", data.train_labels), ("test", data.test_labels)):
-        if labels is not None and int(labels.max()) >= classes:
-            raise ConfigError(
-                f"the {name} labels go up to {int(labels.max())}, "
-                f"but the network's output has {classes} classes"
-            )
+
+
+def data_fingerprint(data: Data) -> str:
+    """SHA-256 of the images and labels as the network reads them."""
+    digest = hashlib.sha256()
+    for part in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        if part is not None:
+            digest.update(f"{part.dtype} {tuple(part.shape)};".encode())
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 __all__ = [
     "onnx_logits",
+    "onnx_outputs",
     "open_session",
     "top1",
 ]
@@ -30,10 +31,10 @@ def open_session(model: str | bytes, *, threads: int) -> onnxruntime.InferenceSe
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_logits(
+def onnx_outputs(
     path: Path, images: Tensor | npt.NDArray[np.float32], *, threads: int | None = None
-) -> npt.NDArray[np.float32]:
-    """Logits ``(n, classes)`` of an ONNX file, computed on this computer by onnxruntime.
+) -> list[Array]:
+    """All outputs of an ONNX file, each ``(n, ...)``, computed on this computer by onnxruntime.
 
     The file runs as it is, with its own fixed batch, so the result is the file's own; ``threads``
     single-threaded calls run at once (None: one a core). A batch that does not divide the number
@@ -45,16 +46,24 @@ def onnx_logits(
     batch = entry.shape[0] if isinstance(entry.shape[0], int) else 32
     starts = range(0, len(array), batch)
 
-    def run(start: int) -> npt.NDArray[np.float32]:
+    def run(start: int) -> list[Array]:
         part = array[start : start + batch]
         count = len(part)
         if count < batch:
             part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
-        logits: npt.NDArray[np.float32] = session.run(None, {entry.name: part})[0]
-        return logits[:count]
+        return [output[:count] for output in session.run(None, {entry.name: part})]
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        return np.concatenate(list(pool.map(run, starts)))
+        found = list(pool.map(run, starts))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def onnx_logits(
+    path: Path, images: Tensor | npt.NDArray[np.float32], *, threads: int | None = None
+) -> npt.NDArray[np.float32]:
+    """The first of ``onnx_outputs``: for a classifier the logits ``(n, classes)``."""
+    logits: npt.NDArray[np.float32] = onnx_outputs(path, images, threads=threads)[0]
+    return logits
 
 
 def top1(logits: Tensor | npt.NDArray[np.float32], labels: Tensor | Array) -> float:

@@ -33,6 +33,7 @@ __all__ = [
     "layer_of_node",
     "quiet",
     "save_pt2",
+    "write_file",
 ]
 
 # onnxruntime 1.10, the newest for Python 3.6, reads IR version 8 at most.
@@ -119,10 +120,10 @@ def export_onnx(
     onnx.checker.check_model(model)
     payload = model.SerializeToString(deterministic=True)
     _check_export(payload, inputs, outputs_of(folded, inputs))
-    _write(path, payload)
+    write_file(path, payload)
 
 
-def _write(path: Path, payload: bytes) -> None:
+def write_file(path: Path, payload: bytes) -> None:
     """Write atomically, so that a killed run leaves no half of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -192,12 +193,18 @@ def _stem(initializer: str) -> str:
 
 
 def layer_of_node(model: onnx.ModelProto) -> dict[str, str]:
-    """The layer of every Conv, Gemm and MatMul node, read off the name of its weights."""
-    named = {item.name for item in model.graph.initializer if item.name.endswith(".weight")}
+    """The layer of every Conv, Gemm and MatMul node that has weights, by the node's name.
+
+    Read off the name of the weights; in a file of another exporter, whose weights are not named
+    after layers, a layer has the name of its node.
+    """
+    shapes = {item.name: item.dims for item in model.graph.initializer}
     return {
-        node.name: _stem(node.input[1])
+        node.name: _stem(node.input[1]) if node.input[1].endswith(".weight") else node.name
         for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in named
+        if node.op_type in ("Conv", "Gemm", "MatMul")
+        and len(shapes.get(node.input[1], ())) >= 2
+        and (node.op_type == "Conv" or len(shapes[node.input[1]]) == 2)
     }
 
 
@@ -210,4 +217,4 @@ def save_pt2(network: nn.Module, example: Tensor, path: Path) -> None:
     program = torch.export.export(network, (inputs,), dynamic_shapes=shapes)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
-    _write(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())

@@ -10,9 +10,10 @@ import importlib.util
 import pickle
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from harness.errors import ConfigError
 
 __all__ = [
     "keep_freed_memory",
+    "load_callable",
     "load_network",
 ]
 
@@ -57,13 +59,8 @@ def load_network(spec: str, weights: Path | None) -> nn.Module:
             "be profiled, predicted and quantized, but not pruned; give module:factory or "
             "file.py:factory and --weights"
         )
-    source, colon, attribute = spec.rpartition(":")
-    if not colon or not source or not attribute:
-        raise ConfigError(f"network {spec!r}: expected module:factory or file.py:factory")
-    module = _import_file(Path(source)) if suffix == ".py" else _import_module(source)
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ConfigError(f"network {spec!r}: {source} has no function {attribute!r}")
+    factory = load_callable(spec, "network")
+    attribute = spec.rpartition(":")[2]
     try:
         network = factory()
     except Exception as error:  # the user's own code may raise anything
@@ -80,6 +77,21 @@ def load_network(spec: str, weights: Path | None) -> nn.Module:
     return network.eval()
 
 
+def load_callable(spec: str, kind: str) -> Callable[..., Any]:
+    """What ``module:function`` or ``file.py:function`` names, for errors a ``kind`` of thing."""
+    source, colon, attribute = spec.rpartition(":")
+    if not colon or not source or not attribute:
+        word = "factory" if kind == "network" else "function"
+        raise ConfigError(f"{kind} {spec!r}: expected module:{word} or file.py:{word}")
+    is_file = Path(source).suffix == ".py"
+    module = _import_file(Path(source), kind) if is_file else _import_module(source, kind)
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ConfigError(f"{kind} {spec!r}: {source} has no function {attribute!r}")
+    function: Callable[..., Any] = found
+    return function
+
+
 @contextlib.contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
     """``folder`` first on the import path, so that the network's file finds its neighbours."""
@@ -91,28 +103,28 @@ def _on_path(folder: Path) -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _import_module(name: str) -> ModuleType:
+def _import_module(name: str, kind: str) -> ModuleType:
     with _on_path(Path()):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"network module {name!r}: {error}; for a file, write file.py:factory"
+                f"{kind} module {name!r}: {error}; for a file, write file.py:factory"
             ) from error
         except Exception as error:  # the user's own code may raise anything
             raise ConfigError(
-                f"network module {name!r} raised {type(error).__name__}: {error}"
+                f"{kind} module {name!r} raised {type(error).__name__}: {error}"
             ) from error
 
 
-def _import_file(path: Path) -> ModuleType:
+def _import_file(path: Path, kind: str) -> ModuleType:
     if not path.is_file():
-        raise ConfigError(f"network file {path} does not exist")
+        raise ConfigError(f"{kind} file {path} does not exist")
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
     name = f"boardfit_network_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError(f"network file {path} is not a Python file")
+        raise ConfigError(f"{kind} file {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses in the file look their module up
     with _on_path(path.parent):
@@ -121,7 +133,7 @@ def _import_file(path: Path) -> ModuleType:
         except Exception as error:  # the user's own code may raise anything
             del sys.modules[name]
             raise ConfigError(
-                f"network file {path} raised {type(error).__name__}: {error}"
+                f"{kind} file {path} raised {type(error).__name__}: {error}"
             ) from error
     return module
 

@@ -1,0 +1,297 @@
+"""Error-compensated rounding: integer weights with the least error of the layer's output.
+
+Let ``x`` be what a layer reads in the original network and ``x~`` in the network that is quantized
+up to it. Its integer weights ``Q`` and bias shall give the original's outputs::
+
+    min over Q, b of  E | W x + b0 - Q x~ - b |^2
+
+The bias that is best for any ``Q`` is ``b0 + W E[x] - Q E[x~]`` (analytic bias correction, Nagel et
+al., ICCV 2019, section 4.2, here with the quantized network's own inputs). What is left is a
+quadratic in ``Q`` with the covariance matrices of the inputs::
+
+    H = cov(x~, x~) + damping,    W* = (W cov(x, x~) + damping W) H^-1
+    error(Q) = trace (Q - W*) H (Q - W*)^T + what no Q changes
+
+``W*`` instead of ``W`` makes up for the errors of the layers before (Li et al., GPTAQ,
+arXiv:2504.02692; Zhang et al., Qronos, arXiv:2505.11695). Every output channel is a problem of its
+own: columns are rounded one by one and the error is passed on to those not yet rounded (Frantar et
+al., GPTQ, ICLR 2023, algorithm 1). Then single levels move while that lowers the error, and the
+scale is set to its least-squares value, in turns, until nothing changes: either step can only
+lower the error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.compression.quantizers import QuantizedWeight, error_scale, largest_level
+from harness.errors import BuildError
+from harness.networks import Layer
+
+__all__ = ["InputMoments", "Rounded", "compensate", "quadratic_error"]
+
+# Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp").
+DAMPING = 0.01
+# At most so many positions a weight column are looked at, spread over the images.
+_ROWS_PER_COLUMN, _LEAST_ROWS = 256, 8192
+_BLOCK = 128  # columns whose errors are passed on at once
+_SWEEPS = 8
+
+
+class InputMoments:
+    """First and second moments of a layer's inputs, original ``x`` and quantized ``x~``.
+
+    ``covariance`` ``(groups, k, k)`` of ``x~`` and ``cross`` of ``x`` with ``x~``, ``mean`` and
+    ``original_mean`` ``(groups, k)``; ``k`` is input channels of a group times kernel size.
+    """
+
+    def __init__(self, layer: Layer, images: int) -> None:
+        self._layer = layer
+        self._images = images
+        self._rows = 0
+        self._generator = torch.Generator().manual_seed(0)
+        groups = getattr(layer, "groups", 1)
+        columns = layer.weight[0].numel()
+        self._most = max(_LEAST_ROWS, _ROWS_PER_COLUMN * columns)
+        self._sums = torch.zeros(groups, columns, dtype=torch.float64)
+        self._original_sums = torch.zeros_like(self._sums)
+        self._products = torch.zeros(groups, columns, columns, dtype=torch.float64)
+        self._crosses = torch.zeros_like(self._products)
+
+    def add(self, original: Tensor, quantized: Tensor) -> None:
+        """Count a batch of inputs as the layer gets them."""
+        positions = self._positions(quantized)
+        x = unfolded(self._layer, original, positions)
+        q = x if original is quantized else unfolded(self._layer, quantized, positions)
+        self._rows += q.shape[1]
+        self._sums += q.sum(1)
+        self._original_sums += x.sum(1)
+        self._products += q.transpose(1, 2) @ q
+        self._crosses += x.transpose(1, 2) @ q
+
+    def _positions(self, a: Tensor) -> Tensor | None:
+        """Which output positions of every image are looked at; all of them: None."""
+        layer = self._layer
+        if isinstance(layer, nn.Linear) or a.ndim != 4:
+            return None
+        height, width = _output_size(layer, a)
+        most = max(self._most // self._images, 1)
+        if height * width <= most:
+            return None
+        return torch.randperm(height * width, generator=self._generator)[:most]
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the quantized inputs."""
+        return self._sums / self._rows
+
+    @property
+    def original_mean(self) -> Tensor:
+        """The mean of the original inputs."""
+        return self._original_sums / self._rows
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of the quantized inputs with themselves."""
+        mean = self.mean
+        return self._products / self._rows - mean[:, :, None] * mean[:, None, :]
+
+    @property
+    def cross(self) -> Tensor:
+        """Of the original inputs (rows) with the quantized ones (columns)."""
+        outer = self.original_mean[:, :, None] * self.mean[:, None, :]
+        return self._crosses / self._rows - outer
+
+
+def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
+    if isinstance(layer.padding, str):
+        raise BuildError(f"padding {layer.padding!r} is not supported here: give it as a number")
+    height, width = (
+        (size + 2 * layer.padding[i] - layer.dilation[i] * (layer.kernel_size[i] - 1) - 1)
+        // layer.stride[i]
+        + 1
+        for i, size in enumerate(a.shape[-2:])
+    )
+    return height, width
+
+
+def unfolded(layer: Layer, a: Tensor, positions: Tensor | None = None) -> Tensor:
+    """What each output position reads: ``(groups, images x positions, k)`` of an input."""
+    if isinstance(layer, nn.Linear):
+        return a.reshape(1, -1, a.shape[-1])
+    if not isinstance(layer, nn.Conv2d):
+        raise BuildError(f"a {type(layer).__name__} cannot be rounded with its inputs yet")
+    if layer.padding_mode != "zeros":
+        raise BuildError(f"padding mode {layer.padding_mode!r} is not supported here: use zeros")
+    if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
+        columns = a[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
+    else:
+        _output_size(layer, a)
+        columns = functional.unfold(
+            a,
+            layer.kernel_size,
+            dilation=layer.dilation,
+            padding=layer.padding,  # type: ignore[arg-type]
+            stride=layer.stride,
+        )
+    if positions is not None:
+        columns = columns[:, :, positions]
+    images, rows, width = columns.shape
+    groups = layer.groups
+    return (
+        columns.view(images, groups, rows // groups, width)
+        .permute(1, 0, 3, 2)
+        .reshape(groups, images * width, rows // groups)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A layer's integer weights, the bias that goes with them, and the error that is left.
+
+    ``error`` is the expected squared error of the layer's output, summed over its channels, that
+    the rounding adds to what the best real weights would leave.
+    """
+
+    weight: QuantizedWeight
+    bias: Tensor
+    error: float
+
+
+def compensate(
+    layer: Layer,
+    moments: InputMoments,
+    bits: int,
+    *,
+    damping: float = DAMPING,
+    sweeps: int = _SWEEPS,
+    follow: float = 1.0,
+) -> Rounded:
+    """The layer's weights in ``bits`` bits with the least output error that was found.
+
+    ``follow`` is how far the layer makes up for the errors before it: 1 in full, 0 not at all.
+    ``sweeps`` bounds the improvement after rounding; 0 leaves it out.
+    """
+    weight = layer.weight.detach()
+    matrix = _by_group(weight, moments.covariance.shape[0]).double()
+    target, curvature = _target(matrix, moments, damping, follow)
+    diagonal = curvature.diagonal(dim1=1, dim2=2)  # (groups, k)
+    importance = diagonal[:, None, :].expand_as(target).reshape(len(weight), -1).float()
+    wanted = target.reshape(len(weight), -1).float()
+    scale = error_scale(wanted, bits, importance).double().view(target.shape[:2])
+    most = largest_level(bits)
+    levels = _rounded_in_turn(target, curvature, scale, most)
+    levels, scale = _improved(levels, scale, target, curvature, most, sweeps)
+    quantized = QuantizedWeight(
+        levels.to(torch.int8).reshape(weight.shape), scale.flatten().float(), bits
+    )
+    rounded = _by_group(quantized.dequantized(), len(target)).double()
+    shift = torch.einsum("gok,gk->go", matrix, moments.original_mean) - torch.einsum(
+        "gok,gk->go", rounded, moments.mean
+    )
+    bias = shift.flatten().float() + (0 if layer.bias is None else layer.bias.detach())
+    return Rounded(quantized, bias, float(quadratic_error(rounded, target, curvature).sum()))
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """``(groups, output channels of a group, k)``."""
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def _target(
+    matrix: Tensor, moments: InputMoments, damping: float, follow: float
+) -> tuple[Tensor, Tensor]:
+    """``W*`` and ``H`` of the module's docstring, in double precision."""
+    covariance = moments.covariance
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    # Never zero, so that the inputs of a dead channel, of which nothing is known, keep weights.
+    added = damping * diagonal.mean(1).clamp_min(1e-12)
+    curvature = covariance + torch.diag_embed(added[:, None].expand_as(diagonal))
+    if follow == 0:
+        return matrix, curvature
+    # W* = W + W (cov(x, x~) - cov(x~, x~)) H^-1
+    behind = matrix @ (moments.cross - covariance)
+    return matrix + follow * torch.linalg.solve(curvature, behind, left=False), curvature
+
+
+def _rounded_in_turn(target: Tensor, curvature: Tensor, scale: Tensor, most: int) -> Tensor:
+    """GPTQ: levels ``(groups, rows, k)``, columns of large curvature first."""
+    diagonal = curvature.diagonal(dim1=1, dim2=2)
+    order = diagonal.argsort(1, descending=True)
+    ordered = curvature.gather(1, order[:, :, None].expand_as(curvature))
+    ordered = ordered.gather(2, order[:, None, :].expand_as(curvature))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+    factor = torch.linalg.cholesky(inverse).transpose(1, 2).float()  # upper: row j feeds the later
+    columns = order[:, None, :].expand_as(target)
+    left = target.gather(2, columns).float()
+    levels = torch.empty_like(left)
+    scale = scale.float()
+    k = left.shape[2]
+    for start in range(0, k, _BLOCK):
+        end = min(start + _BLOCK, k)
+        errors = torch.empty_like(left[:, :, start:end])
+        for j in range(start, end):
+            level = (left[:, :, j] / scale).round_().clamp_(-most, most)
+            error = (left[:, :, j] - level * scale) / factor[:, j, j, None]
+            left[:, :, j:end] -= error[:, :, None] * factor[:, j, None, j:end]
+            levels[:, :, j], errors[:, :, j - start] = level, error
+        left[:, :, end:] -= errors @ factor[:, start:end, end:]
+    return torch.empty_like(levels).scatter_(2, columns, levels)
+
+
+def _improved(
+    levels: Tensor, scale: Tensor, target: Tensor, curvature: Tensor, most: int, sweeps: int
+) -> tuple[Tensor, Tensor]:
+    """Levels and scale after at most ``sweeps`` turns of coordinate descent."""
+    h = curvature.float()
+    for _ in range(sweeps):
+        scale = _least_squares_scale(levels, scale, target, curvature)
+        moved = _moved(levels, scale, target, h, most)
+        changed = not bool((moved == levels).all())
+        levels = moved
+        if not changed:
+            break
+    return levels, scale
+
+
+def _least_squares_scale(
+    levels: Tensor, scale: Tensor, target: Tensor, curvature: Tensor
+) -> Tensor:
+    exact = levels.double()
+    weighted = exact @ curvature
+    top, bottom = (weighted * target).sum(2), (weighted * exact).sum(2)
+    # A row rounded to zeros, or to its opposite, keeps the scale that it has.
+    return torch.where((bottom > 0) & (top > 0), top / bottom.clamp_min(1e-300), scale)
+
+
+def _moved(levels: Tensor, scale: Tensor, target: Tensor, h: Tensor, most: int) -> Tensor:
+    """One sweep: each level moves to the best one, the others held."""
+    levels, scale = levels.clone(), scale.float()
+    # The error's gradient by column, kept up to date; exact at the start of the sweep.
+    slope = ((scale[:, :, None] * levels).double() - target).float() @ h
+    step = h.diagonal(dim1=1, dim2=2)
+    for start in range(0, levels.shape[2], _BLOCK):
+        end = min(start + _BLOCK, levels.shape[2])
+        near = slope[:, :, start:end].contiguous()
+        deltas = torch.zeros_like(near)
+        for j in range(start, end):
+            now = levels[:, :, j]
+            wanted = now - near[:, :, j - start] / (scale * step[:, j, None])
+            better = wanted.round_().clamp_(-most, most)
+            delta = scale * (better - now)
+            deltas[:, :, j - start] = delta
+            near += delta[:, :, None] * h[:, j, None, start:end]
+            levels[:, :, j] = better
+        slope[:, :, end:] += deltas @ h[:, start:end, end:]
+    return levels
+
+
+def quadratic_error(weights: Tensor, target: Tensor, curvature: Tensor) -> Tensor:
+    """``(w - w*) H (w - w*)^T`` of every output channel, ``(groups, rows)``."""
+    difference = weights.double() - target
+    return ((difference @ curvature) * difference).sum(2)

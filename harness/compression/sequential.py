@@ -1,0 +1,94 @@
+"""Quantize a network layer by layer, each layer knowing what those before it did."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.compression.fakequant import input_ranges, round_inputs
+from harness.compression.lockstep import run_in_step
+from harness.compression.quantizers import QuantizedWeight, Range
+from harness.compression.rounding import DAMPING, InputMoments, compensate
+from harness.errors import BuildError
+from harness.networks import fold_batchnorm, layers_in_order
+
+__all__ = ["Quantized", "quantize_in_turn"]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized network: ``network`` computes it in float, the rest is what to build it from.
+
+    ``errors`` holds the layers' output errors as ``rounding.Rounded`` has them.
+    """
+
+    network: nn.Module
+    weights: Mapping[str, QuantizedWeight]
+    biases: Mapping[str, Tensor]
+    ranges: Mapping[str, Range]
+    errors: Mapping[str, float]
+
+
+def quantize_in_turn(
+    network: nn.Module,
+    images: Tensor,
+    bits: Mapping[str, int],
+    *,
+    ranges: Mapping[str, Range] | None = None,
+    batch: int = 16,
+    damping: float = DAMPING,
+    sweeps: int = 8,
+    follow: float = 1.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Quantized:
+    """``network`` with the weights of every layer in ``bits`` rounded, errors compensated.
+
+    Batch norm is folded. Layers are taken in the order of the forward pass; each sees the inputs
+    that the layers before it, already quantized, make of ``images``, and aims at what the original
+    gives. ``ranges`` are those of the inputs (None: 8 bits over the range seen in the original;
+    an empty mapping: inputs are not rounded). ``progress(done, of)`` counts layers.
+    """
+    original = fold_batchnorm(network, images[:1])
+    layers = layers_in_order(original, images[:1])
+    if unknown := sorted(bits.keys() - layers.keys()):
+        raise BuildError(
+            f"cannot quantize {', '.join(unknown)}: no such layer; there are {', '.join(layers)}"
+        )
+    if ranges is None:
+        ranges = input_ranges(original, images, batch=batch)
+    result = copy.deepcopy(original)
+    own = layers_in_order(result, images[:1])
+    round_inputs(result, ranges)
+    weights: dict[str, QuantizedWeight] = {}
+    biases: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    visited: set[str] = set()
+
+    def visit(name: str, inputs: list[Tensor]) -> None:
+        if name in visited:
+            return  # a layer called again keeps the weights it has
+        visited.add(name)
+        if name in bits:
+            half = len(inputs) // 2
+            moments = InputMoments(layers[name], len(images))
+            for before, after in zip(inputs[:half], inputs[half:], strict=True):
+                moments.add(before, after)
+            rounded = compensate(
+                layers[name], moments, bits[name], damping=damping, sweeps=sweeps, follow=follow
+            )
+            weights[name], biases[name] = rounded.weight, rounded.bias
+            errors[name] = rounded.error
+            with torch.no_grad():
+                own[name].weight.copy_(rounded.weight.dequantized())
+                own[name].bias = nn.Parameter(rounded.bias, requires_grad=False)
+        if progress is not None:
+            progress(len(visited), len(layers))
+
+    batches = [images[start : start + batch] for start in range(0, len(images), batch)]
+    runs = [(original, part) for part in batches] + [(result, part) for part in batches]
+    run_in_step(runs, [layers, own], visit)
+    return Quantized(result, weights, biases, ranges, errors)
