@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.compression.quantizers import (
     Histogram,
@@ -20,7 +21,7 @@ from harness.compression.quantizers import (
 from harness.errors import BuildError
 from harness.networks import Layer, fold_batchnorm, layers_in_order
 
-__all__ = ["fake_quantize", "input_ranges", "round_inputs"]
+__all__ = ["corrected_biases", "fake_quantize", "input_ranges", "round_inputs", "watch_inputs"]
 
 
 def input_ranges(
@@ -48,18 +49,22 @@ def input_ranges(
         seen = extremes[name]
         seen[0], seen[1] = min(seen[0], float(least)), max(seen[1], float(most))
 
-    _watch(network, layers, images, batch, see)
+    watch_inputs(network, layers, images, batch, see)
     histograms = {name: Histogram(low, high) for name, (low, high) in extremes.items()}
     if method != "minmax":
-        _watch(network, layers, images, batch, lambda name, a: histograms[name].add(a))
+        watch_inputs(network, layers, images, batch, lambda name, a: histograms[name].add(a))
     return {
         name: histogram.range(method, bits, symmetric=symmetric, outside=outside)
         for name, histogram in histograms.items()
     }
 
 
-def _watch(
-    network: nn.Module, layers: Mapping[str, Layer], images: Tensor, batch: int, see: Any
+def watch_inputs(
+    network: nn.Module,
+    layers: Mapping[str, Layer],
+    images: Tensor,
+    batch: int,
+    see: Callable[[str, Tensor], None],
 ) -> None:
     """Call ``see(name, input)`` for every layer and batch."""
     with contextlib.ExitStack() as hooks:
@@ -127,3 +132,49 @@ def fake_quantize(
             layers[name].bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
     round_inputs(copied, ranges)
     return copied
+
+
+def corrected_biases(
+    network: nn.Module,
+    images: Tensor,
+    weights: Mapping[str, QuantizedWeight],
+    *,
+    batch: int = 64,
+) -> dict[str, Tensor]:
+    """The biases ``(out,)`` that keep the mean of every layer's output where the original has it.
+
+    ``network`` has its batch norm folded; the mean is over ``images`` and positions, of the inputs
+    that the original network gives. Source: Nagel et al., ICCV 2019, section 4.2.
+    """
+    layers = layers_in_order(network, images[:1])
+    shifts = {name: torch.zeros(len(weight.scale)) for name, weight in weights.items()}
+    changes = {
+        name: layers[name].weight.detach() - weight.dequantized()
+        for name, weight in weights.items()
+    }
+
+    def see(name: str, a: Tensor) -> None:
+        if name in changes:
+            moved = apply_weight(layers[name], a, changes[name])
+            axes = [axis for axis in range(moved.ndim) if axis != channel_axis(layers[name], moved)]
+            shifts[name] += moved.mean(axes) * (len(a) / len(images))
+
+    watch_inputs(network, layers, images, batch, see)
+    return {
+        name: shift if (bias := layers[name].bias) is None else bias.detach() + shift
+        for name, shift in shifts.items()
+    }
+
+
+def apply_weight(layer: Layer, a: Tensor, weight: Tensor) -> Tensor:
+    """The layer's output for the input ``a`` with another weight and no bias."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear(a, weight)
+    no_bias: Any = None
+    output: Tensor = layer._conv_forward(a, weight, no_bias)
+    return output
+
+
+def channel_axis(layer: Layer, output: Tensor) -> int:
+    """Which axis of a layer's output counts its channels."""
+    return output.ndim - 1 if isinstance(layer, nn.Linear) else 1

@@ -33,27 +33,29 @@ from harness.compression.quantizers import QuantizedWeight, error_scale, largest
 from harness.errors import BuildError
 from harness.networks import Layer
 
-__all__ = ["InputMoments", "Rounded", "compensate", "quadratic_error"]
+__all__ = ["InputMoments", "Rounded", "compensate", "compensated_share", "quadratic_error"]
 
 # Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp").
 DAMPING = 0.01
 # At most so many positions a weight column are looked at, spread over the images.
-_ROWS_PER_COLUMN, _LEAST_ROWS = 256, 8192
+_ROWS_PER_COLUMN, _LEAST_ROWS = 96, 8192
 _BLOCK = 128  # columns whose errors are passed on at once
 _SWEEPS = 8
+_SETTLED = 1e-3  # a share of levels whose moves are not worth another sweep
 
 
 class InputMoments:
     """First and second moments of a layer's inputs, original ``x`` and quantized ``x~``.
 
     ``covariance`` ``(groups, k, k)`` of ``x~`` and ``cross`` of ``x`` with ``x~``, ``mean`` and
-    ``original_mean`` ``(groups, k)``; ``k`` is input channels of a group times kernel size.
+    ``original_mean`` ``(groups, k)``; ``k`` is input channels of a group times kernel size. They
+    are over ``rows`` positions; of large images only some are looked at.
     """
 
     def __init__(self, layer: Layer, images: int) -> None:
         self._layer = layer
         self._images = images
-        self._rows = 0
+        self.rows = 0
         self._generator = torch.Generator().manual_seed(0)
         groups = getattr(layer, "groups", 1)
         columns = layer.weight[0].numel()
@@ -68,16 +70,18 @@ class InputMoments:
         positions = self._positions(quantized)
         x = unfolded(self._layer, original, positions)
         q = x if original is quantized else unfolded(self._layer, quantized, positions)
-        self._rows += q.shape[1]
+        self.rows += q.shape[1]
+        # One batch in single precision, the sum of the batches in double.
         self._sums += q.sum(1)
         self._original_sums += x.sum(1)
-        self._products += q.transpose(1, 2) @ q
-        self._crosses += x.transpose(1, 2) @ q
+        product = q.transpose(1, 2) @ q
+        self._products += product
+        self._crosses += product if x is q else x.transpose(1, 2) @ q
 
     def _positions(self, a: Tensor) -> Tensor | None:
         """Which output positions of every image are looked at; all of them: None."""
         layer = self._layer
-        if isinstance(layer, nn.Linear) or a.ndim != 4:
+        if not isinstance(layer, nn.Conv2d):
             return None
         height, width = _output_size(layer, a)
         most = max(self._most // self._images, 1)
@@ -88,29 +92,27 @@ class InputMoments:
     @property
     def mean(self) -> Tensor:
         """The mean of the quantized inputs."""
-        return self._sums / self._rows
+        return self._sums / self.rows
 
     @property
     def original_mean(self) -> Tensor:
         """The mean of the original inputs."""
-        return self._original_sums / self._rows
+        return self._original_sums / self.rows
 
     @property
     def covariance(self) -> Tensor:
         """Of the quantized inputs with themselves."""
         mean = self.mean
-        return self._products / self._rows - mean[:, :, None] * mean[:, None, :]
+        return self._products / self.rows - mean[:, :, None] * mean[:, None, :]
 
     @property
     def cross(self) -> Tensor:
         """Of the original inputs (rows) with the quantized ones (columns)."""
         outer = self.original_mean[:, :, None] * self.mean[:, None, :]
-        return self._crosses / self._rows - outer
+        return self._crosses / self.rows - outer
 
 
 def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
-    if isinstance(layer.padding, str):
-        raise BuildError(f"padding {layer.padding!r} is not supported here: give it as a number")
     height, width = (
         (size + 2 * layer.padding[i] - layer.dilation[i] * (layer.kernel_size[i] - 1) - 1)
         // layer.stride[i]
@@ -121,32 +123,42 @@ def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
 
 
 def unfolded(layer: Layer, a: Tensor, positions: Tensor | None = None) -> Tensor:
-    """What each output position reads: ``(groups, images x positions, k)`` of an input."""
+    """What each output position reads: ``(groups, images x positions, k)`` of an input.
+
+    ``positions`` counts the output positions row by row (None: all of them).
+    """
     if isinstance(layer, nn.Linear):
         return a.reshape(1, -1, a.shape[-1])
-    if not isinstance(layer, nn.Conv2d):
-        raise BuildError(f"a {type(layer).__name__} cannot be rounded with its inputs yet")
+    if not isinstance(layer, nn.Conv2d) or isinstance(layer.padding, str):
+        raise BuildError(
+            f"a {type(layer).__name__} with padding {layer.padding!r} cannot be rounded by its "
+            "inputs: only linear layers and 2-D convolutions with padding as a number can"
+        )
+    if type(layer).forward is not nn.Conv2d.forward:
+        raise BuildError(
+            f"{type(layer).__name__} changes its input in a forward of its own: what it multiplies "
+            "is not known; let a module before it do that"
+        )
     if layer.padding_mode != "zeros":
         raise BuildError(f"padding mode {layer.padding_mode!r} is not supported here: use zeros")
-    if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
-        columns = a[:, :, :: layer.stride[0], :: layer.stride[1]].flatten(2)
-    else:
-        _output_size(layer, a)
-        columns = functional.unfold(
-            a,
-            layer.kernel_size,
-            dilation=layer.dilation,
-            padding=layer.padding,  # type: ignore[arg-type]
-            stride=layer.stride,
-        )
-    if positions is not None:
-        columns = columns[:, :, positions]
-    images, rows, width = columns.shape
-    groups = layer.groups
-    return (
-        columns.view(images, groups, rows // groups, width)
-        .permute(1, 0, 3, 2)
-        .reshape(groups, images * width, rows // groups)
+    (top, left), (height, width) = layer.padding, _output_size(layer, a)
+    if positions is None:
+        positions = torch.arange(height * width)
+    if top or left:
+        a = functional.pad(a, (left, left, top, top))
+    rows, columns = (
+        start[:, None] * layer.stride[i] + torch.arange(layer.kernel_size[i]) * layer.dilation[i]
+        for i, start in enumerate((positions // width, positions % width))
+    )
+    # Gathering what is read costs a fraction of unfolding all of it.
+    images, channels = a.shape[:2]
+    flat = (rows[:, :, None] * a.shape[3] + columns[:, None, :]).flatten()
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    read = a.flatten(2)[:, :, flat].view(
+        images, layer.groups, channels // layer.groups, len(positions), taps
+    )
+    return read.permute(1, 0, 3, 2, 4).reshape(
+        layer.groups, images * len(positions), channels // layer.groups * taps
     )
 
 
@@ -198,6 +210,21 @@ def compensate(
     return Rounded(quantized, bias, float(quadratic_error(rounded, target, curvature).sum()))
 
 
+def compensated_share(moments: InputMoments, *, damping: float = DAMPING) -> float:
+    """How much of plain rounding's output error is expected to be left after compensation, 0..1.
+
+    A rounding error of variance v in every weight costs v * trace(H) if nothing makes up for it.
+    Rounded in turn, what no later weight can make up for is the variance of an input given the
+    later ones, the pivots D of H = L D L^T: the error is v * trace(D) (GPTQ's factor is D^-1/2).
+    """
+    covariance = moments.covariance
+    diagonal = covariance.diagonal(dim1=1, dim2=2)
+    added = damping * diagonal.mean(1).clamp_min(1e-12)
+    curvature = covariance + torch.diag_embed(added[:, None].expand_as(diagonal))
+    pivots = torch.linalg.cholesky(curvature).diagonal(dim1=1, dim2=2).square()
+    return float(pivots.sum() / curvature.diagonal(dim1=1, dim2=2).sum())
+
+
 def _by_group(weight: Tensor, groups: int) -> Tensor:
     """``(groups, output channels of a group, k)``."""
     return weight.reshape(groups, len(weight) // groups, -1)
@@ -247,14 +274,14 @@ def _rounded_in_turn(target: Tensor, curvature: Tensor, scale: Tensor, most: int
 def _improved(
     levels: Tensor, scale: Tensor, target: Tensor, curvature: Tensor, most: int, sweeps: int
 ) -> tuple[Tensor, Tensor]:
-    """Levels and scale after at most ``sweeps`` turns of coordinate descent."""
+    """Levels and scale after at most ``sweeps`` turns of moving single levels and of scaling."""
     h = curvature.float()
     for _ in range(sweeps):
         scale = _least_squares_scale(levels, scale, target, curvature)
         moved = _moved(levels, scale, target, h, most)
-        changed = not bool((moved == levels).all())
+        changed = int((moved != levels).sum())
         levels = moved
-        if not changed:
+        if changed <= _SETTLED * levels.numel():
             break
     return levels, scale
 

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness.compression.fakequant import input_ranges, round_inputs
+from harness.compression.fakequant import input_ranges, round_inputs, watch_inputs
 from harness.compression.lockstep import run_in_step
 from harness.compression.quantizers import QuantizedWeight, Range
-from harness.compression.rounding import DAMPING, InputMoments, compensate
+from harness.compression.rounding import DAMPING, InputMoments, compensate, compensated_share
 from harness.errors import BuildError
 from harness.networks import fold_batchnorm, layers_in_order
 
-__all__ = ["Quantized", "quantize_in_turn"]
+__all__ = ["Quantized", "compensated_shares", "quantize_in_turn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +92,17 @@ def quantize_in_turn(
     runs = [(original, part) for part in batches] + [(result, part) for part in batches]
     run_in_step(runs, [layers, own], visit)
     return Quantized(result, weights, biases, ranges, errors)
+
+
+def compensated_shares(network: nn.Module, images: Tensor, *, batch: int = 16) -> dict[str, float]:
+    """For every layer, the share of plain rounding's output error that compensation leaves.
+
+    An allocation that is made with scores of plain rounding, and carried out by
+    ``quantize_in_turn``, multiplies them by it: wide layers with correlated inputs gain much more
+    than depthwise ones.
+    """
+    folded = fold_batchnorm(network, images[:1])
+    layers = layers_in_order(folded, images[:1])
+    moments = {name: InputMoments(layer, len(images)) for name, layer in layers.items()}
+    watch_inputs(folded, layers, images, batch, lambda name, a: moments[name].add(a, a))
+    return {name: compensated_share(found) for name, found in moments.items()}

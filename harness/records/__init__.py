@@ -19,7 +19,15 @@ from harness.records.boards import (
     Telemetry,
     TelemetrySample,
 )
-from harness.records.compression import Group, Option, Strategy, StrategyEntry
+from harness.records.compression import (
+    STUDY_PRECISIONS,
+    Group,
+    Option,
+    Strategy,
+    StrategyEntry,
+    is_study,
+    weight_bits,
+)
 from harness.records.measurements import (
     Failure,
     ImportedSummary,
@@ -49,6 +57,7 @@ from harness.records.results import (
 from harness.records.verdicts import Criterion, Interval, MeasurementVerdict, PercentileFigure
 
 __all__ = [
+    "STUDY_PRECISIONS",
     "BoardFacts",
     "BoardSettings",
     "BoardSpec",
@@ -91,5 +100,7 @@ __all__ = [
     "Verdict",
     "WindowAverage",
     "dump",
+    "is_study",
     "load",
+    "weight_bits",
 ]

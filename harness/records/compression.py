@@ -7,6 +7,27 @@ from dataclasses import dataclass
 from harness.records.base import require_positive
 
 PRECISIONS = ("fp32", "fp16", "int8")
+# Weights of 2 to 7 bits beside 8-bit activations (w8a8 is int8): for studies, no board runs them.
+STUDY_PRECISIONS = ("w2a8", "w3a8", "w4a8", "w5a8", "w6a8", "w7a8")
+
+
+def is_study(precision: str) -> bool:
+    """Whether a precision exists in studies alone: no engine of a board computes in it."""
+    return precision in STUDY_PRECISIONS
+
+
+def weight_bits(precision: str) -> int:
+    """Bits of one weight; ValueError where ``precision`` is none that an option may have."""
+    if precision in STUDY_PRECISIONS:
+        return int(precision[1])
+    return {"fp32": 32, "fp16": 16, "int8": 8}[_known(precision)]
+
+
+def _known(precision: str) -> str:
+    known = (*PRECISIONS, *STUDY_PRECISIONS)
+    if precision not in known:
+        raise ValueError(f"precision {precision!r} is none of {', '.join(known)}")
+    return precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +54,7 @@ class Option:
     precision: str
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
+        _known(self.precision)
         require_positive(channels=self.channels)
 
 

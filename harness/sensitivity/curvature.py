@@ -5,69 +5,62 @@ the Fisher matrix, its inner products summed over the group before they are squa
 
     S_lj = 1/(2N) * sum_n ( <grad_w loss_n, dw_lj> + <grad_a loss_n, da_lj> )^2
 
-Only gradients with respect to the layers' *outputs* are needed. Let layer ``y = W * a + b`` (a
-convolution or a matrix product, batch norm folded) and ``g = d loss_n / d y``. ``y`` is linear in
-its weights, its bias and its input, so for any change ``dw`` of the weights of output channel c::
-
-    <grad_w loss_n, dw>_c = sum_hw g[n,c] * (dw * a)[n,c]
+Only gradients with respect to the layers' *outputs* are asked of the network. Let layer
+``y = W * a + b`` (a convolution or a matrix product, batch norm folded), ``g = d loss_n / d y``:
 
 - Removing channel c at its producer is ``dw_c = -W_c, db_c = -b_c``; then ``dw * a + db = -y`` and
   the inner product is ``-sum_hw g[n,c] * y[n,c]``. Consumers are not cut as well: the channel would
   be counted twice. A depthwise layer passes on a channel that its producer has already removed, so
   its weights are not counted either, only its bias: ``-sum_hw g[n,c] * b[c]``.
-- Quantized weights: ``dw = Q(W) - W``, so ``sum_hw g[n,c] * (dw * a)[n,c]``.
+- Quantized weights: ``dw = Q(W) - W``; ``inner`` has the two ways to the inner product.
 - Quantized activations: the layer reads ``a + da``, ``da = Q(a) - a``; by linearity the output
   changes by ``W * da``, and ``<grad_a loss_n, da>`` through this layer is
   ``sum_hw sum_c g[n,c] * (W * da)[n,c]``, also a sum over output channels.
 
-So two matrices ``[N, C]`` a layer (removed; quantized, weights and activations together) hold all
-there is: an option that keeps a set of channels and quantizes them sums the first over the removed
-channels and the second over the kept ones. For the joint option this is exact, because weights
-have one scale an output channel: rounding a kept row does not depend on which rows were removed.
+An option that keeps a set of channels and quantizes them sums the first over the removed channels
+and the others over the kept ones. For the joint option this is exact, because weights have one
+scale an output channel: rounding a kept row does not depend on which rows were removed.
+
+**Without labels** the Fisher matrix is that of the network's own output, the Gauss-Newton form
+``J^T (diag(p) - p p^T) J``. It does not collapse where the training loss is near zero. Classes
+drawn from p estimate it without bias, and so do random signs v through the square root
+``u = sqrt(p) v - p (sqrt(p) . v)``, ``E[u u^T] = diag(p) - p p^T``, with less noise: a confident
+network's draws are hardly ever another class, and then count for much. (On ResNet-20 and 512 images
+two draws of signs are off by 25 %, four of classes by 39 %.) Outputs that are no logits take the
+signs themselves: ``E[v v^T] = I`` is the Gauss-Newton form of ``1/2 |f(x) - f0(x)|^2``.
 
 Sources: the empirical Fisher as a proxy of the Hessian: Theis et al., arXiv:1801.05787, eq. 4-6;
-classes drawn from the network's own output as an unbiased estimate of the Gauss-Newton form:
-Martens, JMLR 21 (2020), section 5; Kunstner et al., NeurIPS 2019.
+the Gauss-Newton form by sampling: Martens, JMLR 21 (2020), section 5; Kunstner et al., NeurIPS
+2019; random signs: Hutchinson, Communications in Statistics 19 (1990).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.errors import BuildError
-from harness.networks import LAYER_TYPES, Layer, fold_batchnorm
-from harness.records import Group, Option
+from harness.compression.fakequant import input_ranges
+from harness.compression.quantizers import quantize_weight, round_weights
+from harness.errors import BuildError, ConfigError
+from harness.networks import LAYER_TYPES, Layer, fingerprint, fold_batchnorm
+from harness.records import Group, Option, dump, weight_bits
+from harness.sensitivity.inner import Recorder, Rounding, Rows, changes_of
+from harness.sensitivity.results import Sensitivities, best_channels, cached, digest
 
-__all__ = ["Sensitivities", "score"]
+__all__ = ["Sensitivities", "rounded_weights", "score"]
 
+# What hooks may hold unless told otherwise: small beside a network's own training pass.
+MAX_BYTES = 512 << 20
+# Part of every cache key: raise it when a formula changes.
+FORMULA = 2
 
-@dataclass(frozen=True, slots=True)
-class Sensitivities:
-    """Expected loss increases: ``values[group][j]`` for ``options[group][j]``.
-
-    ``channel_scores[group][c]`` is the increase that removing channel c alone is expected to cause.
-    """
-
-    options: Mapping[str, tuple[Option, ...]]
-    values: Mapping[str, tuple[float, ...]]
-    channel_scores: Mapping[str, tuple[float, ...]]
-
-    def kept(self, group: str, channels: int) -> tuple[int, ...]:
-        """The ``channels`` channels of the group with the largest scores, in rising order."""
-        return _best(self.channel_scores[group], channels)
-
-
-def _best(scores: Sequence[float], channels: int) -> tuple[int, ...]:
-    # Ties go to the lower channel, so that the choice does not depend on the sort.
-    order = sorted(range(len(scores)), key=lambda channel: (-scores[channel], channel))
-    return tuple(sorted(order[:channels]))
+RoundedWeights = Mapping[str, Mapping[str, Tensor]]
 
 
 def score(
@@ -80,39 +73,206 @@ def score(
     draws: int = 2,
     seed: int = 0,
     batch: int = 64,
+    max_bytes: int = MAX_BYTES,
     seven_bit_weights: bool = False,
+    around: str | None = None,
+    rounded: RoundedWeights | None = None,
+    cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivities:
     """The sensitivities of all ``options`` on ``images`` ``(n, ...)``, as the network wants them.
 
-    With ``labels`` the loss is the cross-entropy of the true class (empirical Fisher); without,
-    that of ``draws`` classes an image, drawn from the network's own output (Gauss-Newton), or,
-    where the outputs are no logits ``(n, classes)``, of their squared error.
-    ``seven_bit_weights`` is what an AVX2 board runs. ``progress(done, of)`` counts images; the
-    ranges of the activations are taken in a forward pass before the first call.
+    With ``labels`` the loss is the cross-entropy of the true class (empirical Fisher); without, the
+    Gauss-Newton form, from ``draws`` draws an image. ``seven_bit_weights`` is what an AVX2 board
+    runs for int8. ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
+    layer is rounded to, where a quantizer of its own is used. ``around`` is a precision: gradients
+    are then those of the network with all its weights in it, nearer to where a policy of few bits
+    ends, and a removed channel is what it gives there.
+
+    Hooks hold at most ``max_bytes`` at a time, for which batches are made smaller than ``batch``
+    where need be; apart from that stand the changes of the weights (4 bytes a weight and
+    precision) and, of groups with options of fewer channels, 4 bytes an image, draw, channel and
+    precision. Neither the batch nor the memory changes a draw. With ``cache``, a folder, the result
+    is kept there and found again for the same network, images, options and settings.
+    ``progress(done, of)`` counts images; ranges of activations are taken before the first call.
+    Raises BuildError, and ConfigError where ``max_bytes`` does not hold one image.
     """
     if not len(images):
         raise BuildError("no images to compute sensitivities on")
-    folded = fold_batchnorm(network, images[:1])
-    for parameter in folded.parameters():
-        parameter.requires_grad_(False)
-    precisions = {option.precision for choice in options.values() for option in choice}
-    recorders = {
-        name: _Recorder(_layer(folded, name), precisions - {"fp32"}, seven_bit_weights)
-        for group in groups
-        for name in group.producers
-    }
-    with contextlib.ExitStack() as hooks:
-        for recorder in recorders.values():
-            hooks.callback(recorder.layer.register_forward_hook(recorder).remove)
-        if "int8" in precisions:
-            with torch.no_grad():
-                for start in range(0, len(images), batch):
-                    folded(images[start : start + batch])
-        for recorder in recorders.values():
-            recorder.ranging = False
-        _collect(folded, recorders, images, labels, draws, seed, batch, progress)
-    return _summed(groups, options, recorders)
+
+    def compute() -> Sensitivities:
+        folded = fold_batchnorm(network, images[:1])
+        for parameter in folded.parameters():
+            parameter.requires_grad_(False)
+        run = _Pass(folded, groups, options, images, seven_bit_weights, around, rounded or {})
+        run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), progress)
+        return run.result()
+
+    if cache is None:
+        return compute()
+    settings = (
+        FORMULA,
+        draws,
+        seed,
+        seven_bit_weights,
+        around,
+        repr(network),
+        fingerprint(network),
+    )
+    parts = [str(settings), *(dump(group) for group in groups)]
+    parts += [f"{name} {list(map(dump, options[name]))}" for name in sorted(options)]
+    given = [
+        part
+        for layer, ways in sorted((rounded or {}).items())
+        for precision, weights in sorted(ways.items())
+        for part in (layer, precision, weights)
+    ]
+    return cached(cache, digest([*parts, images, labels, *given]), compute)
+
+
+def rounded_weights(weight: Tensor, precision: str, *, seven_bit: bool = False) -> Tensor:
+    """Weights ``(out, ...)`` as ``precision`` represents them, in their own shape, float32.
+
+    int8 holds each channel's largest weight, as the exporter writes it (``seven_bit``: with
+    levels up to 63); study precisions take the scale of least squared error.
+    """
+    weight = weight.detach()
+    if precision == "fp32":
+        return weight
+    if precision == "fp16":
+        return weight.half().float()
+    if precision == "int8":
+        return quantize_weight(weight, 7 if seven_bit else 8, scale="max").dequantized()
+    return round_weights(weight, weight_bits(precision), scale="error")
+
+
+class _Pass:
+    """One pass over the images: a recorder a layer, the totals of every group."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        groups: Sequence[Group],
+        options: Mapping[str, tuple[Option, ...]],
+        images: Tensor,
+        seven_bit: bool,
+        around: str | None,
+        rounded: RoundedWeights,
+    ) -> None:
+        self.network = network
+        self.totals = [_Totals(group, options[group.name]) for group in groups]
+        ranges = {}
+        if any(_input_of(p) == "int8" for total in self.totals for p in total.precisions):
+            ranges = input_ranges(network, images)
+        rounders: dict[str, dict[str, Rounding]] = {
+            name: {"fp16": lambda a: a.half().float(), "int8": interval.rounded}
+            for name, interval in ranges.items()
+        }
+        self.recorders: dict[str, Recorder] = {}
+        for total in self.totals:
+            for name in total.group.producers:
+                layer = _layer(network, name)
+                weights = {
+                    precision: rounded.get(name, {}).get(precision)
+                    for precision in total.precisions
+                }
+                complete = {
+                    precision: rounded_weights(layer.weight, precision, seven_bit=seven_bit)
+                    if given is None
+                    else given
+                    for precision, given in weights.items()
+                }
+                inputs = rounders.get(name, {"fp16": lambda a: a.half().float()})
+                changes = changes_of(
+                    complete, layer.weight, {kind: inputs[kind] for kind in total.inputs}
+                )
+                self.recorders[name] = Recorder(layer, changes, per_channel=total.prunes)
+        if around is not None:
+            for recorder in self.recorders.values():
+                weight = recorder.layer.weight
+                weight.copy_(rounded_weights(weight, around, seven_bit=seven_bit))
+
+    def fitting(self, images: Tensor, batch: int, max_bytes: int) -> int:
+        """The batch, at most ``batch``, for which hooks hold no more than ``max_bytes``.
+
+        Half of the room is for what is held through the pass, half for work on one layer.
+        """
+
+        def look(recorder: Recorder) -> Any:
+            return lambda _module, inputs, output: recorder.size(inputs[0], output)
+
+        with contextlib.ExitStack() as hooks, torch.no_grad():
+            for recorder in self.recorders.values():
+                hooks.callback(recorder.layer.register_forward_hook(look(recorder)).remove)
+            self.network(images[:1])
+        held = sum(recorder.held_bytes for recorder in self.recorders.values())
+        scratch = max(recorder.scratch_bytes for recorder in self.recorders.values())
+        if held + scratch > max_bytes:
+            raise ConfigError(
+                f"sensitivities within {max_bytes} bytes: one image alone takes "
+                f"{held + scratch}; allow at least that"
+            )
+        fits = max(1, min(batch, len(images), max_bytes // 2 // held))
+        for recorder in self.recorders.values():
+            if recorder.scratch_bytes:
+                recorder.chunk = max(1, (max_bytes - fits * held) // recorder.scratch_bytes)
+        return fits
+
+    def collect(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        draws: int,
+        seed: int,
+        batch: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """One forward and, per draw, one backward for every batch."""
+        rounds = 1 if labels is not None else draws
+        # One stream a round, in the order of the images: the batch does not change the draws.
+        seeds = torch.randint(2**31, (rounds,), generator=torch.Generator().manual_seed(seed))
+        streams = [torch.Generator().manual_seed(int(start)) for start in seeds]
+        with contextlib.ExitStack() as hooks, torch.enable_grad():
+            for recorder in self.recorders.values():
+                hooks.callback(recorder.layer.register_forward_hook(recorder).remove)
+            for start in range(0, len(images), batch):
+                # A gradient must be asked for somewhere before the first layer.
+                part = images[start : start + batch].detach().requires_grad_(True)
+                known = None if labels is None else labels[start : start + batch]
+                outputs = self.network(part)
+                for index, stream in enumerate(streams):
+                    loss = _loss(outputs, known, stream)
+                    torch.autograd.grad(
+                        loss, part, retain_graph=index < rounds - 1, allow_unused=True
+                    )
+                    self._take(len(part))
+                del outputs, loss
+                if progress is not None:
+                    progress(start + len(part), len(images))
+
+    def _take(self, count: int) -> None:
+        for total in self.totals:
+            rows = None
+            for name in total.group.producers:
+                own = self.recorders[name].take(count)
+                rows = own if rows is None else rows + own
+            assert rows is not None
+            total.add(rows)
+
+    def result(self) -> Sensitivities:
+        """The columns of all groups; BuildError where a value is no number."""
+        columns = {total.group.name: total.columns() for total in self.totals}
+        if any(value != value for values, _, _ in columns.values() for value in values):
+            raise BuildError(
+                "sensitivities are not numbers: the network's loss overflows or is NaN"
+            )
+        return Sensitivities(
+            options={total.group.name: total.options for total in self.totals},
+            values={name: values for name, (values, _, _) in columns.items()},
+            channel_scores={total.group.name: total.scores() for total in self.totals},
+            weights={name: weights for name, (_, weights, _) in columns.items()},
+            activations={name: inputs for name, (_, _, inputs) in columns.items()},
+        )
 
 
 def _layer(network: nn.Module, name: str) -> Layer:
@@ -121,188 +281,85 @@ def _layer(network: nn.Module, name: str) -> Layer:
     return layer
 
 
-def _collect(
-    network: nn.Module,
-    recorders: Mapping[str, _Recorder],
-    images: Tensor,
-    labels: Tensor | None,
-    draws: int,
-    seed: int,
-    batch: int,
-    progress: Callable[[int, int], None] | None,
-) -> None:
-    """The pass: one forward and, per draw, one backward for every batch."""
-    generator = torch.Generator().manual_seed(seed)
-    rounds = 1 if labels is not None else draws
-    for start in range(0, len(images), batch):
-        # A gradient must be asked for somewhere before the first layer.
-        part = images[start : start + batch].detach().requires_grad_(True)
-        with torch.enable_grad():
-            outputs = network(part)
-            known = None if labels is None else labels[start : start + batch]
-            losses = [_loss(outputs, known, generator) for _ in range(rounds)]
-        for index, loss in enumerate(losses):
-            last = index == rounds - 1
-            outs = [output for r in recorders.values() for output in r.outputs]
-            gradients = torch.autograd.grad(loss, outs, retain_graph=not last, allow_unused=True)
-            given = iter(gradients)
-            for recorder in recorders.values():
-                recorder.add([next(given) for _ in recorder.outputs], len(part))
-        for recorder in recorders.values():
-            recorder.forget()
-        if progress is not None:
-            progress(start + len(part), len(images))
+def _input_of(precision: str) -> str:
+    """How a layer in ``precision`` rounds its input: all but fp16 read eight bits."""
+    return "fp16" if precision == "fp16" else "int8"
 
 
-def _loss(outputs: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+        return
+    for output in outputs.values() if isinstance(outputs, Mapping) else outputs:
+        yield from _tensors(output)
+
+
+def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tensor:
     """A sum over the batch whose gradient is, image by image, that of the image's own loss."""
     if labels is not None:
         return functional.cross_entropy(outputs, labels, reduction="sum")
-    if outputs.ndim == 2 and outputs.shape[1] > 1:
-        drawn = torch.multinomial(outputs.detach().softmax(1), 1, generator=generator).squeeze(1)
-        return functional.cross_entropy(outputs, drawn, reduction="sum")
-    # Squared error 1/2 |f(x) - f0(x)|^2 has the Gauss-Newton matrix J^T J; random signs v give
-    # its unbiased estimate J^T v v^T J (Hutchinson).
-    signs = torch.randint(0, 2, outputs.shape, generator=generator) * 2 - 1
-    return (outputs * signs).sum()
+    losses = []
+    for output in _tensors(outputs):
+        signs = torch.randint(0, 2, output.shape, generator=stream).to(output.dtype) * 2 - 1
+        if output is outputs and output.ndim == 2 and output.shape[1] > 1:
+            shares = output.detach().softmax(1)
+            roots = shares.sqrt() * signs
+            signs = roots - shares * roots.sum(1, keepdim=True)
+        losses.append((output * signs).sum())
+    return torch.stack(losses).sum()
 
 
-class _Recorder:
-    """Forward hook of one layer: its inner products with every change, ``[N, C]`` each."""
+class _Totals:
+    """What a group's inner products add up to; rows of channels only where options differ in them.
 
-    def __init__(self, layer: Layer, precisions: set[str], seven_bit_weights: bool) -> None:
-        self.layer = layer
-        self.ranging = True
-        self.outputs: list[Tensor] = []
-        self._removals: list[Tensor] = []
-        self._changes: list[dict[str, Tensor]] = []
-        self._low, self._high = 0.0, 0.0  # a quantized range always holds zero
-        self._rows: dict[str, list[Tensor]] = {name: [] for name in ("removed", *precisions)}
-        self._weights = {
-            precision: _rounded_weights(layer.weight, precision, seven_bit_weights)
-            for precision in precisions
-        }
-        groups = getattr(layer, "groups", 1)
-        self._depthwise = groups > 1 and groups == layer.weight.shape[0]
+    Double precision: channels are summed with mixed signs before squaring.
+    """
 
-    def __call__(
-        self, _module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> Tensor | None:
-        a = inputs[0].detach()
-        if self.ranging:
-            self._low = min(self._low, float(a.min()))
-            self._high = max(self._high, float(a.max()))
-            return None
-        with torch.no_grad():
-            changes = {}
-            for precision, weights in self._weights.items():
-                rounded = self._rounded_input(a, precision)
-                changes[precision] = self._apply(a, weights - self.layer.weight) + self._apply(
-                    rounded - a, self.layer.weight
-                )
-            self._changes.append(changes)
-            if self._depthwise:
-                bias = self.layer.bias
-                shape = (1, -1) + (1,) * (output.ndim - 2)
-                removal = torch.zeros(shape) if bias is None else -bias.detach().view(shape)
-                self._removals.append(removal.expand_as(output))
-            else:
-                self._removals.append(-output.detach())
-        self.outputs.append(output)
-        # The network goes on with a copy: an in-place activation would turn the gradient with
-        # respect to this tensor into that with respect to the activation's result.
-        return output.clone()
+    def __init__(self, group: Group, options: tuple[Option, ...]) -> None:
+        self.group, self.options = group, options
+        self.prunes = any(option.channels < group.channels for option in options)
+        self.precisions = sorted({option.precision for option in options} - {"fp32"})
+        self.inputs = sorted({_input_of(precision) for precision in self.precisions})
+        self._squares = torch.zeros(group.channels, dtype=torch.float64)
+        self._count = 0
+        self._rows: list[Rows] = []
 
-    def _apply(self, a: Tensor, weight: Tensor) -> Tensor:
-        """The layer without its bias, with other weights."""
-        layer = self.layer
-        if isinstance(layer, nn.Linear):
-            return functional.linear(a, weight)
-        no_bias: Any = None
-        result: Tensor = layer._conv_forward(a, weight, no_bias)
-        return result
+    def add(self, rows: Rows) -> None:
+        """The rows of some images, summed over the group's producers."""
+        self._squares += rows.removed.double().square().sum(0)
+        self._count += len(rows.removed)
+        if not self.prunes:
+            rows = Rows(rows.removed[:, :0], rows.weights, rows.inputs)
+        self._rows.append(rows)
 
-    def _rounded_input(self, a: Tensor, precision: str) -> Tensor:
-        if precision == "fp16":
-            return a.half().float()
-        scale = (self._high - self._low) / 255
-        if scale == 0:
-            return a
-        zero = round(-self._low / scale)
-        levels = (a / scale).round().add_(zero).clamp_(0, 255)
-        return (levels - zero) * scale
+    def scores(self) -> tuple[float, ...]:
+        """What removing each channel alone is expected to cost."""
+        return tuple((self._squares / (2 * self._count)).tolist())
 
-    def add(self, gradients: Sequence[Tensor | None], count: int) -> None:
-        """One row an image; a layer that is called twice sums its calls."""
-        rows: dict[str, Tensor] = {}
-        for gradient, removal, changes in zip(
-            gradients, self._removals, self._changes, strict=True
-        ):
-            for name, change in (("removed", removal), *changes.items()):
-                row = _per_channel(gradient, change, self.layer, count)
-                rows[name] = rows[name] + row if name in rows else row
-        for name, row in rows.items():
-            self._rows[name].append(row)
-
-    def forget(self) -> None:
-        """Drop what the batch left, so that memory is bounded by one batch."""
-        self.outputs, self._removals, self._changes = [], [], []
-
-    def matrix(self, name: str) -> Tensor:
-        """``[N, C]`` in double precision: these are summed with mixed signs before squaring."""
-        return torch.cat(self._rows[name]).double()
-
-
-def _per_channel(gradient: Tensor | None, change: Tensor, layer: Layer, count: int) -> Tensor:
-    if gradient is None:  # the output does not reach the loss
-        return torch.zeros(count, layer.weight.shape[0])
-    product = gradient * change
-    if isinstance(layer, nn.Linear):
-        return product.reshape(count, -1, product.shape[-1]).sum(1)
-    return product.flatten(2).sum(2)
-
-
-def _rounded_weights(weight: Tensor, precision: str, seven_bit: bool) -> Tensor:
-    """Weights as the engine sees them: symmetric with one scale an output channel, for int8."""
-    weight = weight.detach()
-    if precision == "fp16":
-        return weight.half().float()
-    levels = 63 if seven_bit else 127
-    peak = weight.flatten(1).abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny)
-    scale = (peak / levels).view(-1, *(1,) * (weight.ndim - 1))
-    return (weight / scale).round() * scale
-
-
-def _summed(
-    groups: Sequence[Group],
-    options: Mapping[str, tuple[Option, ...]],
-    recorders: Mapping[str, _Recorder],
-) -> Sensitivities:
-    values: dict[str, tuple[float, ...]] = {}
-    channel_scores: dict[str, tuple[float, ...]] = {}
-    for group in groups:
-
-        def total(name: str, group: Group = group) -> Tensor:
-            return torch.stack([recorders[layer].matrix(name) for layer in group.producers]).sum(0)
-
-        removed = total("removed")
-        scores = tuple((removed.square().mean(0) / 2).tolist())
-        changed = {
-            precision: total(precision)
-            for precision in {option.precision for option in options[group.name]} - {"fp32"}
-        }
-        column = []
-        for option in options[group.name]:
-            keep = torch.zeros(group.channels, dtype=torch.bool)
-            keep[list(_best(scores, option.channels))] = True
-            inner = removed[:, ~keep].sum(1)
+    def columns(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """The options' values, those of their weights alone and of their activations alone."""
+        removed = torch.cat([rows.removed for rows in self._rows]).double()
+        weights = torch.cat([rows.weights for rows in self._rows], 1).double()
+        inputs = torch.cat([rows.inputs for rows in self._rows], 1).double()
+        scores = self.scores()
+        found = []
+        for option in self.options:
+            keep = torch.zeros(self.group.channels, dtype=torch.bool)
+            keep[list(best_channels(scores, option.channels))] = True
+            chosen = keep if self.prunes else torch.ones(1, dtype=torch.bool)
+            by_weights = torch.zeros(self._count, dtype=torch.float64)
+            by_inputs = torch.zeros(self._count, dtype=torch.float64)
+            if self.prunes:
+                by_weights += removed[:, ~keep].sum(1)
             if option.precision != "fp32":
-                inner = inner + changed[option.precision][:, keep].sum(1)
-            column.append(float(inner.square().mean() / 2))
-        values[group.name] = tuple(column)
-        channel_scores[group.name] = scores
-    if any(value != value for column in values.values() for value in column):
-        raise BuildError("sensitivities are not numbers: the network's loss overflows or is NaN")
-    return Sensitivities(
-        {group.name: options[group.name] for group in groups}, values, channel_scores
-    )
+                by_weights += weights[self.precisions.index(option.precision)][:, chosen].sum(1)
+                kind = self.inputs.index(_input_of(option.precision))
+                by_inputs += inputs[kind][:, chosen].sum(1)
+            found.append(
+                tuple(
+                    float(inner.square().mean() / 2)
+                    for inner in (by_weights + by_inputs, by_weights, by_inputs)
+                )
+            )
+        values, by_weight, by_input = zip(*found, strict=True)
+        return values, by_weight, by_input

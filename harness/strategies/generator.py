@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.allocation import knapsack
-from harness.errors import InfeasibleBudget
-from harness.records import Group, Option, Strategy, StrategyEntry
+from harness.errors import ConfigError, InfeasibleBudget
+from harness.records import Group, Option, Strategy, StrategyEntry, is_study
 from harness.sensitivity.curvature import Sensitivities
 from harness.strategies.predictor import Costs, NetworkCosts
 from harness.strategies.requirements import Limits
@@ -132,6 +132,15 @@ def strategy(
     )
 
 
+def _require_board_options(options: Options) -> None:
+    for name, choices in options.items():
+        if study := sorted({o.precision for o in choices if is_study(o.precision)}):
+            raise ConfigError(
+                f"group {name} is offered {', '.join(study)} under a budget of a board, but no "
+                "board runs that: it is for studies; offer what available_precisions gives"
+            )
+
+
 def _infeasible(limits: Limits, cheapest: Costs) -> InfeasibleBudget:
     reach, nearest = [], []
     if limits.latency_s is not None:
@@ -164,6 +173,7 @@ class _Search:
         self.names = tuple(group.name for group in costs.groups)
         self.options = tuple(options[name] for name in self.names)
         self.limits = limits
+        _require_board_options(options)
         # The sensitivities may cover more options than are allowed here.
         self.values = tuple(
             tuple(

