@@ -20,6 +20,7 @@ __all__ = [
     "free_output",
     "insert_pairs",
     "keep_float",
+    "read_float",
 ]
 
 # Quantized whatever their neighbours are.
@@ -127,6 +128,29 @@ def keep_float(ops: Sequence[Op]) -> tuple[Op, ...]:
         else op
         for op in ops
     )
+
+
+def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
+    """``ops`` in which no float operator reads a float one's result through a Q/DQ pair.
+
+    ``quantized`` are the operators on integers. The network's outputs are such readers, too.
+    """
+    written = {t for op in ops if op.op == QDQ or op.name in quantized for t in op.outputs}
+    plain = {op.outputs[0]: op.inputs[0] for op in ops if op.op == QDQ}
+    plain = {copy: source for copy, source in plain.items() if source not in written}
+    given = {plain[op.outputs[0]] for op in ops if op.exported and op.outputs[0] in plain}
+    result = []
+    for op in ops:
+        if op.op == QDQ:
+            changed = dataclasses.replace(op, exported=op.exported and op.inputs[0] in written)
+        elif op.name in quantized:
+            changed = op
+        else:
+            inputs = tuple(plain.get(tensor, tensor) for tensor in op.inputs)
+            exported = op.exported or not given.isdisjoint(op.outputs)
+            changed = dataclasses.replace(op, inputs=inputs, exported=exported)
+        result.append(changed)
+    return tuple(result)
 
 
 def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
