@@ -131,9 +131,10 @@ def keep_float(ops: Sequence[Op]) -> tuple[Op, ...]:
 
 
 def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
-    """``ops`` in which no float operator reads a float one's result through a Q/DQ pair.
+    """``ops`` in which float operators read what is there in floats, not a quantized copy of it.
 
-    ``quantized`` are the operators on integers. The network's outputs are such readers, too.
+    ``quantized`` are the operators on integers. What a float operator wrote is there in floats, for
+    the network's outputs as well, and so is a constant that is shared with a quantized operator.
     """
     written = {t for op in ops if op.op == QDQ or op.name in quantized for t in op.outputs}
     plain = {op.outputs[0]: op.inputs[0] for op in ops if op.op == QDQ}
@@ -148,7 +149,9 @@ def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
         else:
             inputs = tuple(plain.get(tensor, tensor) for tensor in op.inputs)
             exported = op.exported or not given.isdisjoint(op.outputs)
-            changed = dataclasses.replace(op, inputs=inputs, exported=exported)
+            changed = dataclasses.replace(
+                op, inputs=inputs, exported=exported, dequantized=(), integer_weight=False
+            )
         result.append(changed)
     return tuple(result)
 

@@ -184,6 +184,25 @@ def test_float_readers_of_what_a_float_layer_writes_read_it_as_it_is(tmp_path: P
     assert made_by[inner.input[0]] == "DequantizeLinear"
 
 
+def test_a_float_layer_keeps_the_constants_that_it_shares_with_an_integer_one(
+    tmp_path: Path,
+) -> None:
+    """Exporters make equal constants one: here the biases of two layers of as many channels."""
+    source, out = exported(tmp_path), tmp_path / "int8.onnx"
+    model = onnx.load(source)
+    wide, shortcut = (n for n in model.graph.node if n.name in ("/wide/Conv", "/shortcut/Conv"))
+    shortcut.input[2] = wide.input[2]
+    onnx.save(model, source)
+    board = replace(facts(), machine="aarch64")
+    quantize(source, out, calibration=IMAGES.numpy(), int8_layers=["shortcut"], board=board)
+    nodes = {node.name: node for node in onnx.load(out).graph.node}
+    assert nodes["/wide/Conv"].input[2] == wide.input[2]
+    assert nodes["/shortcut/Conv"].input[2] != wide.input[2]
+    predicted = graph.rewrite(graph.read(source), precision={"/shortcut/Conv": "int8"})
+    assert works(predicted) == works(graph.read(out))
+    assert not any(kernel.name.endswith("constant_dequantize") for kernel in predicted)
+
+
 def test_what_reads_integers_alone_works_on_integers(tmp_path: Path) -> None:
     """A sum of two int8 layers stays in bytes though a float layer reads it."""
     network = seeded(Residual)
