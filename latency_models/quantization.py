@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence, Set
+from typing import Any
 
 from latency_models.operators import QDQ, Op
 
@@ -124,7 +125,7 @@ def keep_float(ops: Sequence[Op]) -> tuple[Op, ...]:
     """``ops`` in which no layer with float weights is quantized by the runtime on its own."""
     return tuple(
         dataclasses.replace(op, kept_float=True)
-        if op.weight is not None and not op.integer_weight
+        if op.weight is not None and not op.integer_weight and not op.kept_float
         else op
         for op in ops
     )
@@ -142,17 +143,19 @@ def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
     given = {plain[op.outputs[0]] for op in ops if op.exported and op.outputs[0] in plain}
     result = []
     for op in ops:
+        changed: dict[str, Any] = {}
         if op.op == QDQ:
-            changed = dataclasses.replace(op, exported=op.exported and op.inputs[0] in written)
-        elif op.name in quantized:
-            changed = op
-        else:
-            inputs = tuple(plain.get(tensor, tensor) for tensor in op.inputs)
-            exported = op.exported or not given.isdisjoint(op.outputs)
-            changed = dataclasses.replace(
-                op, inputs=inputs, exported=exported, dequantized=(), integer_weight=False
-            )
-        result.append(changed)
+            if op.exported and op.inputs[0] not in written:
+                changed["exported"] = False
+        elif op.name not in quantized:
+            if not plain.keys().isdisjoint(op.inputs):
+                changed["inputs"] = tuple(plain.get(tensor, tensor) for tensor in op.inputs)
+            if not given.isdisjoint(op.outputs):
+                changed["exported"] = True
+            if op.dequantized or op.integer_weight:
+                changed |= {"dequantized": (), "integer_weight": False}
+        # Copying an operator takes longer than all of this.
+        result.append(dataclasses.replace(op, **changed) if changed else op)
     return tuple(result)
 
 
@@ -221,8 +224,9 @@ def _rewire(
             for t, s in zip(outputs, op.out_shapes, strict=True)
             if t in paired
         ]
-        result.append(
-            dataclasses.replace(
+        touched = pairs or outputs != op.outputs or not paired.keys().isdisjoint(op.inputs)
+        if touched or op.weight in stored or op.bias in stored:
+            op = dataclasses.replace(
                 op,
                 inputs=tuple(read(t) for t in op.inputs),
                 outputs=outputs,
@@ -230,7 +234,7 @@ def _rewire(
                 integer_weight=op.integer_weight or op.weight in stored,
                 exported=op.exported and not pairs,
             )
-        )
+        result.append(op)
         result.extend(pairs)
     return result
 

@@ -282,7 +282,9 @@ def _solved(
             at = list(answer.choice)
     except InfeasibleBudget as error:
         row["outcome"] = "infeasible"
-        nearest = max(c.constant + near for c, near in zip(cuts, error.nearest, strict=True))
+        nearest = max(
+            float(cut.constant + least) for cut, least in zip(cuts, error.nearest, strict=True)
+        )
         return {**row, "latency_s": nearest, **_effort(started, cuts)}
     except BoardfitError as error:
         return {**row, "outcome": str(error), "latency_s": None, **_effort(started, cuts)}
