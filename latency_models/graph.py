@@ -142,7 +142,8 @@ def lowered(
             ops = insert_pairs(ops, chosen | (rest - set(precisions)))
         else:
             chosen |= carriers(ops, chosen) - set(precisions)
-            ops = keep_float(free_output(read_float(insert_pairs(ops, chosen), chosen)))
+            ops = read_float(insert_pairs(ops, chosen, shares=False), chosen)
+            ops = keep_float(free_output(ops))
     if isinstance(target, GpuRuntime):
         return lower_gpu(ops, runtime=target, base=base, precision=precisions)
     return lower(ops, runtime=target)

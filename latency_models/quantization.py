@@ -132,10 +132,9 @@ def keep_float(ops: Sequence[Op]) -> tuple[Op, ...]:
 
 
 def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
-    """``ops`` in which float operators read what is there in floats, not a quantized copy of it.
+    """``ops`` in which no float operator reads a float one's result through a Q/DQ pair.
 
-    ``quantized`` are the operators on integers. What a float operator wrote is there in floats, for
-    the network's outputs as well, and so is a constant that is shared with a quantized operator.
+    ``quantized`` are the operators on integers. The network's outputs are such readers, too.
     """
     written = {t for op in ops if op.op == QDQ or op.name in quantized for t in op.outputs}
     plain = {op.outputs[0]: op.inputs[0] for op in ops if op.op == QDQ}
@@ -152,17 +151,16 @@ def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
                 changed["inputs"] = tuple(plain.get(tensor, tensor) for tensor in op.inputs)
             if not given.isdisjoint(op.outputs):
                 changed["exported"] = True
-            if op.dequantized or op.integer_weight:
-                changed |= {"dequantized": (), "integer_weight": False}
         # Copying an operator takes longer than all of this.
         result.append(dataclasses.replace(op, **changed) if changed else op)
     return tuple(result)
 
 
-def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
+def insert_pairs(ops: Sequence[Op], quantized: Set[str], *, shares: bool = True) -> tuple[Op, ...]:
     """``ops`` with a Q/DQ pair on every tensor that quantizing the operators named puts one on.
 
     ``quantized`` holds operator names; those that cannot be quantized are left as they are.
+    ``shares``: a constant that one of them shares with others is stored as integers for all.
     """
     readers: dict[str, int] = {}
     for op in ops:
@@ -192,7 +190,8 @@ def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
             paired.update(dict.fromkeys(op.inputs))
             stored.update(n for n in (op.weight, op.bias) if n)
         paired.update(dict.fromkeys(op.outputs))
-    return tuple(_rewire(ops, paired, renamed, removed, stored))
+    holders = None if shares else quantized
+    return tuple(_rewire(ops, paired, renamed, removed, stored, holders))
 
 
 def _rewire(
@@ -201,7 +200,10 @@ def _rewire(
     renamed: dict[str, str],
     removed: set[str],
     stored: set[str],
+    holders: Set[str] | None,
 ) -> list[Op]:
+    """``holders`` read the constants that are ``stored`` as integers; None: whoever has them."""
+
     def read(tensor: str) -> str:
         return f"{tensor}/dequantized" if tensor in paired else tensor
 
@@ -225,13 +227,14 @@ def _rewire(
             if t in paired
         ]
         touched = pairs or outputs != op.outputs or not paired.keys().isdisjoint(op.inputs)
-        if touched or op.weight in stored or op.bias in stored:
+        own = stored if holders is None or op.name in holders else set()
+        if touched or op.weight in own or op.bias in own:
             op = dataclasses.replace(
                 op,
                 inputs=tuple(read(t) for t in op.inputs),
                 outputs=outputs,
-                dequantized=_dequantized(op, stored),
-                integer_weight=op.integer_weight or op.weight in stored,
+                dequantized=_dequantized(op, own),
+                integer_weight=op.integer_weight or op.weight in own,
                 exported=op.exported and not pairs,
             )
         result.append(op)
@@ -240,10 +243,7 @@ def _rewire(
 
 
 def _dequantized(op: Op, stored: set[str]) -> tuple[int, ...]:
-    """Element counts of the op's constants that the export stores as integers.
-
-    A constant that a quantized operator shares with others is stored as integers for all of them.
-    """
+    """Element counts of the op's constants that the export stores as integers."""
     if op.weight is None:
         return op.dequantized
     sizes = []
