@@ -20,7 +20,14 @@ from latency_models.operators import QDQ, Op
 from latency_models.parse import load, parse
 from latency_models.patterns import without_repeats
 from latency_models.propagation import propagate
-from latency_models.quantization import QUANTIZABLE, carriers, free_output, insert_pairs, keep_float
+from latency_models.quantization import (
+    QUANTIZABLE,
+    carriers,
+    free_output,
+    insert_pairs,
+    keep_float,
+    read_float,
+)
 
 __all__ = [
     "RUNTIMES",
@@ -134,8 +141,9 @@ def lowered(
             rest = {op.name for op in ops if op.op in QUANTIZABLE and op.weight is None}
             ops = insert_pairs(ops, chosen | (rest - set(precisions)))
         else:
-            rest = carriers(ops, chosen) - set(precisions)
-            ops = keep_float(free_output(insert_pairs(ops, chosen | rest)))
+            chosen |= carriers(ops, chosen) - set(precisions)
+            ops = read_float(insert_pairs(ops, chosen, shares=False), chosen)
+            ops = keep_float(free_output(ops))
     if isinstance(target, GpuRuntime):
         return lower_gpu(ops, runtime=target, base=base, precision=precisions)
     return lower(ops, runtime=target)

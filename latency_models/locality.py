@@ -102,11 +102,6 @@ class _Influences:
         for op in ops:
             for tensor in dict.fromkeys(op.inputs):
                 self.readers.setdefault(tensor, []).append(op)
-        # A constant that one layer has quantized is dequantized for all that share it.
-        self.holders: dict[str, list[str]] = {}
-        for op in ops:
-            for constant in _constants(op):
-                self.holders.setdefault(constant, []).append(op.name)
         # What decides the form in which each operator leaves its result.
         self.before: dict[str, Influence] = {}
         self.producer = {tensor: op for op in ops for tensor in op.outputs}
@@ -125,8 +120,6 @@ class _Influences:
     def _before(self, op: Op) -> Influence:
         if _is_layer(op):
             own = _reads(op.inputs, Reading.FIT)
-            for constant in _constants(op):
-                _add(own, dict.fromkeys(((name, None) for name in self.holders[constant]), 1))
             _add(own, {(op.name, None): 0})
             return own
         aligned = op.kind in ("pool", "global_pool", "concat")
@@ -177,10 +170,6 @@ class _Influences:
         for reader in self.readers.get(tensor, []):
             _add(own, self._needed_by(reader), farther=1)
         return own
-
-
-def _constants(op: Op) -> tuple[str, ...]:
-    return tuple(name for name in (op.weight, op.bias) if name) if _is_layer(op) else ()
 
 
 def _reads(tensors: Sequence[str], reading: Reading) -> Influence:

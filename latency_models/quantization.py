@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence, Set
+from typing import Any
 
 from latency_models.operators import QDQ, Op
 
@@ -20,6 +21,7 @@ __all__ = [
     "free_output",
     "insert_pairs",
     "keep_float",
+    "read_float",
 ]
 
 # Quantized whatever their neighbours are.
@@ -123,16 +125,42 @@ def keep_float(ops: Sequence[Op]) -> tuple[Op, ...]:
     """``ops`` in which no layer with float weights is quantized by the runtime on its own."""
     return tuple(
         dataclasses.replace(op, kept_float=True)
-        if op.weight is not None and not op.integer_weight
+        if op.weight is not None and not op.integer_weight and not op.kept_float
         else op
         for op in ops
     )
 
 
-def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
+def read_float(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
+    """``ops`` in which no float operator reads a float one's result through a Q/DQ pair.
+
+    ``quantized`` are the operators on integers. The network's outputs are such readers, too.
+    """
+    written = {t for op in ops if op.op == QDQ or op.name in quantized for t in op.outputs}
+    plain = {op.outputs[0]: op.inputs[0] for op in ops if op.op == QDQ}
+    plain = {copy: source for copy, source in plain.items() if source not in written}
+    given = {plain[op.outputs[0]] for op in ops if op.exported and op.outputs[0] in plain}
+    result = []
+    for op in ops:
+        changed: dict[str, Any] = {}
+        if op.op == QDQ:
+            if op.exported and op.inputs[0] not in written:
+                changed["exported"] = False
+        elif op.name not in quantized:
+            if not plain.keys().isdisjoint(op.inputs):
+                changed["inputs"] = tuple(plain.get(tensor, tensor) for tensor in op.inputs)
+            if not given.isdisjoint(op.outputs):
+                changed["exported"] = True
+        # Copying an operator takes longer than all of this.
+        result.append(dataclasses.replace(op, **changed) if changed else op)
+    return tuple(result)
+
+
+def insert_pairs(ops: Sequence[Op], quantized: Set[str], *, shares: bool = True) -> tuple[Op, ...]:
     """``ops`` with a Q/DQ pair on every tensor that quantizing the operators named puts one on.
 
     ``quantized`` holds operator names; those that cannot be quantized are left as they are.
+    ``shares``: a constant that one of them shares with others is stored as integers for all.
     """
     readers: dict[str, int] = {}
     for op in ops:
@@ -162,7 +190,8 @@ def insert_pairs(ops: Sequence[Op], quantized: Set[str]) -> tuple[Op, ...]:
             paired.update(dict.fromkeys(op.inputs))
             stored.update(n for n in (op.weight, op.bias) if n)
         paired.update(dict.fromkeys(op.outputs))
-    return tuple(_rewire(ops, paired, renamed, removed, stored))
+    holders = None if shares else quantized
+    return tuple(_rewire(ops, paired, renamed, removed, stored, holders))
 
 
 def _rewire(
@@ -171,7 +200,10 @@ def _rewire(
     renamed: dict[str, str],
     removed: set[str],
     stored: set[str],
+    holders: Set[str] | None,
 ) -> list[Op]:
+    """``holders`` read the constants that are ``stored`` as integers; None: whoever has them."""
+
     def read(tensor: str) -> str:
         return f"{tensor}/dequantized" if tensor in paired else tensor
 
@@ -194,25 +226,24 @@ def _rewire(
             for t, s in zip(outputs, op.out_shapes, strict=True)
             if t in paired
         ]
-        result.append(
-            dataclasses.replace(
+        touched = pairs or outputs != op.outputs or not paired.keys().isdisjoint(op.inputs)
+        own = stored if holders is None or op.name in holders else set()
+        if touched or op.weight in own or op.bias in own:
+            op = dataclasses.replace(
                 op,
                 inputs=tuple(read(t) for t in op.inputs),
                 outputs=outputs,
-                dequantized=_dequantized(op, stored),
-                integer_weight=op.integer_weight or op.weight in stored,
+                dequantized=_dequantized(op, own),
+                integer_weight=op.integer_weight or op.weight in own,
                 exported=op.exported and not pairs,
             )
-        )
+        result.append(op)
         result.extend(pairs)
     return result
 
 
 def _dequantized(op: Op, stored: set[str]) -> tuple[int, ...]:
-    """Element counts of the op's constants that the export stores as integers.
-
-    A constant that a quantized operator shares with others is stored as integers for all of them.
-    """
+    """Element counts of the op's constants that the export stores as integers."""
     if op.weight is None:
         return op.dequantized
     sizes = []

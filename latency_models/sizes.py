@@ -18,8 +18,9 @@ import numpy.typing as npt
 __all__ = ["Ints", "Size", "Terms", "evaluate", "terms_of"]
 
 Ints = npt.NDArray[np.int64]
-# Coefficient by monomial, ascending: (3, 3) is the square of width 3, () the constant.
-Terms = tuple[tuple[tuple[int, ...], Fraction], ...]
+# Coefficient by monomial, ascending: (3, 3) is the square of width 3, () the constant. Whole ones
+# are plain integers, which are compared and hashed far sooner.
+Terms = tuple[tuple[tuple[int, ...], Fraction | int], ...]
 
 
 class Size(int):
@@ -36,7 +37,7 @@ class Size(int):
     def width(cls, variable: int, value: int) -> Size:
         """The width number ``variable`` itself, which is ``value`` here."""
         size = cls(value)
-        size._terms = (((variable,), Fraction(1)),)
+        size._terms = (((variable,), 1),)
         return size
 
     @classmethod
@@ -73,13 +74,13 @@ class Size(int):
             elif how == "*":
                 self._terms = _product(terms_of(left), terms_of(right))
             else:
-                self._terms = tuple((m, c / right) for m, c in terms_of(left))
+                self._terms = tuple((m, _quotient(c, right)) for m, c in terms_of(left))
         return self._terms
 
 
 def terms_of(size: int) -> Terms:
     """The polynomial of any size; that of a plain number is constant."""
-    return size.terms if isinstance(size, Size) else (((), Fraction(size)),)
+    return size.terms if isinstance(size, Size) else (((), int(size)),)
 
 
 def evaluate(terms: int | Terms, widths: Mapping[int, Ints]) -> Ints | int:
@@ -100,10 +101,15 @@ def evaluate(terms: int | Terms, widths: Mapping[int, Ints]) -> Ints | int:
     return result  # type: ignore[no-any-return]
 
 
-def _collected(pairs: list[tuple[tuple[int, ...], Fraction]]) -> Terms:
-    result: dict[tuple[int, ...], Fraction] = {}
+def _quotient(coefficient: Fraction | int, divisor: int) -> Fraction | int:
+    exact = Fraction(coefficient) / divisor
+    return exact.numerator if exact.denominator == 1 else exact
+
+
+def _collected(pairs: list[tuple[tuple[int, ...], Fraction | int]]) -> Terms:
+    result: dict[tuple[int, ...], Fraction | int] = {}
     for monomial, coefficient in pairs:
-        result[monomial] = result.get(monomial, Fraction(0)) + coefficient
+        result[monomial] = result.get(monomial, 0) + coefficient
     return tuple(sorted((m, c) for m, c in result.items() if c))
 
 

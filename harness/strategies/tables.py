@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from harness.allocation.coupled import Table
 from harness.errors import LatencyModelError
 from harness.records import Option
 from harness.strategies.predictor import NetworkCosts, weight_bytes
@@ -23,7 +24,7 @@ from latency_models.calibration import LatencyModel
 from latency_models.kernels import Works, channel_count
 from latency_models.sizes import evaluate
 
-__all__ = ["NetworkTables", "Sum", "Table", "network_tables"]
+__all__ = ["NetworkTables", "Sum", "network_tables"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -36,23 +37,6 @@ _SMALL = 4096
 _SECONDS, _STEPS, _MACS, _BYTES = range(4)
 _QUANTITIES = 4
 TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Table:
-    """What some groups take together: ``costs[s0, s1, ...]``, ``s_i`` the state of ``groups[i]``.
-
-    ``states[i][j]`` is the state of option ``j`` of ``groups[i]``.
-    """
-
-    groups: tuple[int, ...]
-    costs: Floats
-    states: tuple[Ints, ...]
-
-    def at(self, choice: Sequence[int]) -> float:
-        """What the groups take when group ``l`` has option ``choice[l]``."""
-        pairs = zip(self.groups, self.states, strict=True)
-        return float(self.costs[tuple(states[choice[group]] for group, states in pairs)])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -222,13 +206,13 @@ class _Builder:
         constants = [[0.0] for _ in range(_QUANTITIES)]
         found: list[list[Table]] = [[] for _ in range(_QUANTITIES)]
         for scope in self.structure.scopes:
-            table = self._table(scope)
+            groups, costs, states = self._costs(scope)
             for quantity in range(_QUANTITIES):
-                own = _reduced(Table(table.groups, table.costs[..., quantity], table.states))
-                if own.groups:
+                own = _reduced(groups, costs[..., quantity], states)
+                if isinstance(own, Table):
                     found[quantity].append(own)
                 else:
-                    constants[quantity].append(float(own.costs))
+                    constants[quantity].append(own)
         return [
             Sum(math.fsum(constant), _collected(tables))
             for constant, tables in zip(constants, found, strict=True)
@@ -285,8 +269,8 @@ class _Builder:
         size = weight_bytes(kernel.precision, numbers, channels)
         return works, np.broadcast_to(np.asarray(size, float), (length,))
 
-    def _table(self, scope: Scope) -> Table:
-        """What a place's kernels take; its last axis is the quantity."""
+    def _costs(self, scope: Scope) -> tuple[tuple[int, ...], Floats, list[Ints]]:
+        """What a place's kernels take, as a table's parts; the costs' last axis is the quantity."""
         used = {g for found in scope.kernels.values() for t in found for g in self.axes[t]}
         groups, ids = tuple(sorted({*scope.ids, *used})), scope.ids
         states, own, wide = [], [], []
@@ -313,7 +297,7 @@ class _Builder:
                 shape = [len(rows[a]) if a in axes else 1 for a in range(len(groups))]
                 total += picked.reshape(*shape, _QUANTITIES)
             costs[np.ix_(*rows)] += total
-        return Table(groups, costs, tuple(states))
+        return groups, costs, states
 
 
 def _merged(tables: Sequence[Table]) -> Table:
@@ -322,7 +306,7 @@ def _merged(tables: Sequence[Table]) -> Table:
         return tables[0]
     states, picks = [], []
     for axis in range(len(tables[0].groups)):
-        together = np.stack([table.states[axis] for table in tables])
+        together = np.stack([_states(table)[axis] for table in tables])
         different, state = np.unique(together, axis=1, return_inverse=True)
         states.append(state.reshape(-1))
         picks.append(different)
@@ -332,9 +316,17 @@ def _merged(tables: Sequence[Table]) -> Table:
     return Table(tables[0].groups, np.asarray(costs), tuple(states))
 
 
-def _reduced(table: Table) -> Table:
-    """``table`` with states that cost the same made one, and without groups that do not matter."""
-    groups, costs, states = list(table.groups), table.costs, list(table.states)
+def _states(table: Table) -> tuple[Ints, ...]:
+    """The states of a table that was made here: all are there."""
+    return tuple(states for states in table.states if states is not None)
+
+
+def _reduced(of: Sequence[int], costs: Floats, by_axis: Sequence[Ints]) -> Table | float:
+    """The table with states that cost the same made one, and without groups that do not matter.
+
+    A number where no group does.
+    """
+    groups, states = list(of), list(by_axis)
     for axis in range(len(groups) - 1, -1, -1):
         rows = np.ascontiguousarray(np.moveaxis(costs, axis, 0)).reshape(costs.shape[axis], -1)
         place: dict[bytes, int] = {}
@@ -346,7 +338,7 @@ def _reduced(table: Table) -> Table:
         if len(place) == 1:
             costs = costs[(slice(None),) * axis + (0,)]
             del groups[axis], states[axis]
-    return Table(tuple(groups), costs, tuple(states))
+    return Table(tuple(groups), costs, tuple(states)) if groups else float(costs)
 
 
 def _collected(tables: Sequence[Table]) -> tuple[Table, ...]:
@@ -365,7 +357,7 @@ def _collected(tables: Sequence[Table]) -> tuple[Table, ...]:
 
 
 def _merged_size(one: Table, other: Table) -> int:
-    pairs = zip(one.states, other.states, strict=True)
+    pairs = zip(_states(one), _states(other), strict=True)
     return math.prod(len(set(zip(a.tolist(), b.tolist(), strict=True))) for a, b in pairs)
 
 
@@ -373,8 +365,8 @@ def _spread(table: Table, like: Table) -> Table:
     """``table`` over the groups of ``like``, in the others' single state."""
     place = {group: axis for axis, group in enumerate(table.groups)}
     shape, states = [], []
-    for group, theirs in zip(like.groups, like.states, strict=True):
+    for group, theirs in zip(like.groups, _states(like), strict=True):
         axis = place.get(group)
         shape.append(1 if axis is None else table.costs.shape[axis])
-        states.append(np.zeros_like(theirs) if axis is None else table.states[axis])
+        states.append(np.zeros_like(theirs) if axis is None else _states(table)[axis])
     return Table(like.groups, table.costs.reshape(shape), tuple(states))

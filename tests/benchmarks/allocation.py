@@ -7,8 +7,7 @@ solvers get the same instances, one thread and the same time limit; building the
 other solvers is not counted. CP-SAT (`pip install -e .[benchmark]`) knows integers only: values and
 costs are scaled so that the largest is 2**40 and rounded, costs up and the budget down, so that its
 choices keep the budget and may be a little off the optimum. Without it its columns stay empty.
-Keys with rows of their own: `coupled` (allocation_coupled.py), and `real` where there is an
-allocation_real.py.
+Keys with rows of their own: `coupled` (allocation_coupled.py) and `real` (allocation_real.py).
 """
 
 from __future__ import annotations

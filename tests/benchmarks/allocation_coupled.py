@@ -7,7 +7,6 @@ largest budget (by bisection) at which its choice keeps the true one.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import math
 import time
@@ -23,6 +22,7 @@ from harness.allocation.polytope import solve_program
 from harness.allocation.problem import members_of
 from harness.allocation.tables import Coupling, Table
 from harness.errors import InfeasibleBudget
+from tests.benchmarks import allocation_real
 from tests.benchmarks.couplings import Coupled, chain
 
 HIGHS_LIMIT_S = 60.0
@@ -149,13 +149,8 @@ def _separable(problem: Coupled, around: tuple[int, ...]) -> float | None:
 
 
 def real(say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Rows of networks' own costs; none where the module that knows them is not here."""
-    name = "tests.benchmarks.allocation_real"
-    if importlib.util.find_spec(name) is None:
-        say("real: tests/benchmarks/allocation_real.py is not here; skipped")
-        return []
-    rows: list[dict[str, Any]] = importlib.import_module(name).rows(limit_s=HIGHS_LIMIT_S)
-    return rows
+    """Rows of networks' own costs."""
+    return allocation_real.rows(limit_s=HIGHS_LIMIT_S, say=say)
 
 
 ROWS: dict[str, Callable[[Callable[[str], None]], list[dict[str, Any]]]] = {

@@ -28,7 +28,7 @@ from harness.networks import (
 )
 from harness.records import KernelTime, Profile
 from latency_models import graph
-from tests.compression.tiny import Concatenated, Inverted, Residual, facts, seeded
+from tests.compression.tiny import Concatenated, Inverted, Mobile, Residual, facts, seeded
 from tests.latency_models.networks import works
 from tests.sensitivity.cifar_resnet import resnet20
 
@@ -140,15 +140,16 @@ def test_a_region_in_fp32_stays_free_of_q_and_dq(tmp_path: Path) -> None:
     assert operators(out)["DequantizeLinear"] == 4
 
 
-@pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated, resnet20])
+@pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated, Mobile, resnet20])
 @pytest.mark.parametrize("seed", range(3))
 def test_kernels_of_a_mixed_export_are_the_predicted_ones(
     tmp_path: Path, kind: Callable[[], nn.Module], seed: int
 ) -> None:
     """The rewritten fp32 network and the exported file agree, and so do its integer layers."""
-    images = torch.randn(4, 3, 32, 32) if kind is resnet20 else IMAGES[:4]
+    large = kind in (Mobile, resnet20)
+    images = torch.randn(4, 3, 32, 32) if large else IMAGES[:4]
     source, out = tmp_path / "fp32.onnx", tmp_path / "int8.onnx"
-    network = resnet20().eval() if kind is resnet20 else seeded(kind)
+    network = kind().eval() if large else seeded(kind)
     export_onnx(network, images, source)
     kernels = graph.read(source)
     nodes = {layer: node for node, layer in layer_of_node(onnx.load(source)).items()}
@@ -158,8 +159,48 @@ def test_kernels_of_a_mixed_export_are_the_predicted_ones(
     quantize(source, out, calibration=images.numpy(), int8_layers=chosen, board=board)
     predicted = graph.rewrite(kernels, precision={nodes[layer]: "int8" for layer in chosen})
     assert works(predicted) == works(graph.read(out))
-    layers = real_int8_layers(profiled(out, images[:1].numpy()), tuple(nodes))
-    assert set(layers) == set(chosen)
+    profile = profiled(out, images[:1].numpy())
+    assert set(real_int8_layers(profile, tuple(nodes))) == set(chosen)
+    ran = collections.Counter(kernel.op for kernel in profile.kernels)
+    expected = collections.Counter(kernel.kind for kernel in predicted)
+    assert ran["ReorderInput"] == expected["reorder_input"]
+    assert ran["ReorderOutput"] == expected["reorder_output"]
+    # Where onnxruntime moves a transpose past a DequantizeLinear, it puts a pair behind both.
+    added = ran["QuantizeLinear"] - expected["quantize"]
+    assert added == ran["DequantizeLinear"] - expected["dequantize"]
+    assert added >= 0
+
+
+def test_float_readers_of_what_a_float_layer_writes_read_it_as_it_is(tmp_path: Path) -> None:
+    """The stream of a residual block in fp32, whose branch alone works on bytes."""
+    source, out = exported(tmp_path), tmp_path / "int8.onnx"
+    quantize(source, out, calibration=IMAGES.numpy(), int8_layers=["inner"], board=facts())
+    nodes = {node.name: node for node in onnx.load(out).graph.node}
+    made_by = {name: node.op_type for node in nodes.values() for name in node.output}
+    (first,) = (node for name, node in nodes.items() if name == "/Add")
+    # The branch's second layer and the ReLU after the stem, both float.
+    assert sorted(made_by[name] for name in first.input) == ["Conv", "Relu"]
+    (inner,) = (node for name, node in nodes.items() if name.startswith("/inner/"))
+    assert made_by[inner.input[0]] == "DequantizeLinear"
+
+
+def test_a_float_layer_keeps_the_constants_that_it_shares_with_an_integer_one(
+    tmp_path: Path,
+) -> None:
+    """Exporters make equal constants one: here the biases of two layers of as many channels."""
+    source, out = exported(tmp_path), tmp_path / "int8.onnx"
+    model = onnx.load(source)
+    wide, shortcut = (n for n in model.graph.node if n.name in ("/wide/Conv", "/shortcut/Conv"))
+    shortcut.input[2] = wide.input[2]
+    onnx.save(model, source)
+    board = replace(facts(), machine="aarch64")
+    quantize(source, out, calibration=IMAGES.numpy(), int8_layers=["shortcut"], board=board)
+    nodes = {node.name: node for node in onnx.load(out).graph.node}
+    assert nodes["/wide/Conv"].input[2] == wide.input[2]
+    assert nodes["/shortcut/Conv"].input[2] != wide.input[2]
+    predicted = graph.rewrite(graph.read(source), precision={"/shortcut/Conv": "int8"})
+    assert works(predicted) == works(graph.read(out))
+    assert not any(kernel.name.endswith("constant_dequantize") for kernel in predicted)
 
 
 def test_what_reads_integers_alone_works_on_integers(tmp_path: Path) -> None:

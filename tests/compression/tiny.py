@@ -81,6 +81,34 @@ class Inverted(nn.Module):
         return self.classifier(functional.relu(self.grouped(x)).mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Mobile(nn.Module):
+    """MobileNetV2 in small: blocks of three layers, some with a sum around them."""
+
+    BLOCKS = ((32, 16, 1, 2), (16, 24, 2, 4), (24, 24, 1, 4), (24, 32, 2, 4), (32, 32, 1, 4))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(inputs, inputs * factor, 1),
+                nn.ReLU6(),
+                nn.Conv2d(inputs * factor, inputs * factor, 3, stride, 1, groups=inputs * factor),
+                nn.ReLU6(),
+                nn.Conv2d(inputs * factor, outputs, 1),
+            )
+            for inputs, outputs, stride, factor in self.BLOCKS
+        )
+        self.head = nn.Conv2d(32, 64, 1)
+        self.classifier = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu6(self.stem(x))
+        for block, (inputs, outputs, stride, _) in zip(self.blocks, self.BLOCKS, strict=True):
+            x = x + block(x) if stride == 1 and inputs == outputs else block(x)
+        return self.classifier(functional.relu6(self.head(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
 class Concatenated(nn.Module):
     """Two branches side by side, and a flattened feature map before the classifier."""
 

@@ -134,6 +134,20 @@ def test_a_layer_that_is_to_stay_float_does_in_boardfits_export():
     assert {k.precision for k in everything if k.weight} == {"int8"}
 
 
+def test_float_operators_read_float_results_without_a_copy_of_them():
+    """One integer layer in the first block: its shortcut's sum dequantizes nothing."""
+    plain = graph.read(residual())
+    variant = graph.rewrite(plain, precision={"conv_2": "int8"})
+    (quantize,) = (k for k in variant if k.kind == "quantize")
+    # conv_2 writes relu_3's output; conv_4 reads floats of that, and nothing else is converted.
+    copies = [k.inputs[0] for k in variant if k.kind == "dequantize" and k.nodes]
+    assert copies == ["relu_3/output/dequantized"]
+    readers = {k.name for k in variant if quantize.output in k.inputs and k.kind != "transpose"}
+    assert readers == {"conv_2"}
+    every = graph.rewrite(plain, precision={"conv_2": "int8"}, followers="all")
+    assert len([k for k in every if k.kind == "dequantize"]) > len(copies)
+
+
 def test_a_classifier_gives_floats_in_boardfits_export():
     plain = graph.read(residual())
     variant = graph.rewrite(plain, precision=dict.fromkeys(weighted(plain), "int8"))

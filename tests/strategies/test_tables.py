@@ -17,7 +17,7 @@ from latency_models import graph, profiles
 from latency_models.calibration import LatencyModel
 from latency_models.model import HeldOut
 from tests.benchmarks.allocation_real import groups_of, options_of, unmeasured
-from tests.compression.tiny import Concatenated, Inverted, Residual, seeded
+from tests.compression.tiny import Concatenated, Inverted, Mobile, Residual, seeded
 from tests.latency_models.networks import inverted, joined
 from tests.sensitivity.cifar_resnet import resnet20
 
@@ -27,6 +27,7 @@ CPU, AVX2, ARM, TENSORRT = (
     "onnxruntime-cpu-arm",
     "tensorrt",
 )
+COLOURED = (Mobile, resnet20)
 PROFILES = {
     CPU: "generic-cpu",
     AVX2: "generic-cpu",
@@ -43,7 +44,7 @@ def model_of(runtime: str) -> LatencyModel:
 
 def trained(kind, example, folder):
     """A network of layers, as groups and kernels for a runtime."""
-    network = resnet20().eval() if kind is resnet20 else seeded(kind)
+    network = kind().eval() if kind in COLOURED else seeded(kind)
     path = folder / "network.onnx"
     networks.export_onnx(network, example, path)
     return path, find_groups(network, example)
@@ -55,7 +56,7 @@ def costs_of(kind, runtime, folder, *, model=None):
         kernels = graph.read(kind(), runtime=runtime)
         found = groups_of(kernels)
     else:
-        shape = (1, 3, 32, 32) if kind is resnet20 else (1, 1, 8, 8)
+        shape = (1, 3, 32, 32) if kind in COLOURED else (1, 1, 8, 8)
         path, found = trained(kind, torch.zeros(shape), folder)
         kernels = graph.read(path, runtime=runtime)
     return NetworkCosts(
@@ -86,7 +87,7 @@ def assert_same(tables, costs, options, choice):
 
 
 @pytest.mark.parametrize("runtime", [CPU, AVX2, ARM, TENSORRT])
-@pytest.mark.parametrize("kind", [Residual, Inverted, Concatenated, inverted, joined])
+@pytest.mark.parametrize("kind", [Residual, Inverted, Mobile, Concatenated, inverted, joined])
 def test_tables_add_up_to_what_the_rewritten_network_is_predicted_to_cost(kind, runtime, tmp_path):
     costs = costs_of(kind, runtime, tmp_path)
     precisions = ("fp32", "fp16") if runtime == TENSORRT else ("fp32", "int8")
@@ -96,6 +97,16 @@ def test_tables_add_up_to_what_the_rewritten_network_is_predicted_to_cost(kind, 
     assert tables.exact
     for choice in random_choices(options, 25):
         assert_same(tables, costs, options, choice)
+
+
+@pytest.mark.parametrize("kind", [Residual, Mobile])
+def test_a_table_of_mixed_precisions_is_of_neighbours_alone(kind, tmp_path):
+    """A layer's group, those of the layers before and behind it: what a solver can use."""
+    costs = costs_of(kind, CPU, tmp_path)
+    tables = network_tables(costs, options_of(costs.groups, ("fp32", "int8")))
+    assert tables.exact
+    assert max(len(table.groups) for table in tables.kernels_s.tables) <= 3
+    assert tables.variants <= 100
 
 
 @pytest.mark.parametrize(

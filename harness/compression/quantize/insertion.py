@@ -85,7 +85,11 @@ class Insertion:
     def _tensors_around(
         self, integer: frozenset[str], carriers: frozenset[str]
     ) -> dict[str, frozenset[str]]:
-        """The tensors that get a pair, and the nodes that read its DequantizeLinear: all."""
+        """The tensors that get a pair, and the nodes that read its DequantizeLinear.
+
+        What an integer kernel writes is there in bytes alone; what a float one writes is there as
+        it is, and float readers read that: exact, and no copy.
+        """
         quantized = integer | carriers
         pairs: dict[str, None] = {}
         for node in self._graph.node:
@@ -98,7 +102,14 @@ class Insertion:
                     pairs.setdefault(name)
             if node.name in carriers and node.op_type in SAME_RANGE:
                 self._ranges[node.output[0]] = self._ranges[node.input[0]]
-        return {name: frozenset(reader.name for reader in self._readers(name)) for name in pairs}
+        return {
+            name: frozenset(
+                reader.name
+                for reader in self._readers(name)
+                if reader.name in quantized or self._made_by(name, quantized)
+            )
+            for name in pairs
+        }
 
     def _stays_float(self, node: onnx.NodeProto, name: str, integer: frozenset[str]) -> bool:
         """Eight bits for logits cost accuracy, and the integer Gemm can write floats instead.
