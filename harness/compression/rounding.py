@@ -193,12 +193,17 @@ def compensate(
     damping: float = DAMPING,
     sweeps: int = _SWEEPS,
     follow: float = 1.0,
+    unbiased: bool = False,
 ) -> Rounded:
     """The layer's weights in ``bits`` bits with the least output error that was found.
 
     ``damping`` grows where a weight column has few samples; 0 is none at all.
     ``follow`` is how far the layer makes up for the errors before it: 1 in full, 0 not at all.
-    ``sweeps`` bounds the improvement after rounding; 0 leaves it out.
+    ``sweeps`` bounds the improvement after rounding; 0 leaves it out. ``unbiased`` ends with the
+    scale at which outputs are, on average, as far from their mean as they should be. That of least
+    error is smaller; layers that follow make up for it, but where none does, in the logits, it is
+    a softmax of higher temperature: EfficientNet-Lite0's classifier in 2 bits diverges by 0.21
+    with the one and by 0.09 with the other, in 3 bits by 0.018 and 0.012.
     """
     weight = layer.weight.detach()
     matrix = _by_group(weight, moments.covariance.shape[0]).double()
@@ -210,6 +215,8 @@ def compensate(
     most = largest_level(bits)
     levels = _rounded_in_turn(target, curvature, scale, most)
     levels, scale = _improved(levels, scale, target, curvature, most, sweeps)
+    if unbiased:
+        scale = _unbiased_scale(levels, scale, target, curvature)
     quantized = QuantizedWeight(
         levels.to(torch.int8).reshape(weight.shape), scale.flatten().float(), bits
     )
@@ -308,6 +315,15 @@ def _least_squares_scale(
     top, bottom = (weighted * target).sum(2), (weighted * exact).sum(2)
     # A row rounded to zeros, or to its opposite, keeps the scale that it has.
     return torch.where((bottom > 0) & (top > 0), top / bottom.clamp_min(1e-300), scale)
+
+
+def _unbiased_scale(levels: Tensor, scale: Tensor, target: Tensor, curvature: Tensor) -> Tensor:
+    """The scale at which the rounded outputs' regression on the wanted ones has slope one."""
+    weighted = target @ curvature
+    wanted, found = (weighted * target).sum(2), (weighted * levels.double()).sum(2)
+    # Rounding to a few levels may leave little of a row: then its scale is not trusted to this.
+    larger = wanted / found.clamp_min(1e-300)
+    return torch.where((found > 0) & (larger < 2 * scale), larger, scale)
 
 
 def _moved(levels: Tensor, scale: Tensor, target: Tensor, h: Tensor, most: int) -> Tensor:

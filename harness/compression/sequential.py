@@ -73,6 +73,7 @@ def quantize_in_turn(
     round_inputs(result, ranges)
     rounded: dict[str, Rounded] = {}
     visited: set[str] = set()
+    last = list(layers)[-1]  # no layer after it can make up for outputs that are too small
 
     def visit(name: str, inputs: list[Tensor]) -> None:
         if name in visited:
@@ -84,7 +85,13 @@ def quantize_in_turn(
             for before, after in zip(inputs[:half], inputs[half:], strict=True):
                 moments.add(before, after)
             found = compensate(
-                layers[name], moments, bits[name], damping=damping, sweeps=sweeps, follow=follow
+                layers[name],
+                moments,
+                bits[name],
+                damping=damping,
+                sweeps=sweeps,
+                follow=follow,
+                unbiased=name == last,
             )
             rounded[name] = found
             with torch.no_grad():

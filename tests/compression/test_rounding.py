@@ -215,3 +215,19 @@ def test_few_samples_do_not_send_the_error_where_they_did_not_look() -> None:
     bias = (layer(seen) - functional.linear(seen, plain)).mean(0).detach()
     found = output_error(layer, fresh, fresh, rounded.weight.dequantized(), rounded.bias)
     assert found < output_error(layer, fresh, fresh, plain, bias)
+
+
+def test_unbiased_outputs_are_as_large_as_they_should_be() -> None:
+    """The slope of the rounded outputs on the original's, channel by channel, is one."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8)
+    x = torch.randn(4000, 16)
+    wanted = layer(x).detach()
+    slopes = []
+    for unbiased in (False, True):
+        rounded = compensate(layer, moments_of(layer, x, x), 2, damping=1e-6, unbiased=unbiased)
+        made = functional.linear(x, rounded.weight.dequantized(), rounded.bias)
+        centred = wanted - wanted.mean(0)
+        slopes.append((made * centred).sum(0) / centred.square().sum(0))
+    assert float(slopes[0].max()) < 0.98
+    torch.testing.assert_close(slopes[1], torch.ones(8), atol=1e-3, rtol=0)
