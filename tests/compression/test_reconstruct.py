@@ -135,9 +135,9 @@ READERS = {
 def in_a_row(reader: nn.Module) -> nn.Sequential:
     torch.manual_seed(0)
     reader = copy.deepcopy(reader)
-    for module in reader.modules():
-        if isinstance(module, nn.Conv2d):  # made where the file is read, with any weights
-            module.reset_parameters()
+    for part in reader.modules():
+        if isinstance(part, nn.Conv2d):  # made where the file is read, with any weights
+            part.reset_parameters()
     return nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1),
         nn.ReLU(),
