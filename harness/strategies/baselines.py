@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.allocation import knapsack
+from harness.allocation.coupled import Table
 from harness.errors import InfeasibleBudget
-from harness.strategies.tabled import CostTable, Tabled
+from harness.strategies.tabled import Tabled
 
 __all__ = ["Greedy", "Moves", "separable", "single_moves"]
 
@@ -53,7 +54,7 @@ def single_moves(tabled: Tabled, choice: Sequence[int]) -> Moves:
 
 
 def _added(
-    tables: Sequence[CostTable], choice: Sequence[int], sizes: Sequence[int]
+    tables: Sequence[Table], choice: Sequence[int], sizes: Sequence[int]
 ) -> tuple[Floats, ...]:
     added = tuple(np.zeros(size) for size in sizes)
     for table in tables:

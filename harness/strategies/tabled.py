@@ -7,9 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from harness.allocation import coupled
 from harness.allocation.coupled import Table
 from harness.allocation.names import Names
@@ -18,7 +15,6 @@ from harness.errors import BoardfitError, ConfigError, InfeasibleBudget
 __all__ = [
     "Amounts",
     "CostSum",
-    "CostTable",
     "CostTables",
     "Quantity",
     "Solved",
@@ -27,8 +23,6 @@ __all__ = [
     "Unreachable",
 ]
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
 Quantity = Literal["latency", "size"]
 # A gap of this is below what the sensitivities, which are estimates, can tell apart.
 GAP = 1e-4
@@ -43,27 +37,14 @@ MAX_CUTS = 5
 HAIR = 1e-8
 
 
-class CostTable(Protocol):
-    """What some groups take together, as ``allocation.coupled.Table`` has it."""
-
-    @property
-    def groups(self) -> tuple[int, ...]: ...  # noqa: D102  # see there
-
-    @property
-    def costs(self) -> Floats: ...  # noqa: D102
-
-    @property
-    def states(self) -> Sequence[Ints | None]: ...  # noqa: D102
-
-
 class CostSum(Protocol):
     """A quantity that adds up: ``constant``, and one entry of each table."""
 
     @property
-    def constant(self) -> float: ...  # noqa: D102  # see above
+    def constant(self) -> float: ...  # noqa: D102  # see there
 
     @property
-    def tables(self) -> Sequence[CostTable]: ...  # noqa: D102
+    def tables(self) -> Sequence[Table]: ...  # noqa: D102
 
     def at(self, choice: Sequence[int]) -> float:
         """The quantity where group ``l`` has option ``choice[l]``."""
@@ -210,7 +191,11 @@ class Tabled:
         if size_bytes is not None:
             asked["size"] = size_bytes
         limits = dict(asked)
+        # More than the hair that is taken off when it is solved, and each time twice that: what a
+        # solver's tolerance keeps out is let in soon.
+        room = 1.0 + HAIR
         while True:
+            room += room - 1
             try:
                 solved = self.minimise(limits.get("latency"), limits.get("size"))
             except Unreachable as error:
@@ -218,8 +203,7 @@ class Tabled:
                 excess = {q: least / limits[q] for q, least in error.nearest.items()}
                 over = [q for q in excess if excess[q] > 1 - HAIR]
                 raised = min(over, key=lambda q: excess[q])
-                # More than the hair that is taken off when it is solved.
-                limits[raised] = max(error.nearest[raised], limits[raised]) * (1 + 2 * HAIR)
+                limits[raised] = max(error.nearest[raised], limits[raised]) * room
             else:
                 return solved, limits.get("latency"), limits.get("size")
 
@@ -240,10 +224,7 @@ class Tabled:
         try:
             found = coupled.solve(
                 self.values,
-                [
-                    [Table(t.groups, t.costs, tuple(t.states)) for t in row.amount.tables]
-                    for row in rows
-                ],
+                [row.amount.tables for row in rows],
                 [row.limit - row.amount.constant for row in rows],
                 names=self._names,
                 gap=self._gap,
