@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from harness import networks
-from harness.compression.distill import distill, output_loss
+from harness.compression.distill import distill
+from harness.compression.losses import output_loss
 from harness.errors import ConfigError
 
 METRICS = """
