@@ -134,7 +134,7 @@ def fit(
             out=out,
             settings=loop.FitSettings(
                 network=network,
-                budgets=budgets,
+                budgets=tuple(replace(budget, metric=judge.name) for budget in budgets),
                 max_rounds=rounds,
                 epochs=epochs,
                 seed=seed,

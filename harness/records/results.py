@@ -19,13 +19,15 @@ Verdict = Literal["meets", "does not meet", "cannot tell yet"]
 class Budget:
     """A limit: ``limit`` is in SI units (s, bytes) or, if ``relative``, a share of the baseline.
 
-    ``text`` is what the user wrote. ``accuracy_drop`` is in points of top-1 and always absolute.
+    ``text`` is what the user wrote. ``accuracy_drop`` is in points of ``metric`` and always
+    absolute.
     """
 
     quantity: Literal["latency", "size", "accuracy_drop"]
     limit: float
     relative: bool
     text: str
+    metric: str = "top-1"
 
     def __post_init__(self) -> None:
         if self.quantity != "accuracy_drop":
@@ -90,8 +92,9 @@ class Candidate:
     """One network that was built and measured; the baseline is one too.
 
     ``latency_s`` is the median host time of one call, ``ratio`` that median against the baseline's
-    in the same interleaved rounds. ``predicted_*`` are the frozen predictions. ``top1`` is
-    computed from the shipped ONNX file on the full test set; ``board_agreement`` is the share of
+    in the same interleaved rounds. ``predicted_*`` are the frozen predictions. ``top1``, or what
+    the user's metric gives instead, is computed from the shipped ONNX file on the full test set;
+    ``board_agreement`` is the share of
     test images on which the engine, on the board, gives the original network's class, and
     ``host_agreement`` the share on which it gives the class that the host computes from the file.
     ``int8_layers_real`` of ``int8_layers`` layers allocated int8 ran as integer kernels.
@@ -147,7 +150,8 @@ class FitResult:
     for each quantity that no allocation reaches the limit of, the groups that take most of it
     even so.
     Version history: 1, the first. Fields since the first version: alternative_budgets; proof,
-    front and binding. All are empty in results from before they existed.
+    front and binding; the budgets' metric. All are empty (the metric: top-1) in results from before
+    they existed.
     """
 
     boardfit_version: str

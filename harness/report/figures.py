@@ -123,11 +123,11 @@ def _between(interval: Interval) -> str:
 
 
 def accuracy_against_latency(result: FitResult) -> go.Figure | None:
-    """Top-1 against latency of all candidates, with the budgets; None without any top-1."""
+    """Accuracy against latency of all candidates, with the budgets; None without any accuracy."""
     shown = [c for c in networks.all_candidates(result) if c.top1 is not None]
     if not shown:
         return None
-    figure = blank(height=380)
+    figure, metric = blank(height=380), words.metric_of(result)
     accuracies = [100 * (c.top1 or 0.0) for c in shown]
     limit, floor = _latency_limit(result), _top1_floor(result)
     right = 1.08 * max([c.latency_interval_s.high for c in shown] + [limit or 0.0])
@@ -148,7 +148,7 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
         )
     for name, dash, x, y in (
         ("latency budget", "dash", [limit, limit], [low, high]),
-        ("top-1 budget", "dot", [0, right], [floor, floor]),
+        (f"{metric} budget", "dot", [0, right], [floor, floor]),
     ):
         if None not in (*x, *y):
             figure.add_scatter(
@@ -172,7 +172,7 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
                 lines(
                     f"<b>{safe(c.label)}</b>",
                     f"{format_time(c.latency_s)} ({_between(c.latency_interval_s)})",
-                    f"top-1 {words.percent(c.top1 or 0.0, 2)}",
+                    f"{safe(metric)} {words.percent(c.top1 or 0.0, 2)}",
                     format_size(c.size_bytes),
                 )
                 for c in group
@@ -180,7 +180,7 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
             hovertemplate="%{text}<extra></extra>",
         )
     figure.update_xaxes(title="measured latency", **even_axis(0, right, format_time))
-    figure.update_yaxes(title="top-1", **even_axis(low, high, lambda y: f"{y:.4g} %"))
+    figure.update_yaxes(title=safe(metric), **even_axis(low, high, lambda y: f"{y:.4g} %"))
     return figure
 
 

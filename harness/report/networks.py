@@ -12,8 +12,10 @@ from harness.report.words import (
     Source,
     amount_text,
     and_list,
+    heading,
     interval_text,
     limit_of,
+    metric_of,
     percent,
     points_text,
     role_name,
@@ -139,7 +141,7 @@ def comparison(result: FitResult) -> tuple[Row, ...]:
         ("File size", "predicted", _predicted_size),
         ("Parameters", "counted", lambda c: Cell(format_count(c.parameters))),
         ("MACs", "counted", lambda c: Cell(format_count(c.macs))),
-        ("Top-1", "measured", lambda c: _top1(c, base)),
+        (heading(metric_of(result)), "measured", lambda c: _top1(c, base)),
         (
             "On the board, class as the original's",
             "measured",
@@ -203,13 +205,13 @@ def alternative_sentences(result: FitResult) -> tuple[tuple[str, str], ...]:
             parts.append(f"whether it meets the {and_list(open_)} budget cannot be told yet")
         if judged and not parts:
             parts.append("meets every budget")
-        parts += _against(result.result, other)
+        parts += _against(result.result, other, metric_of(result))
         sentence = ("; ".join(parts) or "no result to compare it with") + "."
         sentences.append((role_name(role), sentence[0].upper() + sentence[1:]))
     return tuple(sentences)
 
 
-def _against(result: Candidate | None, other: Candidate) -> list[str]:
+def _against(result: Candidate | None, other: Candidate, metric: str) -> list[str]:
     if result is None:
         return []
     differences = [
@@ -219,6 +221,6 @@ def _against(result: Candidate | None, other: Candidate) -> list[str]:
     if result.top1 is not None and other.top1 is not None:
         points = round(100 * (other.top1 - result.top1), 2)
         word = "higher" if points > 0 else "lower"
-        differences.append(f"top-1 {points_text(abs(points))} {word}" if points else "")
+        differences.append(f"{metric} {points_text(abs(points))} {word}" if points else "")
     told = [difference for difference in differences if difference]
     return [f"{and_list(told)} than the result"] if told else ["like the result in every respect"]

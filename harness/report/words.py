@@ -17,9 +17,11 @@ __all__ = [
     "between",
     "budget_phrase",
     "fingerprint",
+    "heading",
     "headline",
     "limit_text",
     "measured_text",
+    "metric_of",
     "nearest_text",
     "percent",
     "role_name",
@@ -112,7 +114,7 @@ def budget_phrase(budget: Budget) -> str:
     """What a budget asks for: "22 % of the baseline's latency"."""
     amount = limit_of(budget)
     if budget.quantity == "accuracy_drop":
-        return f"at most {amount} of top-1 lost"
+        return f"at most {amount} of {budget.metric} lost"
     if budget.relative:
         return f"{amount} of the baseline's {budget.quantity}"
     return f"a {budget.quantity} of {amount}"
@@ -120,9 +122,19 @@ def budget_phrase(budget: Budget) -> str:
 
 def title(budget: Budget) -> str:
     """The quantity of a budget as a heading."""
-    return {"latency": "Latency", "size": "File size", "accuracy_drop": "Top-1 lost"}[
-        budget.quantity
-    ]
+    lost = f"{heading(budget.metric)} lost"
+    return {"latency": "Latency", "size": "File size", "accuracy_drop": lost}[budget.quantity]
+
+
+def metric_of(result: FitResult) -> str:
+    """What accuracy means in a result: top-1, or the name of the user's metric."""
+    asked = [v.budget.metric for v in result.budgets if v.budget.quantity == "accuracy_drop"]
+    return asked[0] if asked else "top-1"
+
+
+def heading(metric: str) -> str:
+    """A metric's name at the beginning of a line."""
+    return metric[:1].upper() + metric[1:]
 
 
 def _absolute(budget: Budget, share: float, baseline: Candidate) -> str:
@@ -184,8 +196,8 @@ def value_text(verdict: BudgetVerdict, result: Candidate) -> str:
         return f"{title(verdict.budget).lower()} not measured"
     if quantity == "accuracy_drop":
         if verdict.value < 0:
-            return f"{points_text(-verdict.value)} of top-1 gained"
-        return f"{points_text(verdict.value)} of top-1 lost"
+            return f"{points_text(-verdict.value)} of {verdict.budget.metric} gained"
+        return f"{points_text(verdict.value)} of {verdict.budget.metric} lost"
     absolute = (
         format_time(result.latency_s) if quantity == "latency" else format_size(result.size_bytes)
     )

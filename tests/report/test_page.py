@@ -191,3 +191,15 @@ def test_missing_values_are_said_to_be_missing(result, tmp_path):
 
 def test_the_page_of_a_result_from_its_file_is_the_same(result):
     assert page.render(load(FitResult, dump(result))) == page.render(result)
+
+
+def test_a_metric_of_the_users_takes_the_place_of_top1_everywhere(result, tmp_path):
+    budgets = tuple(
+        replace(verdict, budget=replace(verdict.budget, metric="<overlap>"))
+        for verdict in result.budgets
+    )
+    text = written(replace(result, budgets=budgets), tmp_path)
+    visible = Outline(text).text
+    assert "0.58 points of <overlap> lost" in visible
+    assert "<Overlap" not in text and "<overlap" not in text.lower().split("<script")[0]
+    assert "top-1" not in visible.lower()
