@@ -164,7 +164,10 @@ def front_figure(result: FitResult) -> go.Figure | None:
     _add_points(
         figure, "separable approximation", _of(shown, "separable"), OTHER, "triangle-up", reach=True
     )
-    _add_points(figure, "coupled, proven", _of(shown, "coupled"), RESULT, "circle", joined=True)
+    best_known = _of(shown, "coupled")
+    proven = all(point.gap is not None for point in best_known)
+    name = "coupled, proven" if proven else "coupled, costs not exact"
+    _add_points(figure, name, best_known, RESULT, "circle", joined=True)
     best = result.result.label if result.result is not None else None
     for name, symbol, mine in (
         ("result", "diamond", [c for c in candidates if c.label == best]),

@@ -168,10 +168,10 @@ class _Front:
                 latency_s=limit_s, size_bytes=size, out_of_time=out_of_time
             ),
         }
+        # Costs that are right near one allocation only prove nothing of the others.
+        gap = solved.gap if solved and self._tabled.tables.exact else None
         return [
-            self._point(
-                approach, limit_s, choice, solved.gap if solved and approach == "coupled" else None
-            )
+            self._point(approach, limit_s, choice, gap if approach == "coupled" else None)
             for approach, choice in choices.items()
             if choice is not None
         ]

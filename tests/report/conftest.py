@@ -159,6 +159,7 @@ PROOF = AllocationProof(
 def front_point(approach, limit_ms, latency_ms, loss):
     return FrontPoint(
         approach=approach,
+        gap=7e-6 if approach == "coupled" else None,
         limit_s=limit_ms / 1e3,
         latency_s=latency_ms / 1e3,
         size_bytes=3e5,

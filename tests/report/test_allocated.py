@@ -121,3 +121,9 @@ def test_labels_are_escaped_for_plotly(nasty):
     drawn = str(allocated.front_figure(nasty).to_dict())
     assert NASTY not in drawn
     assert "&lt;script&gt;" in drawn
+
+
+def test_what_is_not_proven_is_not_called_so(result):
+    points = tuple(replace(point, gap=None) for point in result.front.points)
+    figure = allocated.front_figure(replace(result, front=replace(result.front, points=points)))
+    assert trace(figure, "coupled, costs not exact").y == (0.05, 0.013, 0.002)
