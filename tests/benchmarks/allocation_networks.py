@@ -1,7 +1,8 @@
-"""MobileNetV2 and EfficientNet-Lite0 as ONNX graphs, for costs alone: their weights are random."""
+"""Networks as ONNX graphs, for their costs alone: weights are random."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from harness.networks import export_onnx
 from tests.benchmarks.compression_networks import EfficientNetLite0
 
-__all__ = ["EXPORTED", "MobileNetV2", "export"]
+__all__ = ["EXPORTED", "Chain", "MobileNetV2", "export"]
 
 # Expansion, output channels, repeats, stride (Sandler et al., CVPR 2018, table 2).
 _STAGES = (
@@ -69,14 +70,22 @@ class MobileNetV2(nn.Module):
         return self.classifier(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
+class Chain(nn.Sequential):
+    """Sixty 3x3 convolutions of 64 channels, one after the other."""
+
+    def __init__(self) -> None:
+        layers = [_convolution(64 if index else 3, 64, 3, 1, 1) for index in range(60)]
+        super().__init__(*(part for layer in layers for part in (layer, nn.ReLU())))
+
+
 EXPORTED: dict[str, type[nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
     "efficientnet_lite0": EfficientNetLite0,
 }
 
 
-def export(name: str, path: Path, *, size: int = 224) -> Path:
-    """``path``, where the network called ``name`` (of ``EXPORTED``) is now written."""
-    network = EXPORTED[name]().eval()
+def export(kind: Callable[[], nn.Module], path: Path, *, size: int = 224) -> Path:
+    """``path``, where such a network is now written for images of this size."""
+    network = kind().eval()
     export_onnx(network, torch.zeros(1, 3, size, size), path)
     return path
