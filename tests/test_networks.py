@@ -395,3 +395,28 @@ def test_as_onnx_exports_a_factory_and_passes_a_file_on(source: Path, tmp_path: 
             networks.as_onnx(f"{source}:factory", None, shape),
         ):
             pass
+
+
+class SamePadding(nn.Module):
+    """Pads as TensorFlow does: more at the end than at the beginning, by the input's own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, stride=2), nn.Conv2d(4, 4, 5, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.first, self.second):
+            kernel = layer.kernel_size[0]
+            down, right = (max((-(-n // 2) - 1) * 2 + kernel - n, 0) for n in x.shape[-2:])
+            sides = (right // 2, right - right // 2, down // 2, down - down // 2)
+            x = layer(nn.functional.pad(x, sides))
+        return x.mean((2, 3))
+
+
+def test_uneven_padding_by_the_inputs_size_is_exported_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, images = SamePadding().eval(), torch.randn(2, 1, 16, 16)
+    networks.export_onnx(network, images, tmp_path / "padded.onnx")
+    got = networks.onnx_logits(tmp_path / "padded.onnx", images)
+    with torch.no_grad():
+        assert np.allclose(got, network(images), atol=1e-5)
