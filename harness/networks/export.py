@@ -113,25 +113,39 @@ def export_onnx(
             )
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise BuildError(f"the network cannot be exported to ONNX: {error}") from error
-        wanted = outputs_of(folded, inputs)
-        payload = _slimmed(buffer.getvalue(), folded)
-        if not _computes(payload, inputs, wanted):
-            # onnxslim 0.1.98 takes the sides of an uneven padding in the wrong order where it
-            # infers shapes; without, it leaves more to the runtime.
-            payload = _slimmed(buffer.getvalue(), folded, no_shape_infer=True)
-    if not _computes(payload, inputs, wanted):
-        raise BuildError("the exported ONNX file does not compute what the network computes")
-    write_file(path, payload)
-
-
-def _slimmed(exported: bytes, network: nn.Module, **settings: bool) -> bytes:
-    model = onnxslim.slim(onnx.load_from_string(exported), **settings)
-    _name_weights(model, network)
+        model = onnxslim.slim(_with_fixed_pads(onnx.load_from_string(buffer.getvalue()), inputs))
+    _name_weights(model, folded)
     _unshare_biases(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     onnx.checker.check_model(model)
-    payload: bytes = model.SerializeToString(deterministic=True)
-    return payload
+    payload = model.SerializeToString(deterministic=True)
+    _check_export(payload, inputs, outputs_of(folded, inputs))
+    write_file(path, payload)
+
+
+def _with_fixed_pads(model: onnx.ModelProto, inputs: Tensor) -> onnx.ModelProto:
+    """The model with constants for the paddings that it computes from its input's fixed size.
+
+    onnxslim (0.1.98) would fold them to other numbers where the two sides differ.
+    """
+    nodes = [node for node in model.graph.node if node.op_type == "Pad"]
+    names = sorted({node.input[1] for node in nodes})
+    if not names:
+        return model
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    told.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in names
+    )
+    session = open_session(told.SerializeToString(), threads=1)
+    values = session.run(names, {session.get_inputs()[0].name: inputs.numpy()})
+    for name, value in zip(names, values, strict=True):
+        fixed = numpy_helper.from_array(np.asarray(value), f"{name}/fixed")
+        model.graph.initializer.append(fixed)
+        for node in nodes:
+            if node.input[1] == name:
+                node.input[1] = fixed.name
+    return model
 
 
 def write_file(path: Path, payload: bytes) -> None:
@@ -142,10 +156,11 @@ def write_file(path: Path, payload: bytes) -> None:
     partial.replace(path)
 
 
-def _computes(payload: bytes, inputs: Tensor, wanted: list[Tensor]) -> bool:
+def _check_export(payload: bytes, inputs: Tensor, wanted: list[Tensor]) -> None:
     session = open_session(payload, threads=1)
     got = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
-    return same_outputs(wanted, [torch.from_numpy(np.asarray(value)) for value in got])
+    if not same_outputs(wanted, [torch.from_numpy(np.asarray(value)) for value in got]):
+        raise BuildError("the exported ONNX file does not compute what the network computes")
 
 
 def _name_weights(model: onnx.ModelProto, network: nn.Module) -> None:
