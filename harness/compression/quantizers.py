@@ -176,10 +176,11 @@ class Range:
         """The activation as its levels represent it, in its own shape."""
         if not self.scale:
             return activation
-        # One kernel instead of four: activations are large, and this is bound by memory.
-        return torch.fake_quantize_per_tensor_affine(
-            activation, self.scale, self.zero_point, *self.levels
-        )
+        low, high = (level - self.zero_point for level in self.levels)
+        # Four kernels in place take a fourth to an eighth of the time of torch's own single one,
+        # which goes value by value, and in networks with few channels took as long as all else.
+        levels = (activation / self.scale).round_().clamp_(low, high)
+        return levels.mul_(self.scale)
 
 
 def round_activations(
