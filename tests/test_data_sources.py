@@ -11,6 +11,7 @@ from torch import nn
 from harness import networks
 from harness.errors import ConfigError
 from harness.networks import Preparation
+from harness.networks import data as data_module
 
 
 def write(path: Path, value: int, *, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
@@ -349,6 +350,18 @@ def test_classes_are_int64_whatever_integers_they_come_in(factories: str) -> Non
     data = networks.load_data(f"{factories}:of_other_integers")
     assert data.train_labels is not None
     assert data.train_labels.dtype == data.test_labels.dtype == torch.int64
+
+
+def test_only_what_the_limit_takes_has_to_fit_into_memory(
+    factories: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An image is 3 x 2 x 2 numbers of 4 bytes, 48 bytes: two of them fit.
+    monkeypatch.setattr(data_module.os, "sysconf", lambda _: 10)
+    monkeypatch.setattr(data_module, "MEMORY_SHARE", 1.0)
+    with pytest.raises(ConfigError, match=r"take fewer \(--limit 2\)"):
+        networks.load_data(f"{factories}:datasets")
+    few = networks.load_data(f"{factories}:datasets", preparation=Preparation(limit=2))
+    assert len(few.train_images) == 2
 
 
 def test_a_limit_draws_from_all_classes(factories: str) -> None:

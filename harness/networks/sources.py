@@ -202,7 +202,9 @@ def _collected(
                 f"{type(label).__name__}; expected tensors (image, label)"
             ) from error
         if not images:
-            require_memory(max(total, 1) * len(part), tuple(part.shape[1:]), source=source)
+            coming = max(total, 1) * len(part)
+            taken = coming if preparation.limit is None else min(coming, preparation.limit)
+            require_memory(taken, tuple(part.shape[1:]), source=source)
         images.append(part)
         count += len(part)
         if progress is not None:
@@ -219,8 +221,8 @@ def _collected(
     shapes = {tuple(part.shape[1:]) for part in images}
     if len(shapes) > 1:
         raise ConfigError(f"data {source}: images have different shapes: {sorted(shapes)[:3]}")
-    taken = slice(preparation.limit)
-    return torch.cat(images)[taken], torch.cat(labels)[taken] if labels else None
+    first = slice(preparation.limit)
+    return torch.cat(images)[first], torch.cat(labels)[first] if labels else None
 
 
 def _blamed(items: Iterable[Any], source: str) -> Iterator[Any]:
