@@ -261,7 +261,7 @@ class _Builder:
         length = math.prod(len(self.widths[group]) for group in axes)
         if len(works) < length:
             works = works.only(np.zeros(length, np.intp))
-        if kernel.weight is None:
+        if not template.stored:
             return works, np.zeros(length)
         _, outputs, inputs, window, groups, _ = works.dims.T
         numbers = groups * inputs * window * outputs
