@@ -271,6 +271,9 @@ def odd():
 def of_other_integers():
     return (IMAGES.numpy(), np.arange(6, dtype=np.int32)), (IMAGES, LABELS.to(torch.uint8))
 
+def soft():
+    return (IMAGES, torch.rand(6, 4)), (IMAGES, LABELS)
+
 def unlabelled():
     return (IMAGES, LABELS - 1), (IMAGES, LABELS)
 
@@ -333,6 +336,7 @@ def test_batches_of_a_loader_are_joined_and_limited(factories: str) -> None:
         ("one", r"returned Tensor; expected \(training data, test data\)"),
         ("odd", "6 images and 2 labels"),
         ("nothing", "no function 'nothing'"),
+        ("soft", r"labels are float32 of shape \(6, 4\); expected a class an image"),
         ("unlabelled", "there is the label -1; classes count from 0"),
         ("undefined", "training: images hold values that are not finite"),
         ("fails", "made.py:fails raised KeyError: 'key'"),

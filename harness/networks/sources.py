@@ -71,18 +71,20 @@ def load_data(
             "one sub-folder a class, or give --labels, a CSV with the columns file and label"
         )
     data = Data(train, train_labels, test, test_labels)
-    if classes and not data.classes:
-        raise ConfigError(
-            f"{source}: labels are {str(test_labels.dtype).removeprefix('torch.')} of shape "
-            f"{tuple(test_labels.shape)}; expected a class an image, or name a --metric for them"
-        )
     return _with_classes(data, str(source)) if classes else data
 
 
 def _with_classes(data: Data, source: str) -> Data:
-    """The data with labels as int64; ConfigError where one is negative."""
+    """The data with labels as int64; ConfigError where they are no classes."""
     for labels in (data.train_labels, data.test_labels):
-        if labels is not None and int(labels.min()) < 0:
+        if labels is None:
+            continue
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise ConfigError(
+                f"{source}: labels are {str(labels.dtype).removeprefix('torch.')} of shape "
+                f"{tuple(labels.shape)}; expected a class an image, or name a --metric for them"
+            )
+        if int(labels.min()) < 0:
             raise ConfigError(
                 f"{source}: there is the label {int(labels.min())}; classes count from 0, so leave "
                 "out the images that have none"
