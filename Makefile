@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 VENV36 := .venv36
 PYTHON36 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python) $(shell command -v python3.6))
 DEMO := runs/demo
-# Tests that only compute: they share the cores. What measures, or waits for others, runs alone.
-ARITHMETIC := $(addprefix tests/,allocation comparison compression latency_models report \
-  sensitivity strategies trtexec)
+# Tests in which a fit's measurements have to agree, a board fails at a set moment, or a program has
+# to get a whole core: they have the computer to themselves. All others share its cores.
+ALONE := $(addprefix tests/,boards device_agent/test_inspection.py faults test_fit.py)
 
 .PHONY: demo test faults check format clean
 
@@ -18,8 +18,9 @@ demo: $(VENV)/.installed
 	  --out $(DEMO)
 
 test: $(VENV)/.installed-test $(VENV36)/.installed sshd check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile $(ARITHMETIC)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(ARITHMETIC))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
+	  $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest $(ALONE)
 
 # Two hundred faults on the virtual Nano; a quarter of an hour.
 faults: $(VENV)/.installed-test $(VENV36)/.installed sshd

@@ -16,7 +16,7 @@ from harness import networks
 from harness.boards import inventory
 from harness.boards.session import Session
 from harness.compression import quantize
-from harness.errors import ConfigError
+from harness.errors import BuildError, ConfigError
 from harness.progress import ConsoleObserver
 
 __all__ = ["OutputDifference", "QuantizedFile", "quantize_file"]
@@ -32,14 +32,14 @@ class OutputDifference:
     """How far one output is from the original's, over images that were not calibrated on.
 
     ``max_error`` is the largest difference, ``error_ratio`` the root mean square of all by the
-    root mean square of the original. Where the output is ``(n, classes)``: ``agreement`` is the
-    share of images whose largest value stays where it was, ``kl`` the mean Kullback-Leibler
-    divergence of the softmax from the original's, in nats; else None.
+    root mean square of the original (None where that is 0). Where the output is ``(n, classes)``:
+    ``agreement`` is the share of images whose largest value stays where it was, ``kl`` the mean
+    Kullback-Leibler divergence of the softmax from the original's, in nats; else None.
     """
 
     name: str
     max_error: float
-    error_ratio: float
+    error_ratio: float | None
     agreement: float | None
     kl: float | None
 
@@ -88,6 +88,7 @@ def quantize_file(
         raise ConfigError(f"{network} is no .onnx file; boardfit fit quantizes torch networks")
     if out.resolve() == network.resolve():
         raise ConfigError(f"--out {out} is the network itself; name another file")
+    files = _files_of(network)
     spec = inventory.find(board)
     with (
         ConsoleObserver() as observer,
@@ -95,10 +96,9 @@ def quantize_file(
         tempfile.TemporaryDirectory(prefix="boardfit-") as folder,
     ):
         with observer.stage("read images"):
-            images = networks.load_images(
-                data, preparation=preparation, progress=observer.progress
-            ).numpy()
-        calibration, test = _divided(images, preparation.seed)
+            images = networks.load_images(data, preparation=preparation, progress=observer.progress)
+        networks.check_varied(images)
+        calibration, test = _divided(images.numpy(), preparation.seed)
         source = Path(folder, "fp32.onnx")
         model = quantize.ready(network, (1, *images.shape[1:]))
         networks.write_file(source, model.SerializeToString(deterministic=True))
@@ -143,10 +143,25 @@ def quantize_file(
             carriers=carriers,
             integer_layers=real,
             float_layers=floats,
-            size_before_bytes=network.stat().st_size,
+            size_before_bytes=sum(file.stat().st_size for file in files),
             size_bytes=out.stat().st_size,
             outputs=outputs,
         )
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    """An ONNX file and those that hold its weights, where others do; ConfigError if it is none."""
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception as error:  # protobuf raises its own kind, which differs by backend
+        raise ConfigError(f"{path} is no ONNX file ({error}); export it again") from error
+    if not graph.node:
+        raise ConfigError(f"{path} holds no network; export it again")
+    entries = (entry for item in graph.initializer for entry in item.external_data)
+    beside = {path.parent / entry.value for entry in entries if entry.key == "location"}
+    if missing := [file for file in sorted(beside) if not file.is_file()]:
+        raise ConfigError(f"{path} has its weights in {missing[0]}, which does not exist")
+    return path, *beside
 
 
 def _divided(
@@ -157,12 +172,6 @@ def _divided(
         raise ConfigError(
             f"{len(images)} images are too few to calibrate on and to compare on others; give "
             f"{MIN_IMAGES} or more, a hundred are good"
-        )
-    flat = images.reshape(len(images), -1)
-    if (constant := np.flatnonzero(flat.max(1) == flat.min(1))).size:
-        raise ConfigError(
-            f"{constant.size} of {len(images)} images are constant (the first is number "
-            f"{constant[0]}); are they read correctly?"
         )
     order = np.random.default_rng(seed).permutation(len(images))[:MAX_IMAGES]
     count = round(CALIBRATION_SHARE * len(order))
@@ -197,6 +206,12 @@ def _difference(
     name: str, wanted: npt.NDArray[np.float64], got: npt.NDArray[np.float64]
 ) -> OutputDifference:
     error = got - wanted
+    if not np.isfinite(error).all():
+        where = "quantized" if np.isfinite(wanted).all() else "original"
+        raise BuildError(
+            f"the {where} network gives values of output {name} that are not finite; "
+            "look at the layers before it (--exclude keeps one float)"
+        )
     size = float(np.sqrt(np.mean(wanted**2)))
     agreement = kl = None
     if wanted.ndim == 2 and wanted.shape[1] > 1:
@@ -206,7 +221,7 @@ def _difference(
     return OutputDifference(
         name=name,
         max_error=float(np.abs(error).max()),
-        error_ratio=float(np.sqrt(np.mean(error**2))) / size if size else 0.0,
+        error_ratio=float(np.sqrt(np.mean(error**2))) / size if size else None,
         agreement=agreement,
         kl=kl,
     )

@@ -25,8 +25,11 @@ settings.load_profile("boardfit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Before anything starts an agent; everyone may write there, as other users' agents do."""
-    if LEASE_DIR not in os.environ:
+    """Before anything starts an agent; everyone may write there, as other users' agents do.
+
+    Processes that share the tests have one each: they do not wait for each other's jobs.
+    """
+    if LEASE_DIR not in os.environ or hasattr(config, "workerinput"):
         os.environ[LEASE_DIR] = tempfile.mkdtemp(prefix="boardfit-lease-")
         Path(os.environ[LEASE_DIR]).chmod(0o1777)
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(LEASE_DIR)))

@@ -220,7 +220,10 @@ def commands():
             yield (*prefix, name), command.callback
 
 
-@pytest.mark.parametrize(("words", "callback"), list(commands()), ids=str)
+@pytest.mark.parametrize(
+    ("words", "callback"),
+    [pytest.param(*found, id=" ".join(found[0])) for found in commands()],
+)
 def test_every_command_has_help_and_stands_in_the_readme(words, callback):
     assert callback.__doc__
     readme = (ROOT / "README.md").read_text()

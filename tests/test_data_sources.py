@@ -11,6 +11,7 @@ from torch import nn
 from harness import networks
 from harness.errors import ConfigError
 from harness.networks import Preparation
+from harness.networks import data as data_module
 
 
 def write(path: Path, value: int, *, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
@@ -146,6 +147,86 @@ def test_folders_that_are_no_data_say_why(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["train", "valid"])
+def test_one_of_the_two_parts_alone_is_split(tmp_path: Path, name: str) -> None:
+    for index in range(4):
+        write(tmp_path / name / "cat" / f"{index}.png", 10)
+        write(tmp_path / name / "dog" / f"{index}.png", 20)
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    # "train" is no class of its own: cat is 0, dog is 1.
+    assert sorted([*data.train_labels.tolist(), *data.test_labels.tolist()]) == [0] * 4 + [1] * 4
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "train"):
+        for index in range(2):
+            write(tmp_path / name / f"{index}.png", 10)
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    assert sorted([*data.train_labels.tolist(), *data.test_labels.tolist()]) == [0, 0, 1, 1]
+
+
+def test_hidden_folders_and_files_are_passed_over(tmp_path: Path) -> None:
+    for name in (".ipynb_checkpoints", "cat", "dog"):
+        write(tmp_path / name / "0.png", 10)
+    (tmp_path / "cat" / "._0.png").write_bytes(b"what some systems keep beside a file")
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    assert sorted([*data.train_labels.tolist(), *data.test_labels.tolist()]) == [0, 1]
+
+
+def test_grey_images_among_coloured_ones_get_three_channels(tmp_path: Path) -> None:
+    write(tmp_path / "0_a.png", 51, mode="L")
+    write(tmp_path / "1_b.png", 51)
+    write(tmp_path / "2_c.png", 51)
+    assert load(tmp_path).train_images.shape[1] == 3
+    assert networks.load_images(tmp_path, preparation=Preparation()).shape == (3, 3, 4, 6)
+
+
+def test_images_of_sixteen_bits_are_refused_and_not_clipped(tmp_path: Path) -> None:
+    for index in range(2):
+        deep = Image.fromarray(np.full((4, 4), 30000, np.uint16))
+        deep.save(tmp_path / f"{index}_a.png")
+    with pytest.raises(ConfigError, match=r"0_a\.png is of mode I.*\(--preprocess"):
+        load(tmp_path)
+
+
+def test_a_table_of_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    for index in range(2):
+        write(tmp_path / f"{index}.png", index)
+    table = tmp_path / "labels.csv"
+    table.write_text("file,label\n0.png,3\n1.png,4\n", encoding="utf-8-sig")
+    data = load(tmp_path)
+    assert data.train_labels is not None
+    assert sorted([*data.train_labels.tolist(), *data.test_labels.tolist()]) == [3, 4]
+    table.write_text("file,label\n0.png,²\n1.png,4\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="expected the class as a number"):
+        load(tmp_path)
+
+
+def test_a_preparation_that_fails_is_named_with_its_image(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def missing(image):\n"
+        "    return {}['key']\n"
+        "def undefined(image):\n"
+        "    return np.full((3, 4, 4), np.nan)\n"
+    )
+    for index in range(2):
+        write(tmp_path / "images" / f"{index}_a.png", 100)
+    with pytest.raises(ConfigError, match=r"mine\.py:missing raised KeyError: 'key'"):
+        load(tmp_path / "images", function=f"{tmp_path}/mine.py:missing")
+    with pytest.raises(ConfigError, match=r"0_a\.png has values that are not finite"):
+        load(tmp_path / "images", function=f"{tmp_path}/mine.py:undefined")
+
+
+def test_statistics_are_finite() -> None:
+    for settings in ({"mean": (float("inf"),)}, {"std": (float("nan"),)}, {"std": (0.0,)}):
+        with pytest.raises(ConfigError, match="every value must be"):
+            Preparation(**settings)  # type: ignore[arg-type]
+
+
 def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
     for index in range(3):
         write(tmp_path / f"{index}_a.png", index)
@@ -186,6 +267,40 @@ def one():
 
 def odd():
     return (IMAGES, LABELS[:2]), (IMAGES, LABELS)
+
+def of_other_integers():
+    return (IMAGES.numpy(), np.arange(6, dtype=np.int32)), (IMAGES, LABELS.to(torch.uint8))
+
+def soft():
+    return (IMAGES, torch.rand(6, 4)), (IMAGES, LABELS)
+
+def unlabelled():
+    return (IMAGES, LABELS - 1), (IMAGES, LABELS)
+
+def undefined():
+    return (IMAGES / 0, LABELS), (IMAGES, LABELS)
+
+def fails():
+    return {}["key"]
+
+class Missing(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        raise FileNotFoundError("cat.jpg")
+
+def lost():
+    return Missing(), Missing()
+
+def vectors():
+    return (np.zeros((6, 8)), np.zeros(6, int)), (np.zeros((6, 8)), np.zeros(6, int))
+
+def nothing_in_it():
+    return (IMAGES[:0], LABELS[:0]), (IMAGES, LABELS)
+
+def sorted_by_class():
+    images = torch.zeros(100, 1, 2, 2)
+    return (images, torch.arange(100) // 50), (images, torch.arange(100) // 50)
 """
 
 
@@ -221,11 +336,72 @@ def test_batches_of_a_loader_are_joined_and_limited(factories: str) -> None:
         ("one", r"returned Tensor; expected \(training data, test data\)"),
         ("odd", "6 images and 2 labels"),
         ("nothing", "no function 'nothing'"),
+        ("soft", r"labels are float32 of shape \(6, 4\); expected a class an image"),
+        ("unlabelled", "there is the label -1; classes count from 0"),
+        ("undefined", "training: images hold values that are not finite"),
+        ("fails", "made.py:fails raised KeyError: 'key'"),
+        ("lost", r"made\.py:lost, training raised FileNotFoundError: cat\.jpg"),
+        ("vectors", r"images have shape \(6, 8\); expected \(n, channels, h, w\)"),
+        ("nothing_in_it", "training has no images"),
     ],
 )
 def test_functions_that_return_no_data_say_why(factories: str, name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         networks.load_data(f"{factories}:{name}")
+
+
+def test_classes_are_int64_whatever_integers_they_come_in(factories: str) -> None:
+    data = networks.load_data(f"{factories}:of_other_integers")
+    assert data.train_labels is not None
+    assert data.train_labels.dtype == data.test_labels.dtype == torch.int64
+
+
+def test_only_what_the_limit_takes_has_to_fit_into_memory(
+    factories: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An image is 3 x 2 x 2 numbers of 4 bytes, 48 bytes: two of them fit.
+    monkeypatch.setattr(data_module.os, "sysconf", lambda _: 10)
+    monkeypatch.setattr(data_module, "MEMORY_SHARE", 1.0)
+    with pytest.raises(ConfigError, match=r"take fewer \(--limit 2\)"):
+        networks.load_data(f"{factories}:datasets")
+    few = networks.load_data(f"{factories}:datasets", preparation=Preparation(limit=2))
+    assert len(few.train_images) == 2
+
+
+def test_a_limit_draws_from_all_classes(factories: str) -> None:
+    data = networks.load_data(f"{factories}:sorted_by_class", preparation=Preparation(limit=20))
+    assert data.train_labels is not None
+    assert len(data.train_images) == len(data.train_labels) == len(data.test_labels) == 20
+    assert {*data.train_labels.tolist()} == {0, 1}
+
+
+def test_settings_that_a_source_cannot_heed_are_refused(factories: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", images=np.zeros((4, 8, 8, 3), np.uint8))
+    for source, settings, named in (
+        (f"{factories}:pairs", {"mean": (0.5,)}, "--mean: what .* makes is taken as it is"),
+        (f"{factories}:pairs", {"size": 4, "labels": "l.csv"}, "--image-size, --labels: what"),
+        (f"{tmp_path}/images.npz", {"size": 4}, "--image-size: the .npz file"),
+        (f"{tmp_path}/images.npz", {"function": "a.py:f"}, "--preprocess: the .npz file"),
+    ):
+        for load_it in (networks.load_data, networks.load_images):
+            with pytest.raises(ConfigError, match=named):
+                load_it(source, preparation=Preparation(**settings))  # type: ignore[arg-type]
+
+
+def test_an_npz_is_limited_too(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    labels = np.arange(40) // 20
+    images = np.zeros((40, 8, 8, 3), np.uint8) + labels[:, None, None, None].astype(np.uint8)
+    parts = {"train_images": images, "train_labels": labels}
+    parts |= {"test_images": images, "test_labels": labels, "mean": 0.0, "std": 1 / 255}
+    np.savez(path, **parts)
+    data = networks.load_data(path, preparation=Preparation(limit=10))
+    assert data.train_labels is not None
+    assert len(data.test_labels) == 10
+    # Each image holds its label.
+    assert data.train_images[:, 0, 0, 0].round().tolist() == data.train_labels.tolist()
+    assert {*data.train_labels.tolist()} == {0, 1}
+    assert len(networks.load_images(path, preparation=Preparation(limit=10))) == 10
 
 
 # --- whether they look like what the network was trained on
@@ -275,6 +451,24 @@ def test_few_and_constant_images_are_refused(trained: tuple[nn.Module, torch.Ten
     black[5] = 0
     with pytest.raises(ConfigError, match=r"1 of 8 images are constant .* number 5, all 0"):
         networks.check_images(network, black)
+
+
+def test_a_single_number_a_channel_is_not_judged_by_its_spread() -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(3))
+    network.train()(torch.randn(8, 3, 4, 4))
+    networks.check_images(network.eval(), torch.randn(1, 3, 4, 4))
+
+
+def test_a_network_that_asserts_its_image_size_is_an_error_of_the_input() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[-1] == 32, "images of 32"
+            return x.mean((2, 3))
+
+    images = torch.rand(4, 3, 8, 8)
+    data = networks.Data(images, None, images, torch.zeros(4, dtype=torch.int64))
+    with pytest.raises(ConfigError, match=r"does not take images of .*images of 32"):
+        networks.check_fits(Picky(), data)
 
 
 def test_wrong_channels_are_named(trained: tuple[nn.Module, torch.Tensor]) -> None:

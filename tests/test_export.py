@@ -11,6 +11,7 @@ from torch import nn
 
 from harness import networks
 from harness.errors import ConfigError
+from harness.networks.structure import same_outputs
 from tests.test_networks import SOURCE, warmed
 
 
@@ -124,3 +125,48 @@ def test_uneven_padding_by_the_inputs_size_is_exported_as_it_is(tmp_path: Path) 
         assert np.allclose(got, network(images), atol=1e-5)
     kinds = {node.op_type for node in onnx.load(tmp_path / "padded.onnx").graph.node}
     assert kinds <= {"Conv", "Pad", "ReduceMean"}  # nothing is left that computes sizes
+
+
+class Masks(nn.Module):
+    """Scores with infinities, a mask and classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        y = self.layer(x)
+        return torch.where(y > 0, y, torch.full_like(y, -torch.inf)), y > 0, y.argmax(1)
+
+
+def test_masks_classes_and_infinities_are_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(2, 1, 8, 8)
+    networks.export_onnx(Masks().eval(), images, tmp_path / "masks.onnx")
+    scores, mask, classes = networks.onnx_outputs(tmp_path / "masks.onnx", images)
+    assert (np.isneginf(scores) == ~mask).all()
+    assert classes.shape == (2, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "got", "same"),
+    [
+        # A thousandth of the largest value, 2.
+        ([2.0, 0.0], [2.0, 0.0019], True),
+        ([2.0, 0.0], [2.0, 0.0021], False),
+        ([2.0, torch.inf], [2.001, torch.inf], True),
+        ([2.0, torch.inf], [2.0, -torch.inf], False),
+        ([2.0, torch.inf], [2.0, 1e9], False),
+        ([2.0, torch.nan], [2.0, 0.0], False),
+        ([], [], True),
+        ([True, False], [True, False], True),
+        ([True, False], [True, True], False),
+        ([1000, 3], [1001, 3], False),
+        ([7] * 1000, [7] * 999 + [8], True),
+        ([7] * 1000, [7] * 998 + [8, 8], False),
+    ],
+)
+def test_outputs_are_the_same_but_for_rounding(
+    wanted: list[float], got: list[float], same: bool
+) -> None:
+    assert same_outputs([torch.tensor(wanted)], [torch.tensor(got)]) is same

@@ -115,6 +115,22 @@ def test_all_outputs_of_a_file_are_computed(tmp_path: Path) -> None:
         assert np.abs(got - wanted[name].numpy()).max() < 1e-5
 
 
+class Detector(nn.Module):
+    """Boxes of all images in one list."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten().reshape(-1, 4)
+
+
+def test_outputs_without_an_entry_an_image_are_refused(metrics: str, tmp_path: Path) -> None:
+    data = segmentation(tmp_path)
+    with pytest.raises(ConfigError, match=r"turns 2 images into outputs of \(32, 4\)"):
+        networks.check_fits(Detector(), data, networks.load_metric(f"{metrics}:overlap"))
+    networks.export_onnx(Detector(), data.example, tmp_path / "boxes.onnx")
+    with pytest.raises(ConfigError, match=r"1 images into an output output of shape \(16, 4\)"):
+        networks.onnx_outputs(tmp_path / "boxes.onnx", data.test_images)
+
+
 def test_the_loss_of_raw_outputs_counts_every_output_alike() -> None:
     # (1^2 + 0^2) / 2 by (3^2 + 4^2) / 2 is 1/25; 20^2 by 100^2 is 1/25 as well.
     teacher = [torch.tensor([[3.0, 4.0]]), torch.tensor([[100.0]])]

@@ -93,18 +93,21 @@ def test_images_of_another_shape_are_refused(network: Path) -> None:
         ready(network, (1, 1, 8, 8))
 
 
-def test_every_layer_of_a_foreign_file_runs_on_integers(
-    network: Path, data: str, tmp_path: Path
-) -> None:
-    result = quantizing.quantize_file(
+def plainly(network: Path, data: str) -> quantizing.QuantizedFile:
+    """Quantized by the extremes, next to itself."""
+    return quantizing.quantize_file(
         network,
         data=data,
         preparation=networks.Preparation(),
-        out=tmp_path / "int8.onnx",
+        out=network.with_name("int8.onnx"),
         calibrate="minmax",
         exclude=(),
         board="local",
     )
+
+
+def test_every_layer_of_a_foreign_file_runs_on_integers(network: Path, data: str) -> None:
+    result = plainly(network, data)
     assert (result.calibration_images, result.test_images) == (9, 3)
     assert len(result.layers) == 3
     assert set(result.integer_layers) == set(result.layers)
@@ -176,9 +179,42 @@ def test_few_or_constant_images_and_wrong_files_are_refused(network: Path, tmp_p
         quantized(IMAGES[:3])
     black = IMAGES.copy()
     black[7] = 0
-    with pytest.raises(ConfigError, match=r"1 of 12 images are constant \(the first is number 7\)"):
+    with pytest.raises(ConfigError, match=r"1 of 12 images are constant .* number 7, all 0"):
         quantized(black)
     with pytest.raises(ConfigError, match=r"is no \.onnx file"):
         quantized(IMAGES, file=tmp_path / "network.py")
     with pytest.raises(ConfigError, match="is the network itself"):
         quantized(IMAGES, out="foreign.onnx")
+
+
+def test_weights_beside_the_file_are_counted_in_its_size(
+    network: Path, data: str, tmp_path: Path
+) -> None:
+    model = ready(network, (1, 3, 8, 8))
+    split = tmp_path / "split.onnx"
+    onnx.save(model, split, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    result = plainly(split, data)
+    beside = (tmp_path / "weights.bin").stat().st_size
+    assert result.size_before_bytes == split.stat().st_size + beside
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ConfigError, match=r"weights\.bin, which does not exist"):
+        plainly(split, data)
+
+
+@pytest.mark.parametrize("damaged", [b"no network", b""])
+def test_a_file_that_is_no_network_is_refused(data: str, tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "damaged.onnx"
+    path.write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"damaged\.onnx"):
+        plainly(path, data)
+
+
+def test_differences_are_of_numbers_and_of_an_original_that_is_not_zero() -> None:
+    zero, one = np.zeros((2, 3)), np.ones((2, 3))
+    assert quantizing._difference("y", zero, one).error_ratio is None
+    # Twice as large: the error is as large as the original.
+    assert quantizing._difference("y", one, 2 * one).error_ratio == 1.0
+    with pytest.raises(BuildError, match="the quantized network gives values of output y that"):
+        quantizing._difference("y", one, np.full((2, 3), np.nan))
+    with pytest.raises(BuildError, match="the original network"):
+        quantizing._difference("y", np.full((2, 3), np.inf), one)

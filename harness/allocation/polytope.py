@@ -34,6 +34,8 @@ Ints = npt.NDArray[np.intp]
 _EPS = float(np.finfo(float).eps)
 # As in program.py: what the scaled objective and its bound may differ by through rounding.
 _ROUNDING = 1e-8
+# What HiGHS works to (program.py): a choice better by less may escape it, a bound be higher by it.
+_TOLERANCE = 1e-6
 _MAX_CUTS = 40
 
 
@@ -170,6 +172,7 @@ def solve_program(
         cutoff = scipy.optimize.LinearConstraint(row[None, :], -np.inf, below / unit)
         constraints.append(cutoff)
     rounding = 4 * _EPS * (len(coupling.terms) + 4) * float(np.abs(program.rows[0]).max()) * classes
+    rounding = max(rounding, _TOLERANCE * unit)
     bound = -math.inf
     prices = (0.0,) * len(coupling.budgets)
     if priced:
@@ -196,7 +199,7 @@ def solve_program(
         sums = coupling.sums(choice)
         if coupling.within(sums):
             solved = found.status == 0 and gap == 0.0 and found.fun - bound <= _ROUNDING
-            proven = sums[0] if solved else min(bound * unit, sums[0])
+            proven = sums[0] if solved else min(bound * unit - rounding, sums[0])
             return Answer(choice, sums[0], proven, rounding, prices)
         cut = np.zeros(columns)
         cut[program.first[:-1] + picks] = 1

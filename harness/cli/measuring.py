@@ -69,11 +69,11 @@ def profile(
     as_json: JsonOption = False,
 ) -> None:
     """Measure NETWORK on the board, end to end and kernel by kernel."""
+    if plot is not None and sustain.strip() == "0":
+        raise typer.BadParameter("--plot shows --sustain; give both")
     from harness import commands, profiling, run_commands
     from harness.report import judged, plain, tables
 
-    if plot is not None and sustain.strip() == "0":
-        raise typer.BadParameter("--plot shows --sustain; give both")
     measurement, kernels = commands.profile(
         network,
         weights=weights,

@@ -74,12 +74,12 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Predict NETWORK's latency kernel by kernel, or that of a table's rows, without a board."""
+    if (table is None) == (network is None):
+        raise typer.BadParameter("give either NETWORK or --table")
     from harness import commands
     from harness import tables as measured
     from harness.report import heldout, plain, tables
 
-    if (table is None) == (network is None):
-        raise typer.BadParameter("give either NETWORK or --table")
     if table is not None:
         rows = measured.predict(table, latency_model=latency_model, coverage=coverage, out=out)
         if as_json:
@@ -132,12 +132,12 @@ def validate(
     as_json: JsonOption = False,
 ) -> None:
     """Predict networks that calibration never saw, and hold that against measurements of them."""
+    if (table is None) == (not networks):
+        raise typer.BadParameter("give either NETWORKS or --table")
     from harness import commands
     from harness import tables as measured
     from harness.report import heldout, plain, tables
 
-    if (table is None) == (not networks):
-        raise typer.BadParameter("give either NETWORKS or --table")
     if table is not None:
         found = measured.validate(
             table,

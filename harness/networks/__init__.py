@@ -24,7 +24,7 @@ from harness.networks.structure import (
     output_shapes,
     tensors_of,
 )
-from harness.networks.suitability import check_fits, check_images
+from harness.networks.suitability import check_fits, check_images, check_varied
 
 __all__ = [
     "BATCH_NORMS",
@@ -39,6 +39,7 @@ __all__ = [
     "as_onnx",
     "check_fits",
     "check_images",
+    "check_varied",
     "count_macs",
     "count_parameters",
     "data_fingerprint",

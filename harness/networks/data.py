@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,14 @@ __all__ = [
 IMAGE_CHANNELS = (1, 3, 4)
 # What images may take of this computer's memory; the rest is for training and its copies.
 MEMORY_SHARE = 0.4
+# What the settings are called on the command line.
+_OPTIONS = {
+    "mean": "--mean",
+    "std": "--std",
+    "size": "--image-size",
+    "function": "--preprocess",
+    "labels": "--labels",
+}
 
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -65,7 +75,8 @@ class Preparation:
     size already is left alone. ``function`` (``file.py:function``) replaces all of this: it gets
     the PIL image and returns a float array or tensor ``(channels, h, w)``. ``labels`` is a CSV
     with the columns ``file`` and ``label``; ``limit`` takes so many images of each part, drawn
-    with ``seed``, which also splits what comes in one part: ``test_share`` of it is for testing.
+    with ``seed`` (the first ones of what can only be iterated over). ``seed`` also splits what
+    comes in one part: ``test_share`` of it is for testing.
     """
 
     mean: tuple[float, ...] | None = None
@@ -83,8 +94,24 @@ class Preparation:
                 f"--preprocess {self.function} does all that is done to an image; leave --mean, "
                 "--std and --image-size out"
             )
-        if self.std is not None and min(self.std) <= 0:
-            raise ConfigError(f"--std {self.std}: every value must be positive")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ConfigError(f"--mean {self.mean}: every value must be a finite number")
+        if self.std is not None and not all(math.isfinite(s) and s > 0 for s in self.std):
+            raise ConfigError(f"--std {self.std}: every value must be finite and positive")
+
+    def drawn(self, count: int) -> list[int]:
+        """The indices, ascending, of the images that ``limit`` takes of so many."""
+        order = np.random.default_rng(self.seed).permutation(count)
+        return sorted(order[: count if self.limit is None else self.limit].tolist())
+
+    def refuse(self, source: str, names: Sequence[str]) -> None:
+        """Raise ConfigError where one of these settings is given, which ``source`` cannot heed."""
+        given = [_OPTIONS[name] for name in names if getattr(self, name) is not None]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)}: {source} is taken as it is; leave this out, or give a folder "
+                "of images"
+            )
 
 
 def preparation(

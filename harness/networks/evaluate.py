@@ -12,6 +12,8 @@ import numpy.typing as npt
 import onnxruntime
 from torch import Tensor
 
+from harness.errors import ConfigError
+
 __all__ = [
     "onnx_logits",
     "onnx_outputs",
@@ -38,7 +40,8 @@ def onnx_outputs(
 
     The file runs as it is, with its own fixed batch, so the result is the file's own; ``threads``
     single-threaded calls run at once (None: one a core). A batch that does not divide the number
-    of images is filled up with copies of the last one.
+    of images is filled up with copies of the last one. Raises ConfigError where an output has no
+    entry an image.
     """
     array = np.ascontiguousarray(np.asarray(images), dtype=np.float32)
     session = open_session(str(path), threads=1)
@@ -51,7 +54,15 @@ def onnx_outputs(
         count = len(part)
         if count < batch:
             part = np.concatenate([part, np.repeat(part[-1:], batch - count, axis=0)])
-        return [output[:count] for output in session.run(None, {entry.name: part})]
+        outputs = session.run(None, {entry.name: part})
+        for about, output in zip(session.get_outputs(), outputs, strict=True):
+            if output.ndim == 0 or len(output) != len(part):
+                raise ConfigError(
+                    f"{path.name} turns {len(part)} images into an output {about.name} of shape "
+                    f"{output.shape}; each output needs one entry an image, so export the network "
+                    "without what mixes them (such as non-maximum suppression)"
+                )
+        return [output[:count] for output in outputs]
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         found = list(pool.map(run, starts))

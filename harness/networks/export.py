@@ -63,7 +63,7 @@ def as_onnx(spec: str, weights: Path | None, shape: str | None) -> Iterator[Path
     example = torch.zeros([int(size) for size in re.split("[x,]", shape)])
     try:
         run_once(network, example)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # the user's own code may raise anything
         raise ConfigError(f"the network {spec} does not take inputs of {shape}: {error}") from error
     with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
         path = Path(folder, "network.onnx")

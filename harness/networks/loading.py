@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import ConfigError
+from harness.errors import BoardfitError, ConfigError
 
 __all__ = [
+    "blaming",
     "keep_freed_memory",
     "load_callable",
     "load_network",
@@ -45,6 +46,17 @@ def keep_freed_memory() -> None:
         mallopt(option, value)
 
 
+@contextlib.contextmanager
+def blaming(what: str) -> Iterator[None]:
+    """ConfigError that names ``what`` for whatever the user's own code raises in here."""
+    try:
+        yield
+    except BoardfitError:
+        raise
+    except Exception as error:  # the user's own code may raise anything
+        raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
+
+
 def load_network(spec: str, weights: Path | None) -> nn.Module:
     """The network that ``module:factory`` or ``file.py:factory`` builds, in evaluation mode.
 
@@ -61,12 +73,8 @@ def load_network(spec: str, weights: Path | None) -> nn.Module:
         )
     factory = load_callable(spec, "network")
     attribute = spec.rpartition(":")[2]
-    try:
+    with blaming(f"network {spec!r}: {attribute}()"):
         network = factory()
-    except Exception as error:  # the user's own code may raise anything
-        raise ConfigError(
-            f"network {spec!r}: {attribute}() raised {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"network {spec!r}: {attribute}() returned {type(network).__name__}, "
@@ -104,16 +112,12 @@ def _on_path(folder: Path) -> Iterator[None]:
 
 
 def _import_module(name: str, kind: str) -> ModuleType:
-    with _on_path(Path()):
+    with _on_path(Path()), blaming(f"{kind} module {name!r}"):
         try:
             return importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"{kind} module {name!r}: {error}; for a file, write file.py:factory"
-            ) from error
-        except Exception as error:  # the user's own code may raise anything
-            raise ConfigError(
-                f"{kind} module {name!r} raised {type(error).__name__}: {error}"
             ) from error
 
 
@@ -127,14 +131,12 @@ def _import_file(path: Path, kind: str) -> ModuleType:
         raise ConfigError(f"{kind} file {path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses in the file look their module up
-    with _on_path(path.parent):
+    with _on_path(path.parent), blaming(f"{kind} file {path}"):
         try:
             spec.loader.exec_module(module)
-        except Exception as error:  # the user's own code may raise anything
+        except Exception:
             del sys.modules[name]
-            raise ConfigError(
-                f"{kind} file {path} raised {type(error).__name__}: {error}"
-            ) from error
+            raise
     return module
 
 

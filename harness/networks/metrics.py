@@ -45,7 +45,10 @@ class Metric:
                 f"{targets.shape}"
             ) from error
         if not math.isfinite(value):
-            raise ConfigError(f"metric {self.name} is {value} for outputs of the network")
+            raise ConfigError(
+                f"metric {self.name} is {value} for outputs of the network; it must be a finite "
+                "number whatever they are"
+            )
         return value
 
 

@@ -9,7 +9,7 @@ from harness.networks.data import Data
 from harness.networks.metrics import TOP1, Metric
 from harness.networks.structure import BATCH_NORMS, CONVOLUTIONS, outputs_of, run_once
 
-__all__ = ["check_fits", "check_images"]
+__all__ = ["check_fits", "check_images", "check_varied"]
 
 # Images by which the statistics of the first batch norm are checked.
 CHECKED = 64
@@ -26,12 +26,19 @@ def check_fits(network: nn.Module, data: Data, metric: Metric = TOP1) -> None:
     images = data.test_images[:2]
     try:
         outputs = outputs_of(network, images)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
             f"the network does not take images of shape {tuple(images.shape)}"
             f"{_channel_hint(network, images)}: {error}"
         ) from error
     if not metric.classifies:
+        if any(output.ndim == 0 or len(output) != len(images) for output in outputs):
+            raise ConfigError(
+                f"the network turns {len(images)} images into outputs of "
+                f"{', '.join(str(tuple(output.shape)) for output in outputs)}; each needs one "
+                "entry an image, so leave what mixes them (such as non-maximum suppression) to the "
+                "metric"
+            )
         metric.of([output.numpy() for output in outputs], data.test_labels[:2].numpy())
         return
     if len(outputs) != 1 or outputs[0].ndim != 2 or len(outputs[0]) != len(images):
@@ -58,13 +65,7 @@ def check_images(network: nn.Module, images: Tensor, *, least: int = 1) -> None:
     """
     if len(images) < least:
         raise ConfigError(f"{len(images)} images are too few to calibrate on; give {least} or more")
-    flat = images.flatten(1)
-    constant = (flat.amax(1) == flat.amin(1)).nonzero().flatten().tolist()
-    if constant:
-        raise ConfigError(
-            f"{len(constant)} of {len(images)} images are constant (the first is number "
-            f"{constant[0]}, all {float(flat[constant[0], 0]):g}); are they read correctly?"
-        )
+    check_varied(images)
     seen = _first_batchnorm(network, images[:CHECKED])
     if seen is None:
         return
@@ -81,10 +82,22 @@ def check_images(network: nn.Module, images: Tensor, *, least: int = 1) -> None:
     )
 
 
+def check_varied(images: Tensor) -> None:
+    """Raise ConfigError where an image has one value everywhere."""
+    flat = images.flatten(1)
+    constant = (flat.amax(1) == flat.amin(1)).nonzero().flatten().tolist()
+    if constant:
+        raise ConfigError(
+            f"{len(constant)} of {len(images)} images are constant (the first is number "
+            f"{constant[0]}, all {float(flat[constant[0], 0]):g}); are they read correctly?"
+        )
+
+
 def _first_batchnorm(network: nn.Module, images: Tensor) -> tuple[float, float] | None:
     """Shift and spread of the first batch norm's inputs by its running statistics.
 
-    Medians over channels: of |mean - running mean| / running std, and of std / running std.
+    Medians over channels: of |mean - running mean| / running std, and of std / running std. None
+    where no batch norm was trained, or the images are too few to tell.
     """
     found: list[tuple[float, float]] = []
 
@@ -98,6 +111,8 @@ def _first_batchnorm(network: nn.Module, images: Tensor) -> tuple[float, float] 
             if not trained:
                 return
         values = inputs[0].transpose(0, 1).flatten(1)
+        if values.shape[1] < 2:  # one number has no spread
+            return
         usual = (variance + module.eps).sqrt()
         shift = ((values.mean(1) - mean).abs() / usual).median()
         found.append((float(shift), float((values.std(1) / usual).median())))

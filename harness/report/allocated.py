@@ -21,7 +21,7 @@ from harness.report.drawing import (
 from harness.report.words import and_list, percent
 from harness.units import format_size, format_time
 
-__all__ = ["front_figure", "front_sentence", "proof_sentences"]
+__all__ = ["front_caption", "front_figure", "front_sentence", "proof_sentences"]
 
 # A step of a budget, for saying what it buys, is the power of ten below this share of what is
 # spent: large enough to matter, small enough for a marginal price to hold.
@@ -79,7 +79,11 @@ def _proven(proof: AllocationProof) -> str:
 
 
 def _share(gap: float) -> str:
-    return f"{100 * gap:.1g} %"
+    """A bound in per cent, to one digit: rounded up, for less would not be proven."""
+    if gap <= 0:
+        return "0 %"
+    digit = 10.0 ** math.floor(math.log10(100 * gap))
+    return f"{math.ceil(100 * gap / digit - 1e-9) * digit:.1g} %"
 
 
 def _worth(proof: AllocationProof, result: FitResult) -> str:
@@ -102,6 +106,24 @@ def _worth(proof: AllocationProof, result: FitResult) -> str:
     if free:
         sentence += ("; " if parts else "") + f"more {and_list(free)} would buy nothing"
     return sentence[:1].upper() + sentence[1:] + "." if sentence else ""
+
+
+def front_caption(front: Front) -> str:
+    """What to look at in the figure of the front."""
+    joined = (
+        "is the least that is possible for its latency, but for the gap that it was solved to"
+        if _proven_points([p for p in front.points if p.approach == "coupled"])
+        else "is the least for costs that are right near the result and approximate away from it"
+    )
+    return (
+        f"The further left and down, the better. Each joined point {joined}; simpler ways to "
+        "allocate stand beside it for the same limits. A line to the left of a triangle leads to "
+        f"the latency that was asked for. {front_sentence(front)}"
+    ).rstrip()
+
+
+def _proven_points(points: list[FrontPoint]) -> bool:
+    return all(point.gap is not None for point in points)
 
 
 def front_sentence(front: Front) -> str:
@@ -165,8 +187,7 @@ def front_figure(result: FitResult) -> go.Figure | None:
         figure, "separable approximation", _of(shown, "separable"), OTHER, "triangle-up", reach=True
     )
     best_known = _of(shown, "coupled")
-    proven = all(point.gap is not None for point in best_known)
-    name = "coupled, proven" if proven else "coupled, costs not exact"
+    name = "coupled, proven" if _proven_points(best_known) else "coupled, costs not exact"
     _add_points(figure, name, best_known, RESULT, "circle", joined=True)
     best = result.result.label if result.result is not None else None
     for name, symbol, mine in (

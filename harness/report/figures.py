@@ -131,7 +131,7 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
     accuracies = [100 * (c.top1 or 0.0) for c in shown]
     limit, floor = _latency_limit(result), _top1_floor(result)
     right = 1.08 * max([c.latency_interval_s.high for c in shown] + [limit or 0.0])
-    low, high = min([*accuracies, *([floor] if floor else [])]), max(accuracies)
+    low, high = min([*accuracies, *([] if floor is None else [floor])]), max(accuracies)
     room = max(0.12 * (high - low), 0.1)
     low, high = low - room, high + room
     if limit is not None or floor is not None:

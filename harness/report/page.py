@@ -111,10 +111,7 @@ def _figures(result: FitResult, shown: Candidate) -> dict[str, _Figure]:
             "front",
             "What a latency costs, and what the way to allocate is worth",
             allocated.front_figure(result),
-            "The further left and down, the better. Each joined point is the least that is "
-            "possible for its latency, but for the gap that it was solved to; simpler ways to "
-            "allocate stand beside it for the same limits. A line to the left of a triangle leads "
-            f"to the latency that was asked for. {allocated.front_sentence(front)}".rstrip(),
+            allocated.front_caption(front),
         ),
         (
             "prediction",

@@ -24,7 +24,7 @@ class Difference(Protocol):
     @property
     def max_error(self) -> float: ...
     @property
-    def error_ratio(self) -> float: ...
+    def error_ratio(self) -> float | None: ...
     @property
     def agreement(self) -> float | None: ...
     @property
@@ -92,7 +92,7 @@ def print_quantized(result: Quantized) -> None:
             table,
             output.name,
             f"{output.max_error:.4g}",
-            percent(output.error_ratio, 2),
+            "-" if output.error_ratio is None else percent(output.error_ratio, 2),
             "-" if output.agreement is None else percent(output.agreement, 2),
             "-" if output.kl is None else f"{output.kl:.5f}",
         )

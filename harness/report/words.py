@@ -193,7 +193,8 @@ def value_text(verdict: BudgetVerdict, result: Candidate) -> str:
     """What the result measures in a budget's quantity, for a sentence."""
     quantity = verdict.budget.quantity
     if verdict.value is None:
-        return f"{title(verdict.budget).lower()} not measured"
+        lost = f"{verdict.budget.metric} lost" if quantity == "accuracy_drop" else NAMES[quantity]
+        return f"{lost} not measured"
     if quantity == "accuracy_drop":
         if verdict.value < 0:
             return f"{points_text(-verdict.value)} of {verdict.budget.metric} gained"

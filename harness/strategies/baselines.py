@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from harness.allocation import knapsack
 from harness.allocation.coupled import Table
-from harness.errors import InfeasibleBudget
+from harness.errors import BoardfitError, ConfigError
 from harness.strategies.tabled import Tabled
 
 __all__ = ["Greedy", "Moves", "separable", "single_moves"]
@@ -75,7 +75,7 @@ def separable(
     """The best allocation if each option cost what it does where ``around`` is all else.
 
     Optimal for those costs, which are not what it takes: price it. None where even the least of
-    such costs exceed a limit.
+    such costs exceed a limit, or nothing is found in ``TIME_LIMIT_S``.
     """
     amounts, moves = tabled.amounts(around), single_moves(tabled, around)
     costs, room = [[row.tolist() for row in moves.latency_s]], [latency_s - amounts.latency_s]
@@ -84,7 +84,9 @@ def separable(
         room.append(size_bytes - amounts.size_bytes)
     try:
         return knapsack.solve(tabled.values, costs, room, time_limit_s=TIME_LIMIT_S).choice
-    except InfeasibleBudget:
+    except ConfigError:
+        raise
+    except BoardfitError:
         return None
 
 

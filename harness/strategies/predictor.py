@@ -1,6 +1,6 @@
 """What a network costs under an allocation, predicted without building it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from harness.records import Group, Option
 from latency_models import graph
 from latency_models.calibration import LatencyModel
 
-__all__ = ["Costs", "NetworkCosts", "weight_bytes"]
+__all__ = ["Costs", "NetworkCosts", "holders", "weight_bytes"]
 
 # Bytes a quantized layer's ONNX nodes take beside its numbers: DequantizeLinear for weight and
 # bias, QuantizeLinear and DequantizeLinear for its output, and their names. Counted in files that
@@ -56,8 +56,7 @@ class NetworkCosts:
         self.size_scale = size_scale
         self.baseline = tuple(kernels)
         self.kernels_of_group = _kernels_of_groups(kernels, groups)
-        weights = sum(_weight_bytes(kernel) for kernel in kernels)
-        self.other_bytes = baseline_size_bytes - weights
+        self.other_bytes = baseline_size_bytes - _all_weight_bytes(kernels)
         self._cache: dict[tuple[Option, ...], Costs] = {}
 
     def kernels(self, options: Mapping[str, Option]) -> tuple[graph.Kernel, ...]:
@@ -84,7 +83,7 @@ class NetworkCosts:
             works = tuple(graph.work(kernel) for kernel in kernels)
             latency = self.model.predict(works)
             upper = self.model.interval(works, self.coverage)[1] if self.coverage else latency
-            size = self.other_bytes + sum(_weight_bytes(kernel) for kernel in kernels)
+            size = self.other_bytes + _all_weight_bytes(kernels)
             self._cache[key] = Costs(
                 latency_s=latency,
                 upper_s=upper,
@@ -114,9 +113,20 @@ def _kernels_of_groups(
     }
 
 
+def holders(kernels: Sequence[graph.Kernel]) -> Iterator[graph.Kernel]:
+    """The first kernel of each weight: a layer that is called twice is stored once."""
+    seen: set[str] = set()
+    for kernel in kernels:
+        if kernel.weight is not None and kernel.weight not in seen:
+            seen.add(kernel.weight)
+            yield kernel
+
+
+def _all_weight_bytes(kernels: Sequence[graph.Kernel]) -> float:
+    return sum(_weight_bytes(kernel) for kernel in holders(kernels))
+
+
 def _weight_bytes(kernel: graph.Kernel) -> float:
-    if kernel.weight is None:
-        return 0.0
     shape = graph.work(kernel).shape
     numbers = shape.groups * shape.inputs * shape.window * shape.outputs
     return float(weight_bytes(kernel.precision, numbers, kernel.out_channels))

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.records import Option
+from harness.strategies.predictor import holders
 from latency_models import graph, locality
 from latency_models.graph import Kernel
 from latency_models.locality import Influence, Place, Reading
@@ -46,10 +47,12 @@ _TRIES = 24
 class Template:
     """A kernel at any widths: ``kernel`` with the sizes of its shapes as polynomials.
 
-    ``variables`` are the groups whose widths they are in, ascending.
+    ``variables`` are the groups whose widths they are in, ascending. ``stored``: it holds its
+    weight, which no kernel before it does.
     """
 
     kernel: Kernel
+    stored: bool
     in_shapes: tuple[tuple[int | Terms, ...], ...]
     out_shape: tuple[int | Terms, ...]
     groups: int | Terms
@@ -147,6 +150,7 @@ class _Survey:
         self.largest_scope = largest_scope
         self.runtime = graph.RUNTIMES[runtime]
         self.resized, self.options, self.reference = resized, options, reference
+        self.stored = {kernel.name for kernel in holders(kernels)}
         self.group_of = {name: index for index, names in enumerate(layers) for name in names}
         ops = graph.operators(kernels)
         self.varied = [
@@ -311,8 +315,9 @@ class _Survey:
         in_shapes = tuple(tuple(map(_symbolic, shape)) for shape in kernel.in_shapes)
         out_shape = tuple(map(_symbolic, kernel.out_shape))
         groups = _symbolic(kernel.groups)
+        stored = kernel.name in self.stored
         key = (
-            *(kernel.kind, kernel.precision, kernel.window, kernel.stride, kernel.weight is None),
+            *(kernel.kind, kernel.precision, kernel.window, kernel.stride, stored),
             *(kernel.reads, kernel.writes, in_shapes, out_shape, groups),
         )
         if key not in self.known:
@@ -321,7 +326,7 @@ class _Survey:
             traced = (size for size in sizes if not isinstance(size, int))
             variables = {v for terms in traced for monomial, _ in terms for v in monomial}
             ordered = tuple(sorted(variables))
-            self.templates.append(Template(kernel, in_shapes, out_shape, groups, ordered))
+            self.templates.append(Template(kernel, stored, in_shapes, out_shape, groups, ordered))
         return self.known[key]
 
 

@@ -184,7 +184,10 @@ class Tabled:
     def nearest(
         self, latency_s: float | None, size_bytes: float | None
     ) -> tuple[Solved, float | None, float | None]:
-        """The best allocation within the limits raised as little as it takes, and those limits."""
+        """The best allocation within the limits raised as little as it takes, and those limits.
+
+        TooHard where they are not found in time.
+        """
         asked: dict[Quantity, float] = {}
         if latency_s is not None:
             asked["latency"] = latency_s
@@ -202,6 +205,10 @@ class Tabled:
                 # Raising either is enough where each can be reached with the other held.
                 excess = {q: least / limits[q] for q, least in error.nearest.items()}
                 over = [q for q in excess if excess[q] > 1 - HAIR]
+                if not over:  # each was reached alone, and time was up before both were
+                    raise TooHard(
+                        "the limits that can be met together were not found in time"
+                    ) from (error)
                 raised = min(over, key=lambda q: excess[q])
                 limits[raised] = max(error.nearest[raised], limits[raised]) * room
             else:

@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 # Widths of one kernel are priced in all combinations; one of more groups than this allows (a long
 # concatenation) is taken at the reference's widths in the groups beyond.
-LARGEST_TABLE = 2_000_000
+LARGEST_TABLE = 20_000
 # A table is added to one of the same or more groups if that needs no more states, or stays this
 # small.
 _SMALL = 4096
@@ -221,7 +221,7 @@ class _Builder:
     def _axes(self, template: Template) -> tuple[int, ...]:
         """The groups over whose widths a template is priced; the reference decides the others'."""
         axes = list(template.variables)
-        while math.prod(len(self.widths[group]) for group in axes) > LARGEST_TABLE // 100:
+        while math.prod(len(self.widths[group]) for group in axes) > LARGEST_TABLE:
             axes.pop()
             self.exact = False
         return tuple(axes)
@@ -261,7 +261,7 @@ class _Builder:
         length = math.prod(len(self.widths[group]) for group in axes)
         if len(works) < length:
             works = works.only(np.zeros(length, np.intp))
-        if kernel.weight is None:
+        if not template.stored:
             return works, np.zeros(length)
         _, outputs, inputs, window, groups, _ = works.dims.T
         numbers = groups * inputs * window * outputs

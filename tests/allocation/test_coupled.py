@@ -95,6 +95,19 @@ def test_a_bound_is_below_the_optimum_where_labels_were_given_up(monkeypatch):
     assert gaps > 0
 
 
+def test_the_bound_of_highs_holds_for_numbers_of_many_magnitudes():
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape):
+        return rng.random(shape) * 10.0 ** rng.integers(-12, 3, shape)
+
+    for _ in range(100):
+        values, pair = numbers(3, 3), Table((0, 2), numbers(3, 3))
+        found = solve(values.tolist(), [], [], value_tables=[pair], solver="highs")
+        totals = values[0][:, None, None] + values[1][:, None] + values[2] + pair.costs[:, None]
+        assert found.bound <= totals.min() * (1 + 1e-12)
+
+
 def test_highs_closes_the_gap_that_labels_leave(monkeypatch):
     monkeypatch.setattr(search, "_LIMITS", (1,))
     rng = random.Random(11)

@@ -44,6 +44,8 @@ def test_a_budget_that_does_not_bind_would_buy_nothing(result):
     [
         ({"gap": 0.0}, "is proven to be the least within the predicted limits."),
         ({"exact": False, "gap": 0.02}, "is within 2 % of the least for costs that are right at"),
+        # Rounded up: 1 % is not proven.
+        ({"gap": 0.014}, "is proven to be within 2 % of the least that is possible."),
     ],
 )
 def test_what_is_proven_is_told_apart(result, changes, told):
@@ -127,3 +129,5 @@ def test_what_is_not_proven_is_not_called_so(result):
     points = tuple(replace(point, gap=None) for point in result.front.points)
     figure = allocated.front_figure(replace(result, front=replace(result.front, points=points)))
     assert trace(figure, "coupled, costs not exact").y == (0.05, 0.013, 0.002)
+    assert "the least that is possible" in allocated.front_caption(result.front)
+    assert "approximate away from it" in allocated.front_caption(Front(points=points))

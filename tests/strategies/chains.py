@@ -82,7 +82,6 @@ class Chain:
         self.widening = widening
         self.exact = exact
         self.narrow = False
-        self.narrow = False
 
     def layer(self, before, option):
         """Device seconds, steps and bytes of a layer behind one of the option ``before``."""

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 
+from harness.errors import BoardfitError
 from harness.strategies import baselines
 from harness.strategies.allocator import full_choice, tabled_around, values_of
 from tests.strategies.chains import problem
@@ -33,6 +34,15 @@ def test_a_single_move_adds_what_the_tables_say():
                 there.size_bytes - here.size_bytes
             )
             assert moves.loss[group][option] == pytest.approx(found.loss(moved) - found.loss(start))
+
+
+def test_a_separable_problem_that_is_not_solved_in_time_has_no_answer(monkeypatch):
+    def too_slow(*_, **__):
+        raise BoardfitError("HiGHS found no allocation: time limit reached; allow more time")
+
+    found, full = tabled(0, coupled=True)
+    monkeypatch.setattr(baselines.knapsack, "solve", too_slow)
+    assert baselines.separable(found, full, latency_s=1.0, size_bytes=1e9) is None
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -11,6 +11,7 @@ from harness.errors import LatencyModelError
 from harness.records import BoardFacts, Group, Option
 from harness.strategies.predictor import NetworkCosts
 from latency_models import graph, profiles
+from tests.compression.tiny import Twice
 
 DEMO = Path(__file__).parents[2] / "data" / "demo"
 FACTS = BoardFacts(
@@ -113,3 +114,19 @@ def test_a_group_without_a_kernel_is_named(demo):
         NetworkCosts(
             graph.read(path), (*found, ghost), model=OneSecondAGigaMac(), baseline_size_bytes=1
         )
+
+
+def test_a_layer_that_is_called_twice_is_stored_once(tmp_path):
+    example = torch.rand(2, 1, 8, 8)
+    wide, narrow = Twice(64).eval(), tmp_path / "narrow.onnx"
+    networks.export_onnx(wide, example, tmp_path / "wide.onnx")
+    networks.export_onnx(Twice(32).eval(), example, narrow)
+    found = groups.find_groups(wide, example)
+    demo = wide, example, found, tmp_path / "wide.onnx"
+    costs = costs_of(demo).costs(
+        {
+            group.name: Option(channels=32 if group.prunable else group.channels, precision="fp32")
+            for group in found
+        }
+    )
+    assert costs.size_bytes == pytest.approx(narrow.stat().st_size, rel=0.01)

@@ -17,7 +17,7 @@ from latency_models import graph, profiles
 from latency_models.calibration import LatencyModel
 from latency_models.model import HeldOut
 from tests.benchmarks.allocation_real import groups_of, options_of, unmeasured
-from tests.compression.tiny import Concatenated, Inverted, Mobile, Residual, seeded
+from tests.compression.tiny import Concatenated, Inverted, Mobile, Residual, Twice, seeded
 from tests.latency_models.networks import inverted, joined
 from tests.sensitivity.cifar_resnet import resnet20
 
@@ -87,7 +87,9 @@ def assert_same(tables, costs, options, choice):
 
 
 @pytest.mark.parametrize("runtime", [CPU, AVX2, ARM, TENSORRT])
-@pytest.mark.parametrize("kind", [Residual, Inverted, Mobile, Concatenated, inverted, joined])
+@pytest.mark.parametrize(
+    "kind", [Residual, Inverted, Mobile, Concatenated, Twice, inverted, joined]
+)
 def test_tables_add_up_to_what_the_rewritten_network_is_predicted_to_cost(kind, runtime, tmp_path):
     costs = costs_of(kind, runtime, tmp_path)
     precisions = ("fp32", "fp16") if runtime == TENSORRT else ("fp32", "int8")
