@@ -58,7 +58,7 @@ __all__ = ["Sensitivities", "rounded_weights", "score"]
 # What hooks may hold unless told otherwise: small beside a network's own training pass.
 MAX_BYTES = 512 << 20
 # Part of every cache key: raise it when a formula changes.
-FORMULA = 2
+FORMULA = 3
 
 RoundedWeights = Mapping[str, Mapping[str, Tensor]]
 
@@ -95,7 +95,8 @@ def score(
     precision. Neither the batch nor the memory changes a draw. With ``cache``, a folder, the result
     is kept there and found again for the same network, images, options and settings.
     ``progress(done, of)`` counts images; ranges of activations are taken before the first call.
-    Raises BuildError, and ConfigError where ``max_bytes`` does not hold one image.
+    Raises BuildError, and ConfigError where ``max_bytes`` does not hold one image or labels are
+    given for outputs that are no logits.
     """
     if not len(images):
         raise BuildError("no images to compute sensitivities on")
@@ -205,12 +206,16 @@ class _Pass:
         Half of the room is for what is held through the pass, half for work on one layer.
         """
 
-        def look(recorder: Recorder) -> Any:
-            return lambda _module, inputs, output: recorder.size(inputs[0], output)
+        def look(name: str, recorder: Recorder) -> Any:
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                recorder.check(name, inputs[0], output)
+                recorder.size(inputs[0], output)
+
+            return hook
 
         with contextlib.ExitStack() as hooks, torch.no_grad():
-            for recorder in self.recorders.values():
-                hooks.callback(recorder.layer.register_forward_hook(look(recorder)).remove)
+            for name, recorder in self.recorders.items():
+                hooks.callback(recorder.layer.register_forward_hook(look(name, recorder)).remove)
             self.network(images[:1])
         held = sum(recorder.held_bytes for recorder in self.recorders.values())
         scratch = max((recorder.scratch_bytes for recorder in self.recorders.values()), default=0)
@@ -279,6 +284,7 @@ class _Pass:
             channel_scores={total.group.name: total.scores() for total in self.totals},
             weights={name: weights for name, (_, weights, _) in columns.items()},
             activations={name: inputs for name, (_, _, inputs) in columns.items()},
+            blocks={t.group.name: t.group.blocks for t in self.totals if t.group.blocks > 1},
         )
 
 
@@ -294,16 +300,25 @@ def _input_of(precision: str) -> str:
 
 
 def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """The outputs that a loss can be taken of; classes as whole numbers, or none, are left out."""
     if isinstance(outputs, Tensor):
-        yield outputs
-        return
-    for output in outputs.values() if isinstance(outputs, Mapping) else outputs:
-        yield from _tensors(output)
+        if outputs.requires_grad:
+            yield outputs
+    elif isinstance(outputs, Mapping):
+        yield from _tensors(list(outputs.values()))
+    elif isinstance(outputs, (list, tuple)):
+        for output in outputs:
+            yield from _tensors(output)
 
 
 def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tensor:
     """A sum over the batch whose gradient is, image by image, that of the image's own loss."""
     if labels is not None:
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            raise ConfigError(
+                "labels want a network whose one output are logits (n, classes); score this one "
+                "without labels"
+            )
         return functional.cross_entropy(outputs, labels, reduction="sum")
     losses = []
     for output in _tensors(outputs):
@@ -313,6 +328,8 @@ def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tenso
             roots = shares.sqrt() * signs
             signs = roots - shares * roots.sum(1, keepdim=True)
         losses.append((output * signs).sum())
+    if not losses:
+        raise BuildError("none of the network's outputs depends on its input by way of gradients")
     return torch.stack(losses).sum()
 
 
@@ -352,7 +369,7 @@ class _Totals:
         found = []
         for option in self.options:
             keep = torch.zeros(self.group.channels, dtype=torch.bool)
-            keep[list(best_channels(scores, option.channels))] = True
+            keep[list(best_channels(scores, option.channels, self.group.blocks))] = True
             chosen = keep if self.prunes else torch.ones(1, dtype=torch.bool)
             by_weights = torch.zeros(self._count, dtype=torch.float64)
             by_inputs = torch.zeros(self._count, dtype=torch.float64)
