@@ -15,9 +15,9 @@ what a perfect score would reach, from how well the losses on two halves of the 
 ``--cost`` compares the time of one pass for 24 options a group with a plain gradient pass, and
 times the ranking of 100 policies by Dynamic BN.
 
-What Dynamic BN makes of a policy takes three times as long as its true loss, and is found for the
-first ``--dynamic`` policies. Results of each policy are appended to ``--cache``; a later run goes
-on from there.
+What re-estimated statistics make of a policy on the test images takes three times as long as its
+true loss, and is found for the first ``--dynamic`` policies; what Dynamic BN predicts from the
+calibration images, for all. Results are appended to ``--cache``; a later run goes on from there.
 """
 
 from __future__ import annotations
@@ -100,26 +100,29 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Every score's correlations with every true loss, all policies and the moderate ones.
 
-    Of ``count`` policies the first ``dynamic`` are also tried with batch norm re-estimated.
+    Of ``count`` policies the first ``dynamic`` are also judged with batch norm re-estimated.
     """
     known = Cache(cache)
     return [row for item in subjects(only, images) for row in rows_of(item, count, dynamic, known)]
 
 
 def rows_of(item: Subject, count: int, dynamic: int, cache: Cache) -> list[dict[str, Any]]:
+    truth = Truth(item)
+    asked = policies(len(truth.layers), count)
+    results: list[dict[str, Any]] = [{} for _ in asked]
+    for what, made, few in (
+        ("policy", truth, count),
+        ("predicted", truth.predicted, count),
+        ("re-estimated", truth.reestimated, dynamic),
+    ):
+        for index, policy in enumerate(asked[:few]):
+            key = f"{item.name} {what} {'-'.join(map(str, policy))}"
+            results[index] |= cache.get(key, partial(made, policy))
+            say(f"{item.name}: {what} {index + 1} of {few}, loss {results[index]['loss']:.3f}")
     scores = {
         name: cache.get(f"{item.name} score {name}", make)
         for name, make in score_makers(item).items()
     }
-    truth = Truth(item)
-    results = []
-    for index, policy in enumerate(policies(len(truth.layers), count)):
-        bits = "-".join(map(str, policy))
-        true = cache.get(f"{item.name} policy {bits}", partial(truth, policy))
-        results.append(dict(true))
-        if index < dynamic:
-            results[-1] |= cache.get(f"{item.name} dynamic {bits}", partial(truth.dynamic, policy))
-        say(f"{item.name}: policy {index + 1} of {count}, loss {results[-1]['loss']:.3f}")
     return correlations(item.name, truth.layers, scores, results, truth.fp32)
 
 

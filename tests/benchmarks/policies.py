@@ -168,8 +168,10 @@ class Truth:
         self.item = item
         example = item.calibration[:1]
         self.ranges = input_ranges(item.network, item.calibration)
-        folded = fold_batchnorm(item.network, example)
-        self.test = Predictor(folded, item.test, item.test_labels, ranges=self.ranges)
+        # Channels last and few images at a time: a quarter less time on networks this narrow.
+        folded = fold_batchnorm(item.network, example).to(memory_format=torch.channels_last)
+        test = item.test.contiguous(memory_format=torch.channels_last)
+        self.test = Predictor(folded, test, item.test_labels, ranges=self.ranges, batch=32)
         self.tried = Predictor(
             item.network,
             item.calibration[:TRIED_ON],
@@ -203,17 +205,22 @@ class Truth:
             "halves": [[float(each[part].mean()) for part in pair] for pair in self.halves],
         }
 
-    def dynamic(self, policy: Policy) -> dict[str, Any]:
-        """What re-estimated and anchored statistics make of a policy, and what is predicted."""
-        words = {name: precision(b) for name, b in zip(self.layers, policy, strict=True)}
+    def reestimated(self, policy: Policy) -> dict[str, float]:
+        """What re-estimated and anchored statistics make of a policy on the test images."""
         labels = self.item.test_labels
-        found: dict[str, Any] = {}
+        found: dict[str, float] = {}
         for statistics, corrected in (("re-estimated", None), ("anchored", self.corrected)):
-            again = self.reestimated(policy, corrected)
+            again = self._reestimated(policy, corrected)
             loss = float(functional.cross_entropy(again, labels)) - self.fp32
             found[f"loss, {statistics} batch norm"] = loss
             top1 = float((again.argmax(1) == labels).float().mean())
             found[f"top1, {statistics} batch norm"] = top1
+        return found
+
+    def predicted(self, policy: Policy) -> dict[str, float | None]:
+        """What the calibration images say of a policy, for each kind of statistics."""
+        words = {name: precision(b) for name, b in zip(self.layers, policy, strict=True)}
+        found: dict[str, float | None] = {}
         for how, kind in HOW.items():
             predicted = self.tried.predict(words, statistics=kind)
             found[f"calibration loss{how}"] = predicted.loss
@@ -221,7 +228,7 @@ class Truth:
             found[f"calibration errors{how}"] = 1 - (predicted.top1 or 0.0)
         return found
 
-    def quantized(self, name: str, bits: int) -> QuantizedWeight:
+    def _quantized(self, name: str, bits: int) -> QuantizedWeight:
         if (name, bits) not in self.known:
             weight = self.item.network.get_submodule(name).weight
             assert isinstance(weight, Tensor)
@@ -230,14 +237,14 @@ class Truth:
             )
         return self.known[name, bits]
 
-    def reestimated(self, policy: Policy, corrected: Corrections | None) -> Tensor:
+    def _reestimated(self, policy: Policy, corrected: Corrections | None) -> Tensor:
         """Test logits with the statistics of calibration images, which are not those judged."""
         network, example = self.item.network, self.item.calibration[:1]
         variant = fake_quantize(
             network,
             example,
             weights={
-                name: self.quantized(name, bits)
+                name: self._quantized(name, bits)
                 for name, bits in zip(self.layers, policy, strict=True)
             },
             ranges=self.ranges,
