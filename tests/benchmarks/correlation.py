@@ -142,29 +142,40 @@ def correlations(
     }
     columns |= {name: [result.get(name) for result in results] for name in CALIBRATION}
     found = []
-    for chosen, truth, name in itertools.product(("all", "moderate"), TRUTHS, columns):
-        places = [
-            i
-            for i, result in enumerate(results)
-            if truth in result and columns[name][i] is not None
-            if chosen == "all" or result["loss"] <= fp32
+    for chosen in ("all", "moderate"):
+        places = [i for i, r in enumerate(results) if chosen == "all" or r["loss"] <= fp32]
+        head = {"task": "correlation-quant", "network": network, "policies": chosen}
+        part = {name: [values[i] for i in places] for name, values in columns.items()}
+        for row in correlated(head, part, TRUTHS, [results[i] for i in places]):
+            judged = [i for i in places if columns[row["score"]][i] is not None]
+            row["ceiling"] = (
+                ceiling([results[i] for i in judged]) if row["truth"] == "loss" else None
+            )
+            found.append(row)
+    return found
+
+
+def correlated(
+    head: Mapping[str, Any],
+    columns: Mapping[str, Sequence[float | None]],
+    truths: Iterable[str],
+    results: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for every truth and column of which enough policies have both, not all the same."""
+    found = []
+    for truth, (name, values) in itertools.product(truths, columns.items()):
+        pairs = [
+            (x, result[truth])
+            for x, result in zip(values, results, strict=True)
+            if x is not None and truth in result
         ]
-        if len(places) < FEWEST:
+        if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
             continue
-        x = [float(columns[name][i]) for i in places]
-        row: dict[str, Any] = {
-            "task": "correlation-quant",
-            "network": network,
-            "policies": chosen,
-            "truth": truth,
-            "score": name,
-            "n": len(places),
-        }
-        for measure, result in correlate(x, [results[i][truth] for i in places]).items():
+        row: dict[str, Any] = {**head, "truth": truth, "score": name, "n": len(pairs)}
+        for measure, result in correlate(*zip(*pairs, strict=True)).items():
             row[measure] = result.value
             row[f"{measure}_low"] = result.interval.low
             row[f"{measure}_high"] = result.interval.high
-        row["ceiling"] = ceiling([results[i] for i in places]) if truth == "loss" else None
         found.append(row)
     return found
 

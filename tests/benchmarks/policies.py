@@ -73,7 +73,7 @@ def layer_groups(network: nn.Module, example: Tensor) -> list[Group]:
     ]
 
 
-def fisher(item: Subject, labels: bool, around: str | None, draws: int = 4) -> Table:
+def fisher(item: Subject, labels: bool, around: str | None = None, draws: int = 4) -> Table:
     groups = layer_groups(item.network, item.calibration[:1])
     options = {
         group.name: tuple(Option(channels=group.channels, precision=precision(b)) for b in BITS)
