@@ -1,5 +1,6 @@
 """The parts of the pruning correlation benchmark that compute."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from harness.compression.batchnorm import statistics_layers
 from harness.records import Option
-from tests.benchmarks import correlation_pruning
+from tests.benchmarks import correlation, correlation_pruning
 from tests.benchmarks.compression_networks import Subject
 from tests.benchmarks.correlation import Cache
 from tests.benchmarks.correlation_pruning import (
@@ -89,6 +90,8 @@ def test_a_joint_policy_is_sliced_and_rounded(item: Subject) -> None:
 def test_every_score_meets_every_loss_and_a_second_run_asks_for_nothing(
     item: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Intervals are not looked at here, and take most of the time.
+    monkeypatch.setattr(correlation, "correlate", partial(correlation.correlate, resamples=5))
     path = tmp_path / "kept.jsonl"
     found = rows_of(item, tmp_path, (6, 4, 0), Cache(path))
     assert {row["policies"] for row in found} == {"pruning", "joint"}
