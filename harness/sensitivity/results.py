@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pydantic
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from harness.compression import groups
 from harness.errors import ConfigError
 from harness.records import Group, Option, dump, load
 
-__all__ = ["Sensitivities", "cached", "digest"]
+__all__ = ["Sensitivities", "Together", "best_channels", "cached", "digest"]
 
 SCHEMA_VERSION = 3
 
@@ -75,6 +77,25 @@ class Sensitivities:
             raise ConfigError(
                 f"this text holds no sensitivities ({error}); score the network again"
             ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What options cost together, from inner products of losses' gradients with changes.
+
+    ``products[group]`` is ``(options, images)``, where a draw counts as an image.
+    """
+
+    options: Mapping[str, tuple[Option, ...]]
+    products: Mapping[str, npt.NDArray[np.float64]]
+
+    def total(self, choice: Mapping[str, Option]) -> float:
+        """The expected loss of a policy, one option a group; others stay as they are."""
+        inner = sum(
+            self.products[group][self.options[group].index(option)]
+            for group, option in choice.items()
+        )
+        return float(np.square(inner).mean() / 2)
 
 
 def best_channels(scores: Sequence[float], channels: int, blocks: int = 1) -> tuple[int, ...]:

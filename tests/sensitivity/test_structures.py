@@ -13,7 +13,7 @@ from harness.compression.quantizers import round_weights
 from harness.errors import BuildError, ConfigError
 from harness.networks import fold_batchnorm
 from harness.records import Group, Option
-from harness.sensitivity.curvature import Sensitivities, score
+from harness.sensitivity.curvature import Sensitivities, score, score_together
 from tests.compression.tiny import Concatenated, Grouped, Inverted, Residual, seeded
 from tests.sensitivity.test_curvature import IMAGES, LABELS
 from tests.sensitivity.test_pass import study_options
@@ -174,3 +174,54 @@ def test_channels_in_blocks_stay_at_the_same_places_of_each() -> None:
             )
         expected = sum(value**2 for value in inner) / (2 * 12)
         assert found.values[name][0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_policys_cross_terms_are_those_of_all_changes_at_once() -> None:
+    """The sum over the layers is squared, not each of its terms."""
+    network = seeded(Residual)
+    groups = find_groups(network, IMAGES[:1])
+    options = study_options(groups, prune=True)
+    together = score_together(network, groups, options, IMAGES, LABELS, batch=5)
+    alone = score(network, groups, options, IMAGES, LABELS)
+    policy = {
+        g.name: Option(channels=g.channels - g.prunable, precision=precision)
+        for g, precision in zip(groups, ("w3a8", "fp32", "int8", "w2a8", "w7a8"), strict=False)
+    }
+    for name, option in policy.items():
+        assert together.total({name: option}) == pytest.approx(
+            alone.total({name: option}), rel=1e-4, abs=1e-12
+        )
+    assert together.total({}) == 0
+    # (a + b)^2 + (a - b)^2 = 2 a^2 + 2 b^2, so with ab = ((a + b)^2 - a^2 - b^2) / 2 of every pair
+    names = list(policy)
+    part = {name: together.total({name: policy[name]}) for name in names}
+    crossed = sum(
+        together.total({a: policy[a], b: policy[b]}) - part[a] - part[b]
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    )
+    assert together.total(policy) == pytest.approx(sum(part.values()) + crossed, rel=1e-6)
+    assert together.total(policy) != pytest.approx(sum(part.values()), rel=1e-3)
+
+
+def test_errors_that_make_up_for_each_other_cost_nothing_together() -> None:
+    """y = second(first(x)): the first layer's weight loses what the second's gains."""
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False)).eval()
+    with torch.no_grad():
+        network[0].weight.fill_(2.0)  # type: ignore[union-attr, operator]
+        network[1].weight.copy_(torch.tensor([[2.0], [0.0]]))  # type: ignore[union-attr, operator]
+    groups = [
+        Group(name=name, channels=c, producers=(name,), consumers=(), prunable=False)
+        for name, c in (("0", 1), ("1", 2))
+    ]
+    options = {g.name: (Option(channels=g.channels, precision="w2a8"),) for g in groups}
+    # d(second * first) = 2 * -0.5 + 2 * 0.5 = 0; the input 1 is a level of its own range.
+    rounded = {
+        "0": {"w2a8": torch.tensor([[1.5]])},
+        "1": {"w2a8": torch.tensor([[2.5], [0.0]])},
+    }
+    images, labels = torch.ones(4, 1), torch.zeros(4, dtype=torch.long)
+    together = score_together(network, groups, options, images, labels, rounded=rounded)
+    policy = {name: option for name, (option,) in options.items()}
+    assert all(together.total({name: option}) > 1e-5 for name, option in policy.items())
+    assert together.total(policy) == pytest.approx(0, abs=1e-9)
