@@ -56,6 +56,7 @@ from tests.benchmarks.policies import (
     policies,
     precision,
     score_makers,
+    together,
 )
 
 NETWORKS = ("resnet20", "resnet56")
@@ -65,6 +66,8 @@ TRUTHS = (
     "loss, re-estimated batch norm",
     "loss, anchored batch norm",
 )
+# The one score of a policy that is no sum over its layers.
+TOGETHER = "Fisher, label-free, around 4 bits, cross terms"
 CALIBRATION = tuple(
     f"calibration {what}{how}" for what in ("loss", "divergence", "errors") for how in HOW
 )
@@ -123,6 +126,9 @@ def rows_of(item: Subject, count: int, dynamic: int, cache: Cache) -> list[dict[
         name: cache.get(f"{item.name} score {name}", make)
         for name, make in score_makers(item).items()
     }
+    sums = cache.get(f"{item.name} {TOGETHER} {count}", partial(together, item, asked))
+    for result, value in zip(results, sums, strict=True):
+        result[TOGETHER] = value
     return correlations(item.name, truth.layers, scores, results, truth.fp32)
 
 
@@ -140,7 +146,8 @@ def correlations(
         ]
         for name, table in scores.items()
     }
-    columns |= {name: [result.get(name) for result in results] for name in CALIBRATION}
+    found_alone = (TOGETHER, *CALIBRATION)
+    columns |= {name: [result.get(name) for result in results] for name in found_alone}
     found = []
     for chosen in ("all", "moderate"):
         places = [i for i, r in enumerate(results) if chosen == "all" or r["loss"] <= fp32]

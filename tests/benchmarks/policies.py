@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from harness.compression.fakequant import fake_quantize, input_ranges
 from harness.compression.quantizers import QuantizedWeight, quantize_weight
 from harness.networks import fold_batchnorm, layers_in_order
 from harness.records import Group, Option
-from harness.sensitivity.curvature import rounded_weights, score
+from harness.sensitivity.curvature import rounded_weights, score, score_together
 from harness.sensitivity.dynamic_bn import Predictor, Statistics
 from tests.benchmarks.compression_networks import Subject
 
@@ -73,12 +73,31 @@ def layer_groups(network: nn.Module, example: Tensor) -> list[Group]:
     ]
 
 
-def fisher(item: Subject, labels: bool, around: str | None = None, draws: int = 4) -> Table:
+def layer_options(item: Subject) -> tuple[list[Group], dict[str, tuple[Option, ...]]]:
     groups = layer_groups(item.network, item.calibration[:1])
     options = {
         group.name: tuple(Option(channels=group.channels, precision=precision(b)) for b in BITS)
         for group in groups
     }
+    return groups, options
+
+
+def together(item: Subject, asked: Sequence[Policy], draws: int = 2) -> list[float]:
+    """Every policy's label-free score around 4 bits, its layers' products summed first."""
+    groups, options = layer_options(item)
+    found = score_together(
+        item.network, groups, options, item.calibration, draws=draws, around="w4a8"
+    )
+    return [
+        found.total(
+            {name: options[name][BITS.index(b)] for name, b in zip(options, p, strict=True)}
+        )
+        for p in asked
+    ]
+
+
+def fisher(item: Subject, labels: bool, around: str | None = None, draws: int = 4) -> Table:
+    groups, options = layer_options(item)
     found = score(
         item.network,
         groups,
