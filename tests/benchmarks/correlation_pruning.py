@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -83,14 +84,16 @@ Policy: TypeAlias = Mapping[str, Option]
 def policies(
     options: Mapping[str, tuple[Option, ...]], count: int, *, joint: bool, seed: int = 0
 ) -> list[dict[str, Option]]:
-    """``count`` policies: a share of the groups, drawn for each policy, loses some of its width.
+    """``count`` different policies: of each, a drawn share of the groups loses some of its width.
 
     Every other policy keeps at least half of each group, and no fewer than 4 bits. Precisions are
     fp32, or where ``joint`` drawn for every group.
     """
     rng = np.random.default_rng(seed)
-    found = []
-    for index in range(count):
+    found: list[dict[str, Option]] = []
+    for index in itertools.count():
+        if len(found) == count:
+            break
         share, mild = rng.uniform(0.05, 0.8), index % 2
         policy = {}
         for group, menu in options.items():
@@ -100,7 +103,8 @@ def policies(
             width = int(rng.choice(narrow)) if cut else widths[-1]
             precision = str(rng.choice(PRECISIONS[mild:])) if joint else "fp32"
             policy[group] = Option(channels=width, precision=precision)
-        found.append(policy)
+        if policy not in found:
+            found.append(policy)
     return found
 
 

@@ -19,6 +19,7 @@ from tests.benchmarks.correlation_pruning import (
     PRECISIONS,
     Bench,
     correlations,
+    key_of,
     policies,
     rows_of,
     spread,
@@ -26,21 +27,33 @@ from tests.benchmarks.correlation_pruning import (
 from tests.compression.tiny import Residual, seeded
 
 MENU = {
-    "block": tuple(Option(channels=c, precision=p) for c in (8, 16, 24, 32) for p in ("fp32",)),
+    **{
+        f"block{i}": tuple(Option(channels=c, precision="fp32") for c in (8, 16, 24, 32))
+        for i in range(3)
+    },
     "stream": (Option(channels=32, precision="fp32"),),
 }
 
 
-def test_policies_repeat_and_every_other_one_is_mild() -> None:
-    found = policies(MENU, 200, joint=True)
-    assert found == policies(MENU, 200, joint=True) != policies(MENU, 200, joint=True, seed=1)
+def test_policies_differ_and_keep_to_the_menu() -> None:
+    found = policies(MENU, 60, joint=True)
+    assert found == policies(MENU, 60, joint=True) != policies(MENU, 60, joint=True, seed=1)
+    assert found[:20] == policies(MENU, 20, joint=True)  # so that a run can be made longer
     assert {policy["stream"].channels for policy in found} == {32}
-    assert {policy["block"].channels for policy in found[::2]} == {8, 16, 24, 32}
-    assert {policy["block"].channels for policy in found[1::2]} == {16, 24, 32}
-    assert {policy["block"].precision for policy in found[::2]} == set(PRECISIONS)
-    assert {policy["block"].precision for policy in found[1::2]} == set(PRECISIONS) - {"w3a8"}
+    assert {policy["block0"].channels for policy in found} == {8, 16, 24, 32}
+    assert {policy["block0"].precision for policy in found} == set(PRECISIONS)
     plain = policies(MENU, 50, joint=False)
+    assert len({key_of(policy) for policy in plain}) == 50
     assert {option.precision for policy in plain for option in policy.values()} == {"fp32"}
+
+
+def test_every_other_policy_is_mild() -> None:
+    menu = {f"block{i}": MENU["block0"] for i in range(9)}
+    found = policies(menu, 60, joint=True)  # so many groups that no two are the same
+    for policy in found[1::2]:
+        assert min(option.channels for option in policy.values()) >= 16
+        assert "w3a8" not in {option.precision for option in policy.values()}
+    assert min(option.channels for policy in found for option in policy.values()) == 8
 
 
 def test_the_policies_to_be_fine_tuned_lie_evenly_by_score() -> None:
