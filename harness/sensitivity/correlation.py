@@ -49,7 +49,49 @@ def kendall(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float:
     return float((signs_a * signs_b).sum()) / norm if norm > 0 else float("nan")
 
 
+def _pearsons(x: Floats, y: Floats, counts: Floats) -> Floats:
+    """Pearson's r of every resample, in which pair i stands ``counts[:, i]`` times; NaN as above.
+
+    ``x`` and ``y`` are ``(n,)``, or ``(resamples, n)`` where they differ from one to the next.
+    """
+    total = counts.sum(1, keepdims=True)
+    a, b = (v - (counts * v).sum(1, keepdims=True) / total for v in (x, y))
+    weighted: Floats = counts * a
+    norm = np.sqrt((weighted * a).sum(1) * (counts * b * b).sum(1))
+    # Of a constant the centred values are rounding errors, and so is their norm.
+    size = np.sqrt((counts * x * x).sum(1) * (counts * y * y).sum(1))
+    return _ratio((weighted * b).sum(1), np.where(norm > 1e-14 * size, norm, 0.0))
+
+
+def _spearmans(x: Floats, y: Floats, counts: Floats) -> Floats:
+    def ranks(values: Floats) -> Floats:
+        below = counts @ (values[:, None] < values[None, :])
+        equal = counts @ (values[:, None] == values[None, :])
+        result: Floats = below + (equal + 1) / 2
+        return result
+
+    return _pearsons(ranks(x), ranks(y), counts)
+
+
+def _kendalls(x: Floats, y: Floats, counts: Floats) -> Floats:
+    a, b = (np.sign(v[:, None] - v[None, :]) for v in (x, y))
+
+    def pairs(signs: Floats) -> Floats:
+        result: Floats = ((counts @ signs) * counts).sum(1)
+        return result
+
+    return _ratio(pairs(a * b), np.sqrt(pairs(np.abs(a)) * pairs(np.abs(b))))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    found: Floats = np.full(len(above), np.nan)
+    np.divide(above, below, out=found, where=below > 0)
+    return found
+
+
 MEASURES = {"spearman": spearman, "kendall": kendall, "pearson": pearson}
+# The same of many resamples at once, which one by one took a second a correlation.
+_RESAMPLED = {"spearman": _spearmans, "kendall": _kendalls, "pearson": _pearsons}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +119,12 @@ def correlate(
     pairs, or a value is not finite.
     """
     x, y = _checked(scores, truth), np.asarray(truth, float)
-    samples = _samples(len(y), resamples, seed)
+    counts = _counts(len(y), resamples, seed)
     return {
         measure: Correlation(
             measure=measure,
             value=function(x, y),
-            interval=_interval(
-                np.array([function(x[index], y[index]) for index in samples]), coverage
-            ),
+            interval=_interval(_RESAMPLED[measure](x, y, counts), coverage),
             n=len(y),
         )
         for measure, function in MEASURES.items()
@@ -107,12 +147,8 @@ def compare(
     """
     checked = {name: _checked(values, truth) for name, values in scores.items()}
     y = np.asarray(truth, float)
-    samples = _samples(len(y), resamples, seed)
-    function = MEASURES[measure]
-    drawn = {
-        name: np.array([function(x[index], y[index]) for index in samples])
-        for name, x in checked.items()
-    }
+    counts = _counts(len(y), resamples, seed)
+    drawn = {name: _RESAMPLED[measure](x, y, counts) for name, x in checked.items()}
     names = list(drawn)
     return {
         (first, second): _interval(drawn[first] - drawn[second], coverage)
@@ -132,8 +168,12 @@ def _checked(values: Sequence[float], truth: Sequence[float]) -> Floats:
     return x
 
 
-def _samples(count: int, resamples: int, seed: int) -> npt.NDArray[np.int64]:
-    return np.random.default_rng(seed).integers(0, count, (resamples, count))
+def _counts(count: int, resamples: int, seed: int) -> Floats:
+    """How often each of ``count`` pairs is drawn into each resample, ``(resamples, count)``."""
+    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count))
+    result = np.zeros((resamples, count))
+    np.add.at(result, (np.arange(resamples)[:, None], drawn), 1.0)
+    return result
 
 
 def _interval(values: Floats, coverage: float) -> Interval:

@@ -50,15 +50,16 @@ from harness.compression.quantizers import quantize_weight, round_weights
 from harness.errors import BuildError, ConfigError
 from harness.networks import LAYER_TYPES, Layer, fingerprint, fold_batchnorm
 from harness.records import Group, Option, dump, weight_bits
-from harness.sensitivity.inner import Recorder, Rounding, Rows, changes_of
-from harness.sensitivity.results import Sensitivities, best_channels, cached, digest
+from harness.sensitivity.inner import Recorder, Rounding, changes_of
+from harness.sensitivity.results import Sensitivities, Together, cached, digest
+from harness.sensitivity.totals import Totals, input_of
 
-__all__ = ["Sensitivities", "rounded_weights", "score"]
+__all__ = ["Sensitivities", "Together", "rounded_weights", "score", "score_together"]
 
 # What hooks may hold unless told otherwise: small beside a network's own training pass.
 MAX_BYTES = 512 << 20
 # Part of every cache key: raise it when a formula changes.
-FORMULA = 2
+FORMULA = 3
 
 RoundedWeights = Mapping[str, Mapping[str, Tensor]]
 
@@ -95,16 +96,12 @@ def score(
     precision. Neither the batch nor the memory changes a draw. With ``cache``, a folder, the result
     is kept there and found again for the same network, images, options and settings.
     ``progress(done, of)`` counts images; ranges of activations are taken before the first call.
-    Raises BuildError, and ConfigError where ``max_bytes`` does not hold one image.
+    Raises BuildError, and ConfigError where ``max_bytes`` does not hold one image or labels are
+    given for outputs that are no logits.
     """
-    if not len(images):
-        raise BuildError("no images to compute sensitivities on")
 
     def compute() -> Sensitivities:
-        folded = fold_batchnorm(network, images[:1])
-        for parameter in folded.parameters():
-            parameter.requires_grad_(False)
-        run = _Pass(folded, groups, options, images, seven_bit_weights, around, rounded or {})
+        run = _Pass(network, groups, options, images, seven_bit_weights, around, rounded or {})
         run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), progress)
         return run.result()
 
@@ -113,6 +110,34 @@ def score(
     settings = (draws, seed, seven_bit_weights, around)
     key = _key(network, groups, options, images, labels, settings, rounded or {})
     return cached(cache, key, compute)
+
+
+def score_together(
+    network: nn.Module,
+    groups: Sequence[Group],
+    options: Mapping[str, tuple[Option, ...]],
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    draws: int = 2,
+    seed: int = 0,
+    batch: int = 64,
+    max_bytes: int = MAX_BYTES,
+    around: str | None = None,
+    rounded: RoundedWeights | None = None,
+) -> Together:
+    """What options of several groups cost together, cross terms included; as ``score`` otherwise.
+
+    ``S = 1/(2N) * sum_n (sum_l <grad loss_n, d_lj>)^2``: the inner products are summed over the
+    layers of a policy before they are squared, so that errors of two layers that push the loss the
+    same way count for more than the sum of both, and errors that make up for each other for less.
+    """
+    run = _Pass(network, groups, options, images, False, around, rounded or {})
+    run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), None)
+    return Together(
+        options={total.group.name: total.options for total in run.totals},
+        products={total.group.name: torch.add(*total.products()).numpy() for total in run.totals},
+    )
 
 
 def _key(
@@ -166,10 +191,13 @@ class _Pass:
         around: str | None,
         rounded: RoundedWeights,
     ) -> None:
+        if not len(images):
+            raise BuildError("no images to compute sensitivities on")
+        network = fold_batchnorm(network, images[:1]).requires_grad_(False)
         self.network = network
-        self.totals = [_Totals(group, options[group.name]) for group in groups]
+        self.totals = [Totals(group, options[group.name]) for group in groups]
         ranges = {}
-        if any(_input_of(p) == "int8" for total in self.totals for p in total.precisions):
+        if any(input_of(p) == "int8" for total in self.totals for p in total.precisions):
             ranges = input_ranges(network, images)
         rounders: dict[str, dict[str, Rounding]] = {
             name: {"fp16": lambda a: a.half().float(), "int8": interval.rounded}
@@ -205,12 +233,16 @@ class _Pass:
         Half of the room is for what is held through the pass, half for work on one layer.
         """
 
-        def look(recorder: Recorder) -> Any:
-            return lambda _module, inputs, output: recorder.size(inputs[0], output)
+        def look(name: str, recorder: Recorder) -> Any:
+            def hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                recorder.check(name, inputs[0], output)
+                recorder.size(inputs[0], output)
+
+            return hook
 
         with contextlib.ExitStack() as hooks, torch.no_grad():
-            for recorder in self.recorders.values():
-                hooks.callback(recorder.layer.register_forward_hook(look(recorder)).remove)
+            for name, recorder in self.recorders.items():
+                hooks.callback(recorder.layer.register_forward_hook(look(name, recorder)).remove)
             self.network(images[:1])
         held = sum(recorder.held_bytes for recorder in self.recorders.values())
         scratch = max((recorder.scratch_bytes for recorder in self.recorders.values()), default=0)
@@ -279,6 +311,7 @@ class _Pass:
             channel_scores={total.group.name: total.scores() for total in self.totals},
             weights={name: weights for name, (_, weights, _) in columns.items()},
             activations={name: inputs for name, (_, _, inputs) in columns.items()},
+            blocks={t.group.name: t.group.blocks for t in self.totals if t.group.blocks > 1},
         )
 
 
@@ -288,22 +321,26 @@ def _layer(network: nn.Module, name: str) -> Layer:
     return layer
 
 
-def _input_of(precision: str) -> str:
-    """How a layer in ``precision`` rounds its input: all but fp16 read eight bits."""
-    return "fp16" if precision == "fp16" else "int8"
-
-
 def _tensors(outputs: Any) -> Iterator[Tensor]:
+    """The outputs that a loss can be taken of; classes as whole numbers, or none, are left out."""
     if isinstance(outputs, Tensor):
-        yield outputs
-        return
-    for output in outputs.values() if isinstance(outputs, Mapping) else outputs:
-        yield from _tensors(output)
+        if outputs.requires_grad:
+            yield outputs
+    elif isinstance(outputs, Mapping):
+        yield from _tensors(list(outputs.values()))
+    elif isinstance(outputs, (list, tuple)):
+        for output in outputs:
+            yield from _tensors(output)
 
 
 def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tensor:
     """A sum over the batch whose gradient is, image by image, that of the image's own loss."""
     if labels is not None:
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2:
+            raise ConfigError(
+                "labels want a network whose one output are logits (n, classes); score this one "
+                "without labels"
+            )
         return functional.cross_entropy(outputs, labels, reduction="sum")
     losses = []
     for output in _tensors(outputs):
@@ -313,60 +350,6 @@ def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tenso
             roots = shares.sqrt() * signs
             signs = roots - shares * roots.sum(1, keepdim=True)
         losses.append((output * signs).sum())
+    if not losses:
+        raise BuildError("none of the network's outputs depends on its input by way of gradients")
     return torch.stack(losses).sum()
-
-
-class _Totals:
-    """What a group's inner products add up to; rows of channels only where options differ in them.
-
-    Double precision: channels are summed with mixed signs before squaring.
-    """
-
-    def __init__(self, group: Group, options: tuple[Option, ...]) -> None:
-        self.group, self.options = group, options
-        self.prunes = any(option.channels < group.channels for option in options)
-        self.precisions = sorted({option.precision for option in options} - {"fp32"})
-        self.inputs = sorted({_input_of(precision) for precision in self.precisions})
-        self._squares = torch.zeros(group.channels, dtype=torch.float64)
-        self._count = 0
-        self._rows: list[Rows] = []
-
-    def add(self, rows: Rows) -> None:
-        """The rows of some images, summed over the group's producers."""
-        self._squares += rows.removed.double().square().sum(0)
-        self._count += len(rows.removed)
-        if not self.prunes:
-            rows = Rows(rows.removed[:, :0], rows.weights, rows.inputs)
-        self._rows.append(rows)
-
-    def scores(self) -> tuple[float, ...]:
-        """What removing each channel alone is expected to cost."""
-        return tuple((self._squares / (2 * self._count)).tolist())
-
-    def columns(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
-        """The options' values, those of their weights alone and of their activations alone."""
-        removed = torch.cat([rows.removed for rows in self._rows]).double()
-        weights = torch.cat([rows.weights for rows in self._rows], 1).double()
-        inputs = torch.cat([rows.inputs for rows in self._rows], 1).double()
-        scores = self.scores()
-        found = []
-        for option in self.options:
-            keep = torch.zeros(self.group.channels, dtype=torch.bool)
-            keep[list(best_channels(scores, option.channels))] = True
-            chosen = keep if self.prunes else torch.ones(1, dtype=torch.bool)
-            by_weights = torch.zeros(self._count, dtype=torch.float64)
-            by_inputs = torch.zeros(self._count, dtype=torch.float64)
-            if self.prunes:
-                by_weights += removed[:, ~keep].sum(1)
-            if option.precision != "fp32":
-                by_weights += weights[self.precisions.index(option.precision)][:, chosen].sum(1)
-                kind = self.inputs.index(_input_of(option.precision))
-                by_inputs += inputs[kind][:, chosen].sum(1)
-            found.append(
-                tuple(
-                    float(inner.square().mean() / 2)
-                    for inner in (by_weights + by_inputs, by_weights, by_inputs)
-                )
-            )
-        values, by_weight, by_input = zip(*found, strict=True)
-        return values, by_weight, by_input

@@ -39,12 +39,14 @@ from harness.compression.batchnorm import (
     statistics_layers,
 )
 from harness.compression.fakequant import input_ranges
+from harness.compression.prune import prune
 from harness.compression.quantizers import Range
 from harness.errors import BuildError, ConfigError
 from harness.networks import layers_in_order
+from harness.records import Group
 from harness.sensitivity.curvature import rounded_weights
 
-__all__ = ["Performance", "Predictor", "Statistics", "corrections_of", "judge"]
+__all__ = ["Performance", "Predictor", "Statistics", "corrections_of", "cut_corrections", "judge"]
 
 Policy: TypeAlias = Mapping[str, str]
 Statistics: TypeAlias = Literal["trained", "reestimated", "anchored"]
@@ -179,6 +181,29 @@ def corrections_of(network: nn.Module, images: Tensor, *, batch: int = 256) -> C
     for name, layer in layers.items():
         layer.running_mean, layer.running_var = seen[name]
     return corrections(network, fresh)
+
+
+def cut_corrections(
+    corrected: Corrections,
+    network: nn.Module,
+    example: Tensor,
+    groups: Sequence[Group],
+    kept: Mapping[str, tuple[int, ...]],
+) -> Corrections:
+    """The ``corrected`` of ``network`` for its ``kept`` channels alone, as a pruned variant has.
+
+    Where batch norms stand among the groups is read off a pruned copy that bears the corrections in
+    the place of its statistics. Raises BuildError as ``prune`` does.
+    """
+    bearer = copy.deepcopy(network)
+    for name, layer in statistics_layers(bearer).items():
+        shift, ratio = corrected[name]
+        layer.running_mean, layer.running_var = shift.clone(), ratio.clone()
+    result = {}
+    for name, layer in statistics_layers(prune(bearer, example, groups, kept)).items():
+        assert layer.running_mean is not None and layer.running_var is not None
+        result[name] = (layer.running_mean, layer.running_var)
+    return result
 
 
 def _performance(logits: Tensor, labels: Tensor | None, reference: Tensor) -> Performance:

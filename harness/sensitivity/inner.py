@@ -23,11 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.errors import BuildError
 from harness.networks import Layer
 
 __all__ = ["Changes", "Recorder", "Rows"]
 
 FLOAT_BYTES = 4
+# Of the largest output: convolutions in float32 differ by less from one algorithm to another.
+LINEAR = 1e-3
 Rounding = Callable[[Tensor], Tensor]
 
 
@@ -77,6 +80,30 @@ class Recorder:
         kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
         self._plain = any(type(layer).forward is kind.forward for kind in kinds)
         self._depthwise = groups > 1 and groups == layer.weight.shape[0]
+
+    def check(self, name: str, inputs: Tensor, output: Tensor) -> None:
+        """Refuse (BuildError) a layer whose output is no product of its weights and its input.
+
+        A subclass may normalise its weights or pad with other values than zero; what a change of
+        either does to the output is then not what the change alone gives. Zeros are no harm.
+        """
+        if self._plain:
+            return
+        weight, bias = self.layer.weight, self.layer.bias
+        product = self._applied_by_its_own(inputs, weight)
+        whole = product if bias is None else product + bias.view(-1, *(1,) * (product.ndim - 2))
+        pairs = (
+            (output, whole),
+            (2 * product, self._applied_by_its_own(2 * inputs, weight)),
+            (2 * product, self._applied_by_its_own(inputs, 2 * weight)),
+        )
+        size = max(float(output.abs().amax()), float(product.abs().amax()))
+        if any(float((a - b).abs().amax()) > LINEAR * size for a, b in pairs):
+            raise BuildError(
+                f"{name} ({type(self.layer).__name__}) is no product of its weights and its input: "
+                "its forward changes one of them (weights normalised, a padding that is not zero); "
+                "do that in the network before the layer, and leave the layer to multiply"
+            )
 
     def size(self, inputs: Tensor, output: Tensor) -> None:
         """Count what one image takes; ``inputs`` and ``output`` belong to a single one."""

@@ -9,15 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pydantic
 from torch import Tensor
 
+from harness.compression import groups
 from harness.errors import ConfigError
-from harness.records import Option, dump, load
+from harness.records import Group, Option, dump, load
 
-__all__ = ["Sensitivities", "cached", "digest"]
+__all__ = ["Sensitivities", "Together", "best_channels", "cached", "digest"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,10 @@ class Sensitivities:
     ``channel_scores[group][c]`` is the increase that removing channel c alone is expected to cause.
     ``weights`` and ``activations`` have what each option's changed weights alone, and its rounded
     activations alone, are expected to cost; their sum is not the value, which squares the sum.
+    ``blocks`` has the groups whose channels lie in several blocks (``Group.blocks``).
 
-    Version history: 1, the first; 2 adds ``weights`` and ``activations`` (empty in a file of 1).
+    Version history: 1, the first; 2 adds ``weights`` and ``activations`` (empty in a file of 1); 3
+    adds ``blocks`` (an older file has no such groups).
     """
 
     options: Mapping[str, tuple[Option, ...]]
@@ -36,11 +41,15 @@ class Sensitivities:
     channel_scores: Mapping[str, tuple[float, ...]]
     weights: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     activations: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def kept(self, group: str, channels: int) -> tuple[int, ...]:
-        """The ``channels`` channels of the group with the largest scores, in rising order."""
-        return best_channels(self.channel_scores[group], channels)
+        """The ``channels`` channels of the group with the largest scores, in rising order.
+
+        Of a group of several blocks the same places of each, rounded down to whole places.
+        """
+        return best_channels(self.channel_scores[group], channels, self.blocks.get(group, 1))
 
     def total(self, choice: Mapping[str, Option]) -> float:
         """The sum over the groups of a policy, one option a group; KeyError names a group."""
@@ -70,11 +79,31 @@ class Sensitivities:
             ) from error
 
 
-def best_channels(scores: Sequence[float], channels: int) -> tuple[int, ...]:
-    """The channels with the largest scores, in rising order."""
-    # Ties go to the lower channel, so that the choice does not depend on the sort.
-    order = sorted(range(len(scores)), key=lambda channel: (-scores[channel], channel))
-    return tuple(sorted(order[:channels]))
+@dataclass(frozen=True, slots=True)
+class Together:
+    """What options cost together, from inner products of losses' gradients with changes.
+
+    ``products[group]`` is ``(options, images)``, where a draw counts as an image.
+    """
+
+    options: Mapping[str, tuple[Option, ...]]
+    products: Mapping[str, npt.NDArray[np.float64]]
+
+    def total(self, choice: Mapping[str, Option]) -> float:
+        """The expected loss of a policy, one option a group; others stay as they are."""
+        inner = sum(
+            self.products[group][self.options[group].index(option)]
+            for group, option in choice.items()
+        )
+        return float(np.square(inner).mean() / 2)
+
+
+def best_channels(scores: Sequence[float], channels: int, blocks: int = 1) -> tuple[int, ...]:
+    """The channels with the largest scores, in rising order; see ``groups.best_channels``."""
+    whole = Group(
+        name="", channels=len(scores), producers=(), consumers=(), prunable=True, blocks=blocks
+    )
+    return groups.best_channels(whole, scores, channels)
 
 
 def digest(parts: Iterable[str | Tensor | None]) -> str:

@@ -3,6 +3,8 @@
     python -m tests.benchmarks.compression --task T1 --images ../shared/images [--json]
         [--only resnet20 efl0] [--bits 3 4] [--cache FOLDER]
     python -m tests.benchmarks.compression --task correlation-quant --images ../shared/images
+    python -m tests.benchmarks.compression --task correlation-prune --images ../shared/images
+        [--json] [--only resnet20] [--cache FOLDER]
 
 T1: weights of 2 to 8 bits within a budget of average bits, activations of 8 bits (a range a
 tensor), every layer included, nothing trained, no label seen: only the calibration images. Rows
@@ -35,7 +37,7 @@ from tests.benchmarks.compression_networks import NETWORKS, Absent, subject
 from tests.benchmarks.quantizing import FULL_MENU, PEERS_MENU, Bench, Quality, logits, quality
 
 BUDGETS = (6, 5, 4, 3)
-TASKS = ("T1", "correlation-quant")
+TASKS = ("T1", "correlation-quant", "correlation-prune")
 COLUMNS = ("task", "network", "peer", "setting", "budget", "achieved", "top1", "agreement")
 COLUMNS += ("latency_ratio", "wall_s", "note")
 
@@ -243,6 +245,13 @@ def main() -> None:
         from tests.benchmarks import correlation
 
         print(json.dumps(correlation.rows(arguments.images), indent=1))
+        return
+    if arguments.task == "correlation-prune":
+        from tests.benchmarks import correlation_pruning
+
+        correlation_pruning.report(
+            arguments.images, only=arguments.only, folder=arguments.cache, as_json=arguments.json
+        )
         return
     rows = quantization(
         arguments.images,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.networks import load_data, load_network
+from harness.networks import Data, load_data, load_network
 from tests.sensitivity import cifar_resnet
 
 NETWORKS = ("resnet20", "resnet56", "efl0")
@@ -132,10 +132,8 @@ def subject(name: str, images: Path) -> Subject:
 
 
 def _resnet(name: str, folder: Path) -> Subject:
-    if not folder.is_dir():
-        raise Absent(f"{folder} is absent: give the folder that holds cifar10 with --images")
+    data = _cifar10(folder)
     (weights,) = folder.glob(f"{name}-*.th")
-    data = load_data(folder / "lossless_subset.npz", mean=_CIFAR_MEAN, std=_CIFAR_STD)
     assert data.train_labels is not None
     chosen = np.random.default_rng(0).permutation(len(data.train_images))[:512]
     return Subject(
@@ -146,6 +144,19 @@ def _resnet(name: str, folder: Path) -> Subject:
         data.test_images,
         data.test_labels,
     )
+
+
+def training_images(images: Path) -> tuple[Tensor, Tensor]:
+    """All training images of CIFAR-10 that are here, as the ResNets want them, and their labels."""
+    data = _cifar10(images / "cifar10")
+    assert data.train_labels is not None
+    return data.train_images, data.train_labels
+
+
+def _cifar10(folder: Path) -> Data:
+    if not folder.is_dir():
+        raise Absent(f"{folder} is absent: give the folder that holds cifar10 with --images")
+    return load_data(folder / "lossless_subset.npz", mean=_CIFAR_MEAN, std=_CIFAR_STD)
 
 
 def _efficientnet(folder: Path) -> Subject:

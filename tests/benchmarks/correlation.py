@@ -1,7 +1,7 @@
 """How well scores rank quantization policies by their true loss, on real networks.
 
     python -m tests.benchmarks.correlation --images ../shared/images [--only resnet20]
-        [--policies 60] [--dynamic 30] [--cache FILE.jsonl] [--json] [--cost]
+        [--policies 60] [--dynamic 30] [--cache FILE.jsonl] [--json] [--cost] [--ranking]
 
 A policy gives every layer a number of weight bits out of 2, 3, 4, 5, 6, 8; activations have eight.
 Half of the policies are drawn freely, half near 4, 5 or 6 bits, so that their losses are moderate.
@@ -12,12 +12,12 @@ statistics of training. *Moderate* are policies
 with at most twice fp32's cross-entropy. Scores know the calibration images alone. The *ceiling* is
 what a perfect score would reach, from how well the losses on two halves of the test images agree.
 
-``--cost`` compares the time of one pass for 24 options a group with a plain gradient pass, and
-times the ranking of 100 policies by Dynamic BN.
+``--cost`` compares the time of one pass for 24 options a group with a plain gradient pass;
+``--ranking`` times the ranking of 100 policies by Dynamic BN with two threads.
 
-What Dynamic BN makes of a policy takes three times as long as its true loss, and is found for the
-first ``--dynamic`` policies. Results of each policy are appended to ``--cache``; a later run goes
-on from there.
+What re-estimated statistics make of a policy on the test images takes three times as long as its
+true loss, and is found for the first ``--dynamic`` policies; what Dynamic BN predicts from the
+calibration images, for all. Results are appended to ``--cache``; a later run goes on from there.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from tests.benchmarks.policies import (
     policies,
     precision,
     score_makers,
+    together,
 )
 
 NETWORKS = ("resnet20", "resnet56")
@@ -65,6 +66,8 @@ TRUTHS = (
     "loss, re-estimated batch norm",
     "loss, anchored batch norm",
 )
+# The one score of a policy that is no sum over its layers.
+TOGETHER = "Fisher, label-free, around 4 bits, cross terms"
 CALIBRATION = tuple(
     f"calibration {what}{how}" for what in ("loss", "divergence", "errors") for how in HOW
 )
@@ -100,26 +103,32 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Every score's correlations with every true loss, all policies and the moderate ones.
 
-    Of ``count`` policies the first ``dynamic`` are also tried with batch norm re-estimated.
+    Of ``count`` policies the first ``dynamic`` are also judged with batch norm re-estimated.
     """
     known = Cache(cache)
     return [row for item in subjects(only, images) for row in rows_of(item, count, dynamic, known)]
 
 
 def rows_of(item: Subject, count: int, dynamic: int, cache: Cache) -> list[dict[str, Any]]:
+    truth = Truth(item)
+    asked = policies(len(truth.layers), count)
+    results: list[dict[str, Any]] = [{} for _ in asked]
+    for what, made, few in (
+        ("policy", truth, count),
+        ("predicted", truth.predicted, count),
+        ("re-estimated", truth.reestimated, dynamic),
+    ):
+        for index, policy in enumerate(asked[:few]):
+            key = f"{item.name} {what} {'-'.join(map(str, policy))}"
+            results[index] |= cache.get(key, partial(made, policy))
+            say(f"{item.name}: {what} {index + 1} of {few}, loss {results[index]['loss']:.3f}")
     scores = {
         name: cache.get(f"{item.name} score {name}", make)
         for name, make in score_makers(item).items()
     }
-    truth = Truth(item)
-    results = []
-    for index, policy in enumerate(policies(len(truth.layers), count)):
-        bits = "-".join(map(str, policy))
-        true = cache.get(f"{item.name} policy {bits}", partial(truth, policy))
-        results.append(dict(true))
-        if index < dynamic:
-            results[-1] |= cache.get(f"{item.name} dynamic {bits}", partial(truth.dynamic, policy))
-        say(f"{item.name}: policy {index + 1} of {count}, loss {results[-1]['loss']:.3f}")
+    sums = cache.get(f"{item.name} {TOGETHER} {count}", partial(together, item, asked))
+    for result, value in zip(results, sums, strict=True):
+        result[TOGETHER] = value
     return correlations(item.name, truth.layers, scores, results, truth.fp32)
 
 
@@ -137,31 +146,43 @@ def correlations(
         ]
         for name, table in scores.items()
     }
-    columns |= {name: [result.get(name) for result in results] for name in CALIBRATION}
+    found_alone = (TOGETHER, *CALIBRATION)
+    columns |= {name: [result.get(name) for result in results] for name in found_alone}
     found = []
-    for chosen, truth, name in itertools.product(("all", "moderate"), TRUTHS, columns):
-        places = [
-            i
-            for i, result in enumerate(results)
-            if truth in result and columns[name][i] is not None
-            if chosen == "all" or result["loss"] <= fp32
+    for chosen in ("all", "moderate"):
+        places = [i for i, r in enumerate(results) if chosen == "all" or r["loss"] <= fp32]
+        head = {"task": "correlation-quant", "network": network, "policies": chosen}
+        part = {name: [values[i] for i in places] for name, values in columns.items()}
+        for row in correlated(head, part, TRUTHS, [results[i] for i in places]):
+            judged = [i for i in places if columns[row["score"]][i] is not None]
+            row["ceiling"] = (
+                ceiling([results[i] for i in judged]) if row["truth"] == "loss" else None
+            )
+            found.append(row)
+    return found
+
+
+def correlated(
+    head: Mapping[str, Any],
+    columns: Mapping[str, Sequence[float | None]],
+    truths: Iterable[str],
+    results: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """A row for every truth and column of which enough policies have both, not all the same."""
+    found = []
+    for truth, (name, values) in itertools.product(truths, columns.items()):
+        pairs = [
+            (x, result[truth])
+            for x, result in zip(values, results, strict=True)
+            if x is not None and truth in result
         ]
-        if len(places) < FEWEST:
+        if len(pairs) < FEWEST or any(len(set(side)) == 1 for side in zip(*pairs, strict=True)):
             continue
-        x = [float(columns[name][i]) for i in places]
-        row: dict[str, Any] = {
-            "task": "correlation-quant",
-            "network": network,
-            "policies": chosen,
-            "truth": truth,
-            "score": name,
-            "n": len(places),
-        }
-        for measure, result in correlate(x, [results[i][truth] for i in places]).items():
+        row: dict[str, Any] = {**head, "truth": truth, "score": name, "n": len(pairs)}
+        for measure, result in correlate(*zip(*pairs, strict=True)).items():
             row[measure] = result.value
             row[f"{measure}_low"] = result.interval.low
             row[f"{measure}_high"] = result.interval.high
-        row["ceiling"] = ceiling([results[i] for i in places]) if truth == "loss" else None
         found.append(row)
     return found
 
@@ -209,20 +230,34 @@ def cost_of(item: Subject, count: int) -> dict[str, Any]:
         "plain_s": min(seconds["plain"]),
         "pass_s": min(seconds["pass"]),
         "ratio": min(seconds["pass"]) / min(seconds["plain"]),
-        "rank_100_s": ranking_s(item),
     }
 
 
-def ranking_s(item: Subject) -> float:
-    """CPU seconds in which 100 policies are ranked, the ranker's own start included."""
-    start = time.process_time()
+def ranking(images: Path, only: Iterable[str], threads: int = 2) -> list[dict[str, Any]]:
+    """CPU and wall seconds in which 100 policies are ranked by Dynamic BN."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return [ranking_of(item) | {"threads": threads} for item in subjects(only, images)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def ranking_of(item: Subject) -> dict[str, Any]:
+    """The ranker's own start included."""
+    cpu, wall = time.process_time(), time.perf_counter()
     predictor = Predictor(item.network, item.calibration[:TRIED_ON])
     asked = [
         {name: precision(b) for name, b in zip(predictor.layers, policy, strict=True)}
         for policy in policies(len(predictor.layers), 100)
     ]
     predictor.rank(asked, best=10)
-    return time.process_time() - start
+    return {
+        "network": item.name,
+        "policies": len(asked),
+        "cpu_s": time.process_time() - cpu,
+        "wall_s": time.perf_counter() - wall,
+    }
 
 
 def options_24(group: Group) -> tuple[Option, ...]:
@@ -267,11 +302,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--ranking", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     if arguments.cost:
         found = cost(arguments.images, arguments.only)
+    elif arguments.ranking:
+        found = ranking(arguments.images, arguments.only)
     else:
         found = rows(
             arguments.images,

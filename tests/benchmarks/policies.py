@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,7 +17,7 @@ from harness.compression.fakequant import fake_quantize, input_ranges
 from harness.compression.quantizers import QuantizedWeight, quantize_weight
 from harness.networks import fold_batchnorm, layers_in_order
 from harness.records import Group, Option
-from harness.sensitivity.curvature import rounded_weights, score
+from harness.sensitivity.curvature import rounded_weights, score, score_together
 from harness.sensitivity.dynamic_bn import Predictor, Statistics
 from tests.benchmarks.compression_networks import Subject
 
@@ -73,12 +73,31 @@ def layer_groups(network: nn.Module, example: Tensor) -> list[Group]:
     ]
 
 
-def fisher(item: Subject, labels: bool, around: str | None, draws: int = 4) -> Table:
+def layer_options(item: Subject) -> tuple[list[Group], dict[str, tuple[Option, ...]]]:
     groups = layer_groups(item.network, item.calibration[:1])
     options = {
         group.name: tuple(Option(channels=group.channels, precision=precision(b)) for b in BITS)
         for group in groups
     }
+    return groups, options
+
+
+def together(item: Subject, asked: Sequence[Policy], draws: int = 2) -> list[float]:
+    """Every policy's label-free score around 4 bits, its layers' products summed first."""
+    groups, options = layer_options(item)
+    found = score_together(
+        item.network, groups, options, item.calibration, draws=draws, around="w4a8"
+    )
+    return [
+        found.total(
+            {name: options[name][BITS.index(b)] for name, b in zip(options, p, strict=True)}
+        )
+        for p in asked
+    ]
+
+
+def fisher(item: Subject, labels: bool, around: str | None = None, draws: int = 4) -> Table:
+    groups, options = layer_options(item)
     found = score(
         item.network,
         groups,
@@ -168,8 +187,10 @@ class Truth:
         self.item = item
         example = item.calibration[:1]
         self.ranges = input_ranges(item.network, item.calibration)
-        folded = fold_batchnorm(item.network, example)
-        self.test = Predictor(folded, item.test, item.test_labels, ranges=self.ranges)
+        # Channels last and few images at a time: a quarter less time on networks this narrow.
+        folded = fold_batchnorm(item.network, example).to(memory_format=torch.channels_last)
+        test = item.test.contiguous(memory_format=torch.channels_last)
+        self.test = Predictor(folded, test, item.test_labels, ranges=self.ranges, batch=32)
         self.tried = Predictor(
             item.network,
             item.calibration[:TRIED_ON],
@@ -203,17 +224,22 @@ class Truth:
             "halves": [[float(each[part].mean()) for part in pair] for pair in self.halves],
         }
 
-    def dynamic(self, policy: Policy) -> dict[str, Any]:
-        """What re-estimated and anchored statistics make of a policy, and what is predicted."""
-        words = {name: precision(b) for name, b in zip(self.layers, policy, strict=True)}
+    def reestimated(self, policy: Policy) -> dict[str, float]:
+        """What re-estimated and anchored statistics make of a policy on the test images."""
         labels = self.item.test_labels
-        found: dict[str, Any] = {}
+        found: dict[str, float] = {}
         for statistics, corrected in (("re-estimated", None), ("anchored", self.corrected)):
-            again = self.reestimated(policy, corrected)
+            again = self._reestimated(policy, corrected)
             loss = float(functional.cross_entropy(again, labels)) - self.fp32
             found[f"loss, {statistics} batch norm"] = loss
             top1 = float((again.argmax(1) == labels).float().mean())
             found[f"top1, {statistics} batch norm"] = top1
+        return found
+
+    def predicted(self, policy: Policy) -> dict[str, float | None]:
+        """What the calibration images say of a policy, for each kind of statistics."""
+        words = {name: precision(b) for name, b in zip(self.layers, policy, strict=True)}
+        found: dict[str, float | None] = {}
         for how, kind in HOW.items():
             predicted = self.tried.predict(words, statistics=kind)
             found[f"calibration loss{how}"] = predicted.loss
@@ -221,7 +247,7 @@ class Truth:
             found[f"calibration errors{how}"] = 1 - (predicted.top1 or 0.0)
         return found
 
-    def quantized(self, name: str, bits: int) -> QuantizedWeight:
+    def _quantized(self, name: str, bits: int) -> QuantizedWeight:
         if (name, bits) not in self.known:
             weight = self.item.network.get_submodule(name).weight
             assert isinstance(weight, Tensor)
@@ -230,14 +256,14 @@ class Truth:
             )
         return self.known[name, bits]
 
-    def reestimated(self, policy: Policy, corrected: Corrections | None) -> Tensor:
+    def _reestimated(self, policy: Policy, corrected: Corrections | None) -> Tensor:
         """Test logits with the statistics of calibration images, which are not those judged."""
         network, example = self.item.network, self.item.calibration[:1]
         variant = fake_quantize(
             network,
             example,
             weights={
-                name: self.quantized(name, bits)
+                name: self._quantized(name, bits)
                 for name, bits in zip(self.layers, policy, strict=True)
             },
             ranges=self.ranges,

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from harness.sensitivity.correlation import compare, correlate, kendall, pearson, spearman
+from harness.sensitivity.correlation import (
+    _RESAMPLED,
+    MEASURES,
+    compare,
+    correlate,
+    kendall,
+    pearson,
+    spearman,
+)
 
 
 def test_correlations_of_four_pairs_are_those_worked_out_by_hand() -> None:
@@ -67,6 +75,19 @@ def test_paired_differences_are_known_better_than_either_correlation() -> None:
     intervals = [found["spearman"].interval for found in own]
     assert paired.high - paired.low < min(interval.high - interval.low for interval in intervals)
     assert paired.low <= own[0]["spearman"].value - own[1]["spearman"].value <= paired.high
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_resamples_at_once_are_those_taken_one_by_one(measure: str) -> None:
+    rng = np.random.default_rng(5)
+    x, y = rng.integers(0, 4, 7) / 3, rng.standard_normal(7)
+    drawn = rng.integers(0, 7, (300, 7))
+    drawn[0] = 3  # one pair over and over has no correlation
+    counts = np.array([np.bincount(row, minlength=7) for row in drawn], float)
+    found = _RESAMPLED[measure](x, y, counts)
+    expected = [MEASURES[measure](x[row], y[row]) for row in drawn]
+    assert math.isnan(found[0])
+    np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
 def test_intervals_repeat_with_their_seed() -> None:

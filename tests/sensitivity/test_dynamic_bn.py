@@ -9,10 +9,19 @@ from torch.nn import functional
 
 from harness.compression.batchnorm import corrections, reestimate
 from harness.compression.fakequant import fake_quantize, input_ranges
+from harness.compression.groups import find_groups
+from harness.compression.prune import prune
 from harness.compression.quantizers import quantize_weight, round_weights
 from harness.errors import BuildError, ConfigError
 from harness.networks import fold_batchnorm, layers_in_order
-from harness.sensitivity.dynamic_bn import Predictor, Statistics, _mean_and_variance, judge
+from harness.sensitivity.dynamic_bn import (
+    Predictor,
+    Statistics,
+    _mean_and_variance,
+    corrections_of,
+    cut_corrections,
+    judge,
+)
 from tests.compression.tiny import Residual, seeded
 
 IMAGES = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -179,6 +188,22 @@ def test_corrections_go_with_anchored_statistics_alone() -> None:
     network = seeded(Residual)
     with pytest.raises(ConfigError, match="want corrections"):
         judge(network, IMAGES, None, torch.zeros(48, 3), statistics="anchored")
+
+
+def test_corrections_are_cut_to_the_channels_that_a_pruned_variant_has() -> None:
+    network = seeded(Residual)
+    groups = find_groups(network, IMAGES[:1])
+    whole = corrections_of(network, IMAGES)
+    kept = {"inner": (1, 4, 5, 9)}
+    cut = cut_corrections(whole, network, IMAGES[:1], groups, kept)
+    for side in (0, 1):
+        assert torch.equal(cut["inner_bn"][side], whole["inner_bn"][side][[1, 4, 5, 9]])
+        assert torch.equal(cut["bn"][side], whole["bn"][side])
+    variant = prune(network, IMAGES[:1], groups, kept)
+    found = judge(
+        variant, IMAGES, LABELS, network(IMAGES).detach(), statistics="anchored", corrected=cut
+    )
+    assert 0 < found.divergence < 1
 
 
 @pytest.mark.parametrize("shape", [(7, 3), (7, 3, 5), (4, 3, 5, 6)])
