@@ -1,6 +1,6 @@
 """What a fit is asked, and the problem that its rounds solve."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import calibrate, pacing
@@ -10,11 +10,12 @@ from harness.records import Budget, Group, Option
 from harness.sensitivity import curvature
 from harness.strategies import generator, requirements
 from harness.strategies.predictor import NetworkCosts
-from latency_models import calibration, graph
+from latency_models import calibration, graph, staircase
 
-__all__ = ["FitSettings", "Problem", "pose"]
+__all__ = ["FitSettings", "Problem", "channel_step", "pose"]
 
-# Channels that a convolution's kernels on this kind of runtime compute at once.
+# Channels that a convolution's kernels compute at once where the latency model shows no staircase:
+# vectors of 8 floats, and what tensor cores ask of every width.
 CHANNEL_STEP = 8
 
 
@@ -91,9 +92,13 @@ def pose(
             known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
         ).model.to_json()
 
-    text = bench.folder.stage("calibrate", str, calibrated)
+    model = calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, calibrated))
     options = generator.options_for(
-        found, precisions=precisions, step=CHANNEL_STEP, prune="prune" in settings.methods
+        found,
+        precisions=precisions,
+        step=channel_step(model, precisions),
+        fine_step=CHANNEL_STEP,
+        prune="prune" in settings.methods,
     )
     sensitivities = bench.folder.stage(
         "sensitivity",
@@ -117,5 +122,11 @@ def pose(
         options=options,
         sensitivities=sensitivities,
         limits=limits,
-        model=calibration.LatencyModel.from_json(text),
+        model=model,
     )
+
+
+def channel_step(model: calibration.LatencyModel, precisions: Sequence[str]) -> int:
+    """The width of the steps in which time rises on this board, the widest of the precisions'."""
+    steps = [staircase.channel_step(model, precision) for precision in precisions]
+    return max((step for step in steps if step is not None), default=CHANNEL_STEP)
