@@ -8,6 +8,7 @@ derives a ``Candidate`` from it; ``strategies.requirements`` judges that; ``repo
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from harness.records import (
     FitResult,
     Front,
     Option,
+    Shortlist,
 )
+from harness.sensitivity.curvature import Sensitivities
 from harness.store import Store
-from harness.strategies import generator, requirements, tradeoff
+from harness.strategies import generator, requirements, shortlist, tradeoff
 from harness.strategies.proposal import (
     ANCHORED,
     COVERAGE,
@@ -34,6 +37,7 @@ from harness.strategies.proposal import (
     TabledCosts,
     propose,
 )
+from harness.strategies.shortlist import Shortlisted
 from latency_models import calibration, graph
 
 __all__ = ["FitSettings", "fit"]
@@ -101,26 +105,29 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     problem = pose(bench, settings, found, baseline)
     budgets = settings.budgets
     tried: list[Measured] = []
-    proposals: list[Proposal] = []
-    proposal: Proposal | None = None
+    firsts: list[Proposal] = []
+    taken: list[Shortlisted] = []
     for number in range(1, settings.max_rounds + 1):
-        label = f"joint {number}"
-        proposal = _propose(
-            problem, problem.options, label, coverages=_coverages(problem, tried, baseline)
-        )
-        if any(_same(proposal, earlier) for earlier in proposals):
+        coverages = _coverages(problem, tried, baseline)
+        first = _propose(problem, problem.options, f"joint {number}", coverages=coverages)
+        if any(_same(first, earlier) for earlier in firsts):
             break
-        proposals.append(proposal)
-        tried.append(_build_and_measure(problem, proposal, role="joint", round_number=number))
+        firsts.append(first)
+        shortlisted = _shortlisted(problem, problem.options, first)
+        if any(_same(shortlisted.proposal, earlier.proposal) for earlier in taken):
+            break
+        taken.append(shortlisted)
+        tried.append(
+            _build_and_measure(problem, shortlisted.proposal, role="joint", round_number=number)
+        )
         _recalibrate(problem, baseline, tried[-1])
         if judging.settled(budgets, tried[-1].candidate, baseline.candidate):
             break
-    assert proposal is not None
     alternatives = _alternatives(problem) if settings.alternatives else {}
     front = _front(
         problem,
         [m.candidate for m in (*alternatives.values(), *tried)],
-        narrow=proposal.proof is not None and not proposal.proof.exact,
+        narrow=first.proof is not None and not first.proof.exact,
     )
 
     def best_of(measured: Sequence[Measured]) -> int:
@@ -140,8 +147,8 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         result=rounds[best],
         rounds=rounds,
         alternatives=dict(zip(alternatives, others, strict=True)),
-        chosen=proposals[best],
-        last=proposal,
+        chosen=taken[best],
+        last=first,
         front=front,
     )
 
@@ -167,6 +174,59 @@ def _propose(
             coverages=coverages,
         ),
         detail=Proposal.summary,
+    )
+
+
+def _shortlisted(
+    problem: Problem, options: Mapping[str, tuple[Option, ...]], first: Proposal
+) -> Shortlisted:
+    """Of ``first`` and its near ties, what is nearest to the original when built untrained.
+
+    Where nothing is pruned the sum of sensitivities is near enough to the truth, and where the
+    budget is out of reach there is only one least.
+    """
+    if first.infeasible or "prune" not in first.strategy.methods:
+        return Shortlisted(proposal=first, shortlist=Shortlist())
+    bench, settings, label = problem.bench, problem.settings, first.strategy.label
+    tabled = TabledCosts(problem.costs(COVERAGE))
+
+    def again(sensitivities: Sensitivities, share: float) -> Proposal:
+        limits = problem.limits
+        if limits.latency_s is not None:
+            limits = replace(limits, latency_s=share * limits.latency_s)
+        return propose(
+            problem.costs,
+            options,
+            sensitivities,
+            limits,
+            label=label,
+            epochs=settings.epochs,
+            seed=settings.seed,
+            coverages=(first.coverage,),
+            tabled=tabled,
+        )
+
+    def compute() -> Shortlisted:
+        found = shortlist.contenders(first, problem.sensitivities, again, seed=settings.seed)
+        if len(found) == 1:
+            return Shortlisted(proposal=first, shortlist=Shortlist())
+        form = quantize.form_of(bench.session.facts)
+        judge = shortlist.Judge(
+            bench.network,
+            problem.groups,
+            bench.data.train_images,
+            classes=bench.data.classes,
+            weight_bits=form.weight_bits,
+            symmetric=form.symmetric,
+            seed=settings.seed,
+        )
+        images = len(judge.judged)
+        return shortlist.shortlist(
+            found, judge, images=images, progress=bench.folder.observer.progress
+        )
+
+    return bench.folder.stage(
+        f"shortlist {label}", Shortlisted, compute, detail=Shortlisted.summary
     )
 
 
@@ -270,7 +330,8 @@ def _alternatives(problem: Problem) -> dict[str, Measured]:
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
         # The rounds have anchored the model; a wide bound would make the comparison too easy.
-        proposal = _propose(problem, options, role.replace("_", " "), coverages=ANCHORED)
+        first = _propose(problem, options, role.replace("_", " "), coverages=ANCHORED)
+        proposal = _shortlisted(problem, options, first).proposal
         result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 
@@ -282,7 +343,7 @@ def _conclude(
     result: Measured,
     rounds: Sequence[Measured],
     alternatives: Mapping[str, Measured],
-    chosen: Proposal,
+    chosen: Shortlisted,
     last: Proposal,
     front: Front,
 ) -> FitResult:
@@ -319,9 +380,10 @@ def _conclude(
         stages=tuple(bench.folder.stages),
         warnings=tuple(dict.fromkeys((*base.warnings, *result.warnings))),
         fake=bench.session.facts.runtime == "fake",
-        proof=chosen.proof,
+        proof=chosen.proposal.proof,
         front=front,
+        shortlist=chosen.shortlist if chosen.shortlist.contenders else None,
         binding={} if verdict == "meets" else last.binding,
     )
-    bench.write_results(fitted, chosen.strategy, result, problem.model)
+    bench.write_results(fitted, chosen.proposal.strategy, result, problem.model)
     return fitted
