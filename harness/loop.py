@@ -53,11 +53,13 @@ def fit(
     fingerprint: Mapping[str, str],
     observer: Observer,
     metric: networks.Metric = networks.TOP1,
+    student: networks.Network | None = None,
 ) -> FitResult:
     """Fit ``network`` to the session's board; the result folder ``out`` holds everything.
 
     ``fingerprint`` names the contents of network, weights and data: a folder resumes only where
     they and the settings are unchanged. ``metric`` takes the place of top-1 throughout.
+    ``student`` is a smaller network, which is taught by this one and compressed in its place.
     """
     folder = Folder(out, _asked(settings, session, fingerprint), observer)
     with Store(out / "measurements.db") as store:
@@ -70,6 +72,7 @@ def fit(
             board_images=settings.board_images,
             sustain_s=settings.sustain_s,
             metric=metric,
+            student=student,
         )
         try:
             return _fit(bench, settings)
@@ -94,11 +97,14 @@ def _asked(
         "threads": session.spec.threads,
         # Only where there is one: folders from before there were soaks resume.
         **({"sustain_s": settings.sustain_s} if settings.sustain_s else {}),
+        **({"student": settings.student} if settings.student else {}),
     }
 
 
 def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
-    found = groups.find_groups(bench.network, bench.data.example)
+    found = groups.find_groups(
+        bench.network if bench.student is None else bench.student, bench.data.example
+    )
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
@@ -212,7 +218,7 @@ def _shortlisted(
             return Shortlisted(proposal=first, shortlist=Shortlist())
         form = quantize.form_of(bench.session.facts)
         judge = shortlist.Judge(
-            bench.network,
+            problem.network,
             problem.groups,
             bench.data.train_images,
             classes=bench.data.classes,
@@ -251,11 +257,12 @@ def _build_and_measure(
         build.Variant,
         lambda: build.build(
             proposal.strategy,
-            bench.network,
+            problem.network,
             bench.data,
             problem.groups,
             stem=bench.folder.networks / label.replace(" ", "-"),
             board=bench.session.facts,
+            teacher=bench.network,
             progress=bench.folder.observer.progress,
         ),
     )
@@ -385,5 +392,9 @@ def _conclude(
         shortlist=chosen.shortlist if chosen.shortlist.contenders else None,
         binding={} if verdict == "meets" else last.binding,
     )
-    bench.write_results(fitted, chosen.proposal.strategy, result, problem.model)
+    strategy = chosen.proposal.strategy
+    if settings.student:
+        methods = tuple(dict.fromkeys(("distill", *strategy.methods)))
+        strategy = replace(strategy, methods=methods, student=settings.student)
+    bench.write_results(fitted, strategy, result, problem.model)
     return fitted

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from harness import calibrate, pacing
+from harness import calibrate, networks, pacing
 from harness.candidates import Measured, Workbench
-from harness.compression import quantize
+from harness.compression import quantize, student
 from harness.records import Budget, Group, Option
 from harness.sensitivity import curvature
 from harness.strategies import generator, requirements
@@ -32,15 +33,22 @@ class FitSettings:
     seed: int = 0
     alternatives: bool = True
     methods: tuple[str, ...] = ("prune", "quantize")
+    student: str = ""
     sustain_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Problem:
-    """What the rounds share; ``model`` and ``size_scale`` are corrected after each round."""
+    """What the rounds share; ``model`` and ``size_scale`` are corrected after each round.
+
+    ``network`` is what is compressed, ``size_bytes`` the size of its exported file: the original's,
+    or those of the student that takes its place.
+    """
 
     bench: Workbench
     settings: FitSettings
+    network: networks.Network
+    size_bytes: int
     groups: tuple[Group, ...]
     kernels: tuple[graph.Kernel, ...]
     options: Mapping[str, tuple[Option, ...]]
@@ -55,7 +63,7 @@ class Problem:
             self.kernels,
             self.groups,
             model=self.model,
-            baseline_size_bytes=self.bench.baseline_size_bytes,
+            baseline_size_bytes=self.size_bytes,
             coverage=coverage,
             size_scale=self.size_scale,
         )
@@ -66,12 +74,14 @@ def pose(
 ) -> Problem:
     """What the rounds share: limits, a calibrated latency model, options and their sensitivities.
 
-    Calibrating and scoring are stages of the folder.
+    Teaching a student, calibrating and scoring are stages of the folder. ``found`` are the groups
+    of what is compressed.
     """
+    network, path = _compressed(bench, settings)
     precisions = quantize.available_precisions(bench.session.facts)
     if "quantize" not in settings.methods:
         precisions = ("fp32",)
-    kernels = bench.kernels(bench.path_of(baseline))
+    kernels = bench.kernels(path)
     limits = requirements.limits(
         settings.budgets,
         latency_s=baseline.candidate.latency_s,
@@ -79,12 +89,13 @@ def pose(
     )
 
     def calibrated() -> str:
-        works = tuple(graph.work(kernel) for kernel in kernels)
+        original = bench.kernels(bench.path_of(baseline))
+        works = tuple(graph.work(kernel) for kernel in original)
         return calibrate.calibrate(
             bench.session,
             bench.store,
             bench.folder.observer,
-            reference=kernels,
+            reference=(*kernels, *original) if path != bench.baseline_path else original,
             precisions=precisions,
             yardstick=pacing.Yardstick(
                 path=bench.baseline_path, latency_s=baseline.candidate.latency_s
@@ -104,7 +115,7 @@ def pose(
         "sensitivity",
         curvature.Sensitivities,
         lambda: curvature.score(
-            bench.network,
+            network,
             found,
             options,
             bench.data.train_images[: settings.sensitivity_images],
@@ -117,6 +128,8 @@ def pose(
     return Problem(
         bench=bench,
         settings=settings,
+        network=network,
+        size_bytes=path.stat().st_size,
         groups=found,
         kernels=kernels,
         options=options,
@@ -124,6 +137,28 @@ def pose(
         limits=limits,
         model=model,
     )
+
+
+def _compressed(bench: Workbench, settings: FitSettings) -> tuple[networks.Network, Path]:
+    """What is compressed, and its exported file: the original, or a student that it taught."""
+    learner = bench.student
+    if learner is None:
+        return bench.network, bench.baseline_path
+    found = bench.folder.stage(
+        "student",
+        student.Student,
+        lambda: student.teach(
+            learner,
+            bench.network,
+            bench.data,
+            stem=bench.folder.networks / "student",
+            epochs=settings.epochs,
+            seed=settings.seed,
+            progress=bench.folder.observer.progress,
+        ),
+        detail=student.Student.summary,
+    )
+    return student.taught(learner, found), found.onnx
 
 
 def channel_step(model: calibration.LatencyModel, precisions: Sequence[str]) -> int:

