@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import candidates, judging, networks
+from harness import candidates, judging, networks, proposing
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
@@ -23,19 +23,14 @@ from harness.records import (
     FitResult,
     Front,
     Option,
-    Shortlist,
 )
-from harness.sensitivity.curvature import Sensitivities
 from harness.store import Store
-from harness.strategies import generator, requirements, shortlist, tradeoff
+from harness.strategies import generator, requirements, tradeoff
 from harness.strategies.proposal import (
     ANCHORED,
     COVERAGE,
-    FIRST,
-    MISSED,
     Proposal,
     TabledCosts,
-    propose,
 )
 from harness.strategies.shortlist import Shortlisted
 from latency_models import calibration, graph
@@ -114,12 +109,12 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     firsts: list[Proposal] = []
     taken: list[Shortlisted] = []
     for number in range(1, settings.max_rounds + 1):
-        coverages = _coverages(problem, tried, baseline)
-        first = _propose(problem, problem.options, f"joint {number}", coverages=coverages)
+        coverages = proposing.coverages(problem, tried, baseline)
+        first = proposing.proposed(problem, problem.options, f"joint {number}", coverages=coverages)
         if any(_same(first, earlier) for earlier in firsts):
             break
         firsts.append(first)
-        shortlisted = _shortlisted(problem, problem.options, first)
+        shortlisted = proposing.shortlisted(problem, problem.options, first)
         if any(_same(shortlisted.proposal, earlier.proposal) for earlier in taken):
             break
         taken.append(shortlisted)
@@ -157,95 +152,6 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         last=first,
         front=front,
     )
-
-
-def _propose(
-    problem: Problem,
-    options: Mapping[str, tuple[Option, ...]],
-    label: str,
-    *,
-    coverages: Sequence[float],
-) -> Proposal:
-    return problem.bench.folder.stage(
-        f"allocate {label}",
-        Proposal,
-        lambda: propose(
-            problem.costs,
-            options,
-            problem.sensitivities,
-            problem.limits,
-            label=label,
-            epochs=problem.settings.epochs,
-            seed=problem.settings.seed,
-            coverages=coverages,
-        ),
-        detail=Proposal.summary,
-    )
-
-
-def _shortlisted(
-    problem: Problem, options: Mapping[str, tuple[Option, ...]], first: Proposal
-) -> Shortlisted:
-    """Of ``first`` and its near ties, what is nearest to the original when built untrained.
-
-    Where nothing is pruned the sum of sensitivities is near enough to the truth, and where the
-    budget is out of reach there is only one least.
-    """
-    if first.infeasible or "prune" not in first.strategy.methods:
-        return Shortlisted(proposal=first, shortlist=Shortlist())
-    bench, settings, label = problem.bench, problem.settings, first.strategy.label
-    tabled = TabledCosts(problem.costs(COVERAGE))
-
-    def again(sensitivities: Sensitivities, share: float) -> Proposal:
-        limits = problem.limits
-        if limits.latency_s is not None:
-            limits = replace(limits, latency_s=share * limits.latency_s)
-        return propose(
-            problem.costs,
-            options,
-            sensitivities,
-            limits,
-            label=label,
-            epochs=settings.epochs,
-            seed=settings.seed,
-            coverages=(first.coverage,),
-            tabled=tabled,
-        )
-
-    def compute() -> Shortlisted:
-        found = shortlist.contenders(first, problem.sensitivities, again, seed=settings.seed)
-        if len(found) == 1:
-            return Shortlisted(proposal=first, shortlist=Shortlist())
-        form = quantize.form_of(bench.session.facts)
-        judge = shortlist.Judge(
-            problem.network,
-            problem.groups,
-            bench.data.train_images,
-            classes=bench.data.classes,
-            weight_bits=form.weight_bits,
-            symmetric=form.symmetric,
-            seed=settings.seed,
-        )
-        images = len(judge.judged)
-        return shortlist.shortlist(
-            found, judge, images=images, progress=bench.folder.observer.progress
-        )
-
-    return bench.folder.stage(
-        f"shortlist {label}", Shortlisted, compute, detail=Shortlisted.summary
-    )
-
-
-def _coverages(
-    problem: Problem, tried: Sequence[Measured], baseline: Measured
-) -> tuple[float, ...]:
-    """How far the next proposal trusts the model: by how the last one turned out."""
-    if not tried:
-        return FIRST
-    limit = problem.limits.latency_s
-    # Within the budget by its median is not enough: the verdict asks for the whole interval.
-    last_s = tried[-1].candidate.ratio_interval.high * baseline.candidate.latency_s
-    return MISSED if limit is not None and last_s > limit else ANCHORED
 
 
 def _build_and_measure(
@@ -337,8 +243,8 @@ def _alternatives(problem: Problem) -> dict[str, Measured]:
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
         # The rounds have anchored the model; a wide bound would make the comparison too easy.
-        first = _propose(problem, options, role.replace("_", " "), coverages=ANCHORED)
-        proposal = _shortlisted(problem, options, first).proposal
+        first = proposing.proposed(problem, options, role.replace("_", " "), coverages=ANCHORED)
+        proposal = proposing.shortlisted(problem, options, first).proposal
         result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 
