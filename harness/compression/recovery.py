@@ -76,7 +76,10 @@ def cut(
     """A copy with only the ``kept`` channels, whose layers make up for those that went.
 
     Pruned by slicing, then fitted again (``reconstruct``) on as many of ``images`` as memory
-    allows; batch norm keeps its statistics but for offsets. No labels, no training.
+    allows; batch norm keeps its statistics but for offsets: to estimate them again afterwards costs
+    accuracy, anchored (``batchnorm.corrections``) or not. No labels, no training. ResNet-20 at half
+    its MACs, untrained: 74.9 % fitted, 73.7 and 71.7 % with statistics estimated again, anchored
+    and plain; ``tuned`` for 4 epochs over 4,700 images brings it to 86.8 % (91.6 % untouched).
     """
     pruned = prune.prune(network, example, groups, kept)
     count = fitting_images(network, example, len(images))
