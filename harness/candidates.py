@@ -75,6 +75,7 @@ class Workbench:
     board_images: int
     sustain_s: float = 0.0
     metric: networks.Metric = networks.TOP1
+    student: networks.Network | None = None
     _original_classes: np.ndarray | None = None
 
     @property

@@ -14,6 +14,7 @@ from harness import loop, networks, pacing, profiling, units
 from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, Session
 from harness.compression import quantize
+from harness.compression import student as teaching
 from harness.errors import AgentException, ConfigError, LatencyModelError, latency_errors
 from harness.folder import write_atomically
 from harness.progress import ConsoleObserver
@@ -47,7 +48,7 @@ __all__ = [
     "validate",
 ]
 
-METHODS = ("prune", "quantize")
+METHODS = ("prune", "quantize", "distill")
 # Fewer training images say nothing of the ranges of activations.
 MIN_IMAGES = 8
 
@@ -86,7 +87,7 @@ def methods(text: str) -> tuple[str, ...]:
     if unknown or not names:
         raise ConfigError(
             f"--methods {text!r}: {', '.join(unknown) or 'nothing'} is no method; "
-            f"use {', '.join(METHODS)}, or both with a comma"
+            f"use {', '.join(METHODS)}, or several with commas"
         )
     return names
 
@@ -108,11 +109,14 @@ def fit(
     out: Path,
     sustain: str | None = None,
     metric: str | None = None,
+    student: str | None = None,
 ) -> FitResult:
     """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
     spec = inventory.find(board)
+    _check_student(student, methods, epochs)
     networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
+    learner = networks.load_network(student, None, kind="student", seed=seed) if student else None
     judge = networks.load_metric(metric)
     with ConsoleObserver() as observer, observer.stage("read data"):
         images = networks.load_data(
@@ -126,7 +130,10 @@ def fit(
         images = replace(images, train_labels=None)
     networks.check_fits(loaded, images, judge)
     networks.check_images(loaded, images.train_images, least=MIN_IMAGES)
+    larger = "" if learner is None else teaching.check(learner, loaded, images)
     with ConsoleObserver() as observer, Session(spec, on_event=observer.event) as session:
+        if larger:
+            observer.warn(larger)
         result = loop.fit(
             loaded,
             images,
@@ -140,18 +147,38 @@ def fit(
                 seed=seed,
                 alternatives=alternatives,
                 methods=methods,
+                student=student or "",
                 sustain_s=profiling.sustain_s(sustain, spec),
             ),
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),
                 "data_sha256": networks.data_fingerprint(images),
                 "metric": metric or judge.name,
+                **(
+                    {"student_sha256": networks.fingerprint(learner)} if learner is not None else {}
+                ),
             },
             observer=observer,
             metric=judge,
+            student=learner,
         )
     page.write(result, out / "report.html")
     return result
+
+
+def _check_student(student: str | None, methods: Sequence[str], epochs: int) -> None:
+    if student is None and "distill" in methods:
+        raise ConfigError(
+            "--methods distill teaches a smaller network, and none is named; give "
+            "--student file.py:factory (pruned networks are distilled without being asked)"
+        )
+    if student is not None and "distill" not in methods:
+        raise ConfigError(
+            f"--student {student} is taught by the method distill; add it to --methods "
+            f"({','.join(('distill', *methods))})"
+        )
+    if student is not None and not epochs:
+        raise ConfigError("a student learns nothing in --epochs 0; give 30, for example")
 
 
 def profile(

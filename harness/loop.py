@@ -8,10 +8,11 @@ derives a ``Candidate`` from it; ``strategies.requirements`` judges that; ``repo
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import candidates, judging, networks
+from harness import candidates, judging, networks, proposing
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
@@ -28,12 +29,10 @@ from harness.strategies import generator, requirements, tradeoff
 from harness.strategies.proposal import (
     ANCHORED,
     COVERAGE,
-    FIRST,
-    MISSED,
     Proposal,
     TabledCosts,
-    propose,
 )
+from harness.strategies.shortlist import Shortlisted
 from latency_models import calibration, graph
 
 __all__ = ["FitSettings", "fit"]
@@ -49,11 +48,13 @@ def fit(
     fingerprint: Mapping[str, str],
     observer: Observer,
     metric: networks.Metric = networks.TOP1,
+    student: networks.Network | None = None,
 ) -> FitResult:
     """Fit ``network`` to the session's board; the result folder ``out`` holds everything.
 
     ``fingerprint`` names the contents of network, weights and data: a folder resumes only where
     they and the settings are unchanged. ``metric`` takes the place of top-1 throughout.
+    ``student`` is a smaller network, which is taught by this one and compressed in its place.
     """
     folder = Folder(out, _asked(settings, session, fingerprint), observer)
     with Store(out / "measurements.db") as store:
@@ -66,6 +67,7 @@ def fit(
             board_images=settings.board_images,
             sustain_s=settings.sustain_s,
             metric=metric,
+            student=student,
         )
         try:
             return _fit(bench, settings)
@@ -90,37 +92,43 @@ def _asked(
         "threads": session.spec.threads,
         # Only where there is one: folders from before there were soaks resume.
         **({"sustain_s": settings.sustain_s} if settings.sustain_s else {}),
+        **({"student": settings.student} if settings.student else {}),
     }
 
 
 def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
-    found = groups.find_groups(bench.network, bench.data.example)
+    found = groups.find_groups(
+        bench.network if bench.student is None else bench.student, bench.data.example
+    )
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
     problem = pose(bench, settings, found, baseline)
     budgets = settings.budgets
     tried: list[Measured] = []
-    proposals: list[Proposal] = []
-    proposal: Proposal | None = None
+    firsts: list[Proposal] = []
+    taken: list[Shortlisted] = []
     for number in range(1, settings.max_rounds + 1):
-        label = f"joint {number}"
-        proposal = _propose(
-            problem, problem.options, label, coverages=_coverages(problem, tried, baseline)
-        )
-        if any(_same(proposal, earlier) for earlier in proposals):
+        coverages = proposing.coverages(problem, tried, baseline)
+        first = proposing.proposed(problem, problem.options, f"joint {number}", coverages=coverages)
+        if any(_same(first, earlier) for earlier in firsts):
             break
-        proposals.append(proposal)
-        tried.append(_build_and_measure(problem, proposal, role="joint", round_number=number))
+        firsts.append(first)
+        shortlisted = proposing.shortlisted(problem, problem.options, first)
+        if any(_same(shortlisted.proposal, earlier.proposal) for earlier in taken):
+            break
+        taken.append(shortlisted)
+        tried.append(
+            _build_and_measure(problem, shortlisted.proposal, role="joint", round_number=number)
+        )
         _recalibrate(problem, baseline, tried[-1])
         if judging.settled(budgets, tried[-1].candidate, baseline.candidate):
             break
-    assert proposal is not None
     alternatives = _alternatives(problem) if settings.alternatives else {}
     front = _front(
         problem,
         [m.candidate for m in (*alternatives.values(), *tried)],
-        narrow=proposal.proof is not None and not proposal.proof.exact,
+        narrow=first.proof is not None and not first.proof.exact,
     )
 
     def best_of(measured: Sequence[Measured]) -> int:
@@ -140,46 +148,10 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         result=rounds[best],
         rounds=rounds,
         alternatives=dict(zip(alternatives, others, strict=True)),
-        chosen=proposals[best],
-        last=proposal,
+        chosen=taken[best],
+        last=first,
         front=front,
     )
-
-
-def _propose(
-    problem: Problem,
-    options: Mapping[str, tuple[Option, ...]],
-    label: str,
-    *,
-    coverages: Sequence[float],
-) -> Proposal:
-    return problem.bench.folder.stage(
-        f"allocate {label}",
-        Proposal,
-        lambda: propose(
-            problem.costs,
-            options,
-            problem.sensitivities,
-            problem.limits,
-            label=label,
-            epochs=problem.settings.epochs,
-            seed=problem.settings.seed,
-            coverages=coverages,
-        ),
-        detail=Proposal.summary,
-    )
-
-
-def _coverages(
-    problem: Problem, tried: Sequence[Measured], baseline: Measured
-) -> tuple[float, ...]:
-    """How far the next proposal trusts the model: by how the last one turned out."""
-    if not tried:
-        return FIRST
-    limit = problem.limits.latency_s
-    # Within the budget by its median is not enough: the verdict asks for the whole interval.
-    last_s = tried[-1].candidate.ratio_interval.high * baseline.candidate.latency_s
-    return MISSED if limit is not None and last_s > limit else ANCHORED
 
 
 def _build_and_measure(
@@ -191,11 +163,12 @@ def _build_and_measure(
         build.Variant,
         lambda: build.build(
             proposal.strategy,
-            bench.network,
+            problem.network,
             bench.data,
             problem.groups,
             stem=bench.folder.networks / label.replace(" ", "-"),
             board=bench.session.facts,
+            teacher=bench.network,
             progress=bench.folder.observer.progress,
         ),
     )
@@ -270,7 +243,8 @@ def _alternatives(problem: Problem) -> dict[str, Measured]:
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
         # The rounds have anchored the model; a wide bound would make the comparison too easy.
-        proposal = _propose(problem, options, role.replace("_", " "), coverages=ANCHORED)
+        first = proposing.proposed(problem, options, role.replace("_", " "), coverages=ANCHORED)
+        proposal = proposing.shortlisted(problem, options, first).proposal
         result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 
@@ -282,7 +256,7 @@ def _conclude(
     result: Measured,
     rounds: Sequence[Measured],
     alternatives: Mapping[str, Measured],
-    chosen: Proposal,
+    chosen: Shortlisted,
     last: Proposal,
     front: Front,
 ) -> FitResult:
@@ -319,9 +293,14 @@ def _conclude(
         stages=tuple(bench.folder.stages),
         warnings=tuple(dict.fromkeys((*base.warnings, *result.warnings))),
         fake=bench.session.facts.runtime == "fake",
-        proof=chosen.proof,
+        proof=chosen.proposal.proof,
         front=front,
+        shortlist=chosen.shortlist if chosen.shortlist.contenders else None,
         binding={} if verdict == "meets" else last.binding,
     )
-    bench.write_results(fitted, chosen.strategy, result, problem.model)
+    strategy = chosen.proposal.strategy
+    if settings.student:
+        methods = tuple(dict.fromkeys(("distill", *strategy.methods)))
+        strategy = replace(strategy, methods=methods, student=settings.student)
+    bench.write_results(fitted, strategy, result, problem.model)
     return fitted

@@ -1,20 +1,22 @@
 """What a fit is asked, and the problem that its rounds solve."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from harness import calibrate, pacing
+from harness import calibrate, networks, pacing
 from harness.candidates import Measured, Workbench
-from harness.compression import quantize
+from harness.compression import quantize, student
 from harness.records import Budget, Group, Option
 from harness.sensitivity import curvature
 from harness.strategies import generator, requirements
 from harness.strategies.predictor import NetworkCosts
-from latency_models import calibration, graph
+from latency_models import calibration, graph, staircase
 
-__all__ = ["FitSettings", "Problem", "pose"]
+__all__ = ["FitSettings", "Problem", "channel_step", "pose"]
 
-# Channels that a convolution's kernels on this kind of runtime compute at once.
+# Channels that a convolution's kernels compute at once where the latency model shows no staircase:
+# vectors of 8 floats, and what tensor cores ask of every width.
 CHANNEL_STEP = 8
 
 
@@ -31,15 +33,22 @@ class FitSettings:
     seed: int = 0
     alternatives: bool = True
     methods: tuple[str, ...] = ("prune", "quantize")
+    student: str = ""
     sustain_s: float = 0.0
 
 
 @dataclass(slots=True)
 class Problem:
-    """What the rounds share; ``model`` and ``size_scale`` are corrected after each round."""
+    """What the rounds share; ``model`` and ``size_scale`` are corrected after each round.
+
+    ``network`` is what is compressed, ``size_bytes`` the size of its exported file: the original's,
+    or those of the student that takes its place.
+    """
 
     bench: Workbench
     settings: FitSettings
+    network: networks.Network
+    size_bytes: int
     groups: tuple[Group, ...]
     kernels: tuple[graph.Kernel, ...]
     options: Mapping[str, tuple[Option, ...]]
@@ -54,7 +63,7 @@ class Problem:
             self.kernels,
             self.groups,
             model=self.model,
-            baseline_size_bytes=self.bench.baseline_size_bytes,
+            baseline_size_bytes=self.size_bytes,
             coverage=coverage,
             size_scale=self.size_scale,
         )
@@ -65,12 +74,14 @@ def pose(
 ) -> Problem:
     """What the rounds share: limits, a calibrated latency model, options and their sensitivities.
 
-    Calibrating and scoring are stages of the folder.
+    Teaching a student, calibrating and scoring are stages of the folder. ``found`` are the groups
+    of what is compressed.
     """
+    network, path = _compressed(bench, settings)
     precisions = quantize.available_precisions(bench.session.facts)
     if "quantize" not in settings.methods:
         precisions = ("fp32",)
-    kernels = bench.kernels(bench.path_of(baseline))
+    kernels = bench.kernels(path)
     limits = requirements.limits(
         settings.budgets,
         latency_s=baseline.candidate.latency_s,
@@ -78,12 +89,13 @@ def pose(
     )
 
     def calibrated() -> str:
-        works = tuple(graph.work(kernel) for kernel in kernels)
+        original = bench.kernels(bench.path_of(baseline))
+        works = tuple(graph.work(kernel) for kernel in original)
         return calibrate.calibrate(
             bench.session,
             bench.store,
             bench.folder.observer,
-            reference=kernels,
+            reference=(*kernels, *original) if path != bench.baseline_path else original,
             precisions=precisions,
             yardstick=pacing.Yardstick(
                 path=bench.baseline_path, latency_s=baseline.candidate.latency_s
@@ -91,15 +103,19 @@ def pose(
             known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
         ).model.to_json()
 
-    text = bench.folder.stage("calibrate", str, calibrated)
+    model = calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, calibrated))
     options = generator.options_for(
-        found, precisions=precisions, step=CHANNEL_STEP, prune="prune" in settings.methods
+        found,
+        precisions=precisions,
+        step=channel_step(model, precisions),
+        fine_step=CHANNEL_STEP,
+        prune="prune" in settings.methods,
     )
     sensitivities = bench.folder.stage(
         "sensitivity",
         curvature.Sensitivities,
         lambda: curvature.score(
-            bench.network,
+            network,
             found,
             options,
             bench.data.train_images[: settings.sensitivity_images],
@@ -112,10 +128,40 @@ def pose(
     return Problem(
         bench=bench,
         settings=settings,
+        network=network,
+        size_bytes=path.stat().st_size,
         groups=found,
         kernels=kernels,
         options=options,
         sensitivities=sensitivities,
         limits=limits,
-        model=calibration.LatencyModel.from_json(text),
+        model=model,
     )
+
+
+def _compressed(bench: Workbench, settings: FitSettings) -> tuple[networks.Network, Path]:
+    """What is compressed, and its exported file: the original, or a student that it taught."""
+    learner = bench.student
+    if learner is None:
+        return bench.network, bench.baseline_path
+    found = bench.folder.stage(
+        "student",
+        student.Student,
+        lambda: student.teach(
+            learner,
+            bench.network,
+            bench.data,
+            stem=bench.folder.networks / "student",
+            epochs=settings.epochs,
+            seed=settings.seed,
+            progress=bench.folder.observer.progress,
+        ),
+        detail=student.Student.summary,
+    )
+    return student.taught(learner, found), found.onnx
+
+
+def channel_step(model: calibration.LatencyModel, precisions: Sequence[str]) -> int:
+    """The width of the steps in which time rises on this board, the widest of the precisions'."""
+    steps = [staircase.channel_step(model, precision) for precision in precisions]
+    return max((step for step in steps if step is not None), default=CHANNEL_STEP)

@@ -52,6 +52,11 @@ class Nothing(nn.Module):
 
 def nothing():
     return Nothing()
+
+def four():
+    network = Tiny()
+    network.fc = nn.Linear(16, 4)
+    return network
 """
 
 
@@ -93,6 +98,7 @@ def fit_arguments(**changes):
     return ["fit", network, *(x for pair in options.items() if pair[1] is not None for x in pair)]
 
 
+STUDENT = {"--methods": "distill,quantize", "--student": "tiny.py:factory"}
 BAD_INPUT = [
     ("a missing network file", {"network": "gone.py:factory"}, 2, "gone.py"),
     ("a missing factory", {"network": "tiny.py:gone"}, 2, "gone"),
@@ -112,6 +118,11 @@ BAD_INPUT = [
     ("no budget", {"--latency": None}, 2, "--latency"),
     ("an unknown method", {"--methods": "magic"}, 2, "magic"),
     ("a negative drop", {"--max-drop": "-1"}, 2, "-1"),
+    ("no student to teach", {"--methods": "distill"}, 2, "--student file.py:factory"),
+    ("a student nobody teaches", {"--student": "tiny.py:factory"}, 2, "add it to --methods"),
+    ("a missing student", {**STUDENT, "--student": "tiny.py:gone"}, 2, "student 'tiny.py:gone'"),
+    ("a student of other classes", {**STUDENT, "--student": "tiny.py:four"}, 2, "(2, 4)"),
+    ("a student that is not to learn", {**STUDENT, "--epochs": "0"}, 2, "--epochs 0"),
 ]
 
 

@@ -64,6 +64,7 @@ ALLOWED = {
     | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
     "harness.judging": FOUNDATION | {"harness.strategies"},
     "harness.posing": {"harness", "latency_models"},
+    "harness.proposing": {"harness", "latency_models"},
     "harness.loop": {"harness", "latency_models"},
     "harness.quantizing": FOUNDATION
     | {"harness.boards", "harness.compression", "harness.networks", "harness.progress"},

@@ -53,8 +53,16 @@ def fit(
         float, typer.Option("--max-drop", help="Points of top-1, or of --metric, that may be lost.")
     ] = 1.0,
     methods: Annotated[
-        str, typer.Option("--methods", help="prune, quantize, or both with a comma.")
+        str,
+        typer.Option("--methods", help="prune, quantize and distill (--student), with commas."),
     ] = "prune,quantize",
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student",
+            help="file.py:factory of a smaller network that NETWORK teaches (--methods distill).",
+        ),
+    ] = None,
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Allocate and measure at most this often.")
     ] = 3,
@@ -103,6 +111,7 @@ def fit(
         out=out,
         sustain=sustain,
         metric=metric,
+        student=student,
     )
     if as_json:
         print((out / "result.json").read_text())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.compression.lockstep import run_in_step
 from harness.compression.patches import channels_second, patches, plain_shapes, reading
 from harness.errors import BuildError
 from harness.networks import BATCH_NORMS, LAYER_TYPES, Layer
@@ -82,16 +83,31 @@ def reconstruct(
     original.eval()
     plan = _planned(original, groups, kept, layers, images[:1], positions)
     done: list[Refit] = []
+    chunks = iter(_chunks(plan, len(images)))
+    waiting: list[_Target] = []
+
+    def visit(name: str, inputs: list[Tensor]) -> None:
+        if not waiting:  # the layers come in the order of the plan
+            waiting.extend(next(chunks))
+            for target in waiting:
+                target.choose(len(images), seed)
+            _record_targets(original, waiting, images, batch)
+        target = waiting.pop(0)
+        assert target.name == name
+        done.append(_refit(own[name], norms[name], target, inputs, ridge))
+        target.forget()
+        if progress is not None:
+            progress(len(done), len(plan))
+
     with torch.no_grad():
-        for chunk in _chunks(plan, len(images)):
-            for layer in chunk:
-                layer.choose(len(images), seed)
-            _record_targets(original, chunk, images, batch)
-            for layer in chunk:
-                done.append(_refit(pruned, layer, images, ridge, batch))
-                layer.forget()
-                if progress is not None:
-                    progress(len(done), len(plan))
+        batches = [images[start : start + batch] for start in range(0, len(images), batch)]
+        own = {target.name: _layer(pruned, target.name) for target in plan}
+        norms = {
+            name: None if layer.bias is not None else _batchnorm_after(pruned, name, images[:2])
+            for name, layer in own.items()
+        }
+        if own:
+            run_in_step([(pruned, part) for part in batches], [own], visit)
     return tuple(done)
 
 
@@ -210,17 +226,17 @@ def _record_targets(
             original(images[start : start + batch])
 
 
-def _refit(pruned: nn.Module, target: _Target, images: Tensor, ridge: float, batch: int) -> Refit:
-    """Solve one layer's least squares and write the weights."""
-    layer = pruned.get_submodule(target.name)
-    assert isinstance(layer, LAYER_TYPES)
-    norm = None if layer.bias is not None else _batchnorm_after(pruned, target.name, images[:2])
+def _refit(
+    layer: Layer, norm: Any, target: _Target, inputs: Sequence[Tensor], ridge: float
+) -> Refit:
+    """Solve one layer's least squares and write the weights; ``norm`` takes up the offset."""
     sums = _Sums(layer, offset=layer.bias is not None or norm is not None)
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        read = _input_of(pruned, layer, part)
-        wanted = target.rows(start, len(part))
-        sums.add(patches(layer, read, target.coordinates(start, len(part))), wanted)
+    start = 0
+    for given in inputs:
+        read = _read_of(layer, given)
+        wanted = target.rows(start, len(read))
+        sums.add(patches(layer, read, target.coordinates(start, len(read))), wanted)
+        start += len(read)
     weight, offset, before, after = sums.solved(ridge)
     layer.weight += weight.view_as(layer.weight).to(layer.weight.dtype)
     if layer.bias is not None:
@@ -331,18 +347,27 @@ def _batchnorm_after(network: nn.Module, name: str, example: Tensor) -> Any:
         norm.running_mean.copy_(mean)
 
 
+def _layer(network: nn.Module, name: str) -> Layer:
+    layer = network.get_submodule(name)
+    assert isinstance(layer, LAYER_TYPES)
+    return layer
+
+
 class _Reached(Exception):
-    """The forward pass has come to the layer that it was run for."""
+    """What a layer reads is known; what it would give is not asked for."""
 
 
-def _input_of(network: nn.Module, layer: Layer, images: Tensor) -> Tensor:
-    """What ``layer`` reads for ``images``; the pass stops there."""
+def _read_of(layer: Layer, given: Tensor) -> Tensor:
+    """What ``layer``, called with ``given``, multiplies with its weights."""
+    if isinstance(layer, nn.Linear):
+        return given
     seen: list[Tensor] = []
 
     def stop(read: Tensor) -> None:
         seen.append(read)
         raise _Reached
 
+    # ``forward``, not a call: hooks have had their turn before the input came here.
     with reading(layer, stop), contextlib.suppress(_Reached):
-        network(images)
+        layer.forward(given)
     return seen[0]

@@ -24,7 +24,7 @@ from harness.compression.losses import (
 from harness.errors import BuildError
 from harness.networks import fold_batchnorm, tensors_of
 
-__all__ = ["Plan", "Rounding", "Run", "Schedule", "augment"]
+__all__ = ["Plan", "Rounding", "Run", "Schedule", "augment", "split_rows"]
 
 Schedule: TypeAlias = Literal["cosine", "linear", "constant"]
 Rounding: TypeAlias = Callable[[Tensor], Tensor]
@@ -130,7 +130,7 @@ class Run:
             nesterov=plan.momentum > 0,
             weight_decay=plan.weight_decay,
         )
-        trained, self.held = _split(len(images), plan.held_out, plan.seed)
+        trained, self.held = split_rows(len(images), plan.held_out, plan.seed)
         self.batches = _Batches(plan, images, trained)
         self.steps = plan.epochs * self.batches.per_epoch
         self.teacher = _Teacher(teacher, images, plan)
@@ -276,7 +276,7 @@ def _straight_through(value: Tensor, rounding: Rounding) -> Tensor:
     return value + (rounding(value.detach()) - value.detach())
 
 
-def _split(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_rows(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
     """Rows to train on and rows held out, in rising order."""
     held = round(held_out * count)
     if held_out and not 0 < held < count:

@@ -57,12 +57,14 @@ def blaming(what: str) -> Iterator[None]:
         raise ConfigError(f"{what} raised {type(error).__name__}: {error}") from error
 
 
-def load_network(spec: str, weights: Path | None) -> nn.Module:
+def load_network(
+    spec: str, weights: Path | None, *, kind: str = "network", seed: int | None = None
+) -> nn.Module:
     """The network that ``module:factory`` or ``file.py:factory`` builds, in evaluation mode.
 
     ``weights`` is a state dict (``torch.save``), bare or under ``state_dict``, its keys with or
-    without ``module.`` in front, stored in any float type; None leaves the factory's own weights.
-    Raises ConfigError.
+    without ``module.`` in front, stored in any float type; None leaves the factory's own weights,
+    random ones by ``seed`` if given. Raises ConfigError, which calls the network a ``kind``.
     """
     suffix = Path(spec.rpartition(":")[0] or spec).suffix
     if suffix in (".pt2", ".onnx"):
@@ -71,13 +73,16 @@ def load_network(spec: str, weights: Path | None) -> nn.Module:
             "be profiled, predicted and quantized, but not pruned; give module:factory or "
             "file.py:factory and --weights"
         )
-    factory = load_callable(spec, "network")
+    factory = load_callable(spec, kind)
     attribute = spec.rpartition(":")[2]
-    with blaming(f"network {spec!r}: {attribute}()"):
+    forked = torch.random.fork_rng(devices=[], enabled=seed is not None)
+    with blaming(f"{kind} {spec!r}: {attribute}()"), forked:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
         network = factory()
     if not isinstance(network, nn.Module):
         raise ConfigError(
-            f"network {spec!r}: {attribute}() returned {type(network).__name__}, "
+            f"{kind} {spec!r}: {attribute}() returned {type(network).__name__}, "
             "not a torch.nn.Module"
         )
     if weights is not None:
@@ -89,7 +94,7 @@ def load_callable(spec: str, kind: str) -> Callable[..., Any]:
     """What ``module:function`` or ``file.py:function`` names, for errors a ``kind`` of thing."""
     source, colon, attribute = spec.rpartition(":")
     if not colon or not source or not attribute:
-        word = "factory" if kind == "network" else "function"
+        word = "factory" if kind in ("network", "student") else "function"
         raise ConfigError(f"{kind} {spec!r}: expected module:{word} or file.py:{word}")
     is_file = Path(source).suffix == ".py"
     module = _import_file(Path(source), kind) if is_file else _import_module(source, kind)

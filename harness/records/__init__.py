@@ -8,9 +8,11 @@ Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` mea
 from harness.records.allocations import (
     AllocationProof,
     Approach,
+    Contender,
     Front,
     FrontCandidate,
     FrontPoint,
+    Shortlist,
 )
 from harness.records.base import dump, load
 from harness.records.boards import (
@@ -77,6 +79,7 @@ __all__ = [
     "Check",
     "CheckStatus",
     "Conditions",
+    "Contender",
     "Criterion",
     "Diagnosis",
     "Failure",
@@ -97,6 +100,7 @@ __all__ = [
     "PercentileFigure",
     "Prediction",
     "Profile",
+    "Shortlist",
     "Soak",
     "SoakSummary",
     "SoakWindow",

@@ -86,3 +86,41 @@ class Front:
     limit_s: float | None = None
     size_limit_bytes: float | None = None
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """An allocation that was near the best by its score, and what building it cheaply said.
+
+    ``how`` is what it is the best by, ``loss`` its summed sensitivity, ``divergence`` how far its
+    outputs were from the original's, untrained, with anchored batch-norm statistics.
+    """
+
+    how: str
+    loss: float
+    latency_s: float
+    size_bytes: float
+    divergence: float
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortlist:
+    """Contenders of one round, judged on so many ``images``; none where there was no choice."""
+
+    contenders: tuple[Contender, ...] = ()
+    images: int = 0
+
+    def summary(self) -> str:
+        """One line for whoever watches."""
+        if not self.contenders:
+            return "no other allocation is as near"
+        taken = next(c for c in self.contenders if c.taken)
+        first = self.contenders[0]
+        text = f"{len(self.contenders)} allocations tried on {self.images} images"
+        if taken is first:
+            return f"{text}; the one of least summed sensitivity diverges least"
+        return (
+            f"{text}; the best by {taken.how} diverges by {taken.divergence:.3g}, "
+            f"that of least summed sensitivity by {first.divergence:.3g}"
+        )

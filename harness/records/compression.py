@@ -74,7 +74,8 @@ class StrategyEntry:
 class Strategy:
     """Methods and settings that turn the original network into one variant (``strategy.json``).
 
-    Version history: 1, the first.
+    Where there is a ``student`` (``file.py:factory``), it took the original's place first.
+    Version history: 1, the first. Fields since the first version: student (empty: none).
     """
 
     label: str
@@ -82,4 +83,5 @@ class Strategy:
     entries: tuple[StrategyEntry, ...]
     epochs: int
     seed: int
+    student: str = ""
     schema_version: int = 1

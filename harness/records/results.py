@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.records.allocations import AllocationProof, Front
+from harness.records.allocations import AllocationProof, Front, Shortlist
 from harness.records.base import require_positive
 from harness.records.boards import BoardFacts
 from harness.records.measurements import SoakSummary
@@ -146,12 +146,13 @@ class FitResult:
 
     ``result`` is None where no variant could be built. ``verdict`` sums the budgets up.
     ``alternative_budgets`` holds the verdicts of the budgets on each of ``alternatives``. ``proof``
-    is that of the result's allocation, and ``front`` the allocations around it. ``binding`` names,
+    is that of the result's allocation, ``front`` the allocations around it, and ``shortlist`` those
+    that its round was taken from (None where nothing was to be chosen). ``binding`` names,
     for each quantity that no allocation reaches the limit of, the groups that take most of it
     even so.
     Version history: 1, the first. Fields since the first version: alternative_budgets; proof,
-    front and binding; the budgets' metric. All are empty (the metric: top-1) in results from before
-    they existed.
+    front and binding; the budgets' metric; shortlist. All are empty (the metric: top-1) in results
+    from before they existed.
     """
 
     boardfit_version: str
@@ -175,4 +176,5 @@ class FitResult:
     proof: AllocationProof | None = None
     front: Front | None = None
     binding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shortlist: Shortlist | None = None
     schema_version: int = 1

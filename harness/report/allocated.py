@@ -21,7 +21,13 @@ from harness.report.drawing import (
 from harness.report.words import and_list, percent
 from harness.units import format_size, format_time
 
-__all__ = ["front_caption", "front_figure", "front_sentence", "proof_sentences"]
+__all__ = [
+    "front_caption",
+    "front_figure",
+    "front_sentence",
+    "proof_sentences",
+    "shortlist_rows",
+]
 
 # A step of a budget, for saying what it buys, is the power of ten below this share of what is
 # spent: large enough to matter, small enough for a marginal price to hold.
@@ -38,6 +44,9 @@ def proof_sentences(result: FitResult) -> tuple[str, ...]:
     if proof is not None:
         sentences += [_solved(proof), _proven(proof)]
         sentences += filter(None, [_worth(proof, result)])
+    if result.shortlist is not None:
+        told = result.shortlist.summary()
+        sentences.append(f"{told[:1].upper()}{told[1:]}.")
     for quantity, groups in result.binding.items():
         more = len(groups) - NAMED
         named = [*groups[:NAMED], *([f"{more} more groups"] if more > 0 else [])]
@@ -46,6 +55,23 @@ def proof_sentences(result: FitResult) -> tuple[str, ...]:
             f"{and_list(named)}: allow fewer channels or other methods there."
         )
     return tuple(sentences)
+
+
+def shortlist_rows(result: FitResult) -> tuple[tuple[str, ...], ...]:
+    """Allocation, summed sensitivity, divergence, latency and size, and whether it was built."""
+    if result.shortlist is None:
+        return ()
+    return tuple(
+        (
+            f"the best {c.how}" if index == 0 else f"the best by {c.how}",
+            f"{c.loss:.3g}",
+            f"{c.divergence:.3g}",
+            format_time(c.latency_s),
+            format_size(c.size_bytes),
+            "built and measured" if c.taken else "",
+        )
+        for index, c in enumerate(result.shortlist.contenders)
+    )
 
 
 def _solved(proof: AllocationProof) -> str:

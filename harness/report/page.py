@@ -76,6 +76,7 @@ def render(result: FitResult) -> str:
         alternatives=networks.alternative_sentences(result),
         groups=shown.allocation,
         proof=allocated.proof_sentences(result),
+        shortlist=allocated.shortlist_rows(result),
         front_note=result.front.note if result.front is not None else "",
         fingerprint=words.fingerprint(result.board),
         figures=drawn,

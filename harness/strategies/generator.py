@@ -19,18 +19,31 @@ __all__ = [
 # A group keeps at least this share of its channels: below it, curvature at the trained weights
 # says nothing of the loss.
 SMALLEST_KEEP = 0.25
+# Fewer widths than this leave an allocation little to choose from.
+FEW_STEPS = 8
 
 
 def options_for(
-    groups: Sequence[Group], *, precisions: Sequence[str], step: int, prune: bool = True
+    groups: Sequence[Group],
+    *,
+    precisions: Sequence[str],
+    step: int,
+    fine_step: int | None = None,
+    prune: bool = True,
 ) -> dict[str, tuple[Option, ...]]:
-    """Keep ratios at multiples of ``step`` channels times the precisions the board can use."""
+    """Keep ratios at multiples of ``step`` channels times the precisions the board can use.
+
+    Groups of fewer than ``FEW_STEPS`` steps take the smaller ``fine_step``: a width between two
+    steps may save no time, but it saves size, and time in the layers that read it.
+    """
     result = {}
     for group in groups:
         widths = [group.channels]
+        wide = fine_step is None or group.channels >= FEW_STEPS * step
+        by = step if wide else min(step, fine_step or step)
         if prune and group.prunable:
-            smallest = max(step, SMALLEST_KEEP * group.channels)
-            widths += [n for n in range(step, group.channels, step) if n >= smallest]
+            smallest = max(by, SMALLEST_KEEP * group.channels)
+            widths += [n for n in range(by, group.channels, by) if n >= smallest]
         result[group.name] = tuple(
             Option(channels=width, precision=precision)
             for width in sorted(widths)

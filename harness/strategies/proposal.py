@@ -114,13 +114,14 @@ def propose(
     epochs: int,
     seed: int,
     coverages: Sequence[float],
+    tabled: TabledCosts | None = None,
 ) -> Proposal:
     """The least sensitive allocation within ``limits``; where there is none, within the nearest.
 
     ``coverages`` of the latency's upper bound are tried in turn; ``costs`` gives the costs by
-    such a coverage.
+    such a coverage. ``tabled`` are tables of the same costs, from a proposal before this one.
     """
-    tabled = TabledCosts(costs(COVERAGE))
+    tabled = TabledCosts(costs(COVERAGE)) if tabled is None else tabled
 
     def proposal(allotment: generator.Allotment, coverage: float, **more: Any) -> Proposal:
         return Proposal(

@@ -103,8 +103,9 @@ def _ends(
         _, least_s, size_bytes = tabled.nearest(unheard_of_s, limits.size_bytes)
         assert least_s is not None
         most_s = tabled.minimise(None, size_bytes).amounts.latency_s
-        # Somewhere in between it is hardest.
-        tabled.minimise(math.sqrt(least_s * most_s), size_bytes)
+        # Somewhere in between it is hardest. Where the size leaves one allocation alone, the most
+        # is a hair below the least, which was raised until it was reached.
+        tabled.minimise(math.sqrt(least_s * max(least_s, most_s)), size_bytes)
     except TooHard:
         if costs.narrow:
             raise

@@ -3,13 +3,17 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from harness.compression import build
+from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
+from harness.compression.prune import prune
 from harness.compression.quantize import quantize
+from harness.compression.recovery import Progress
 from harness.networks import Data, export_onnx, onnx_logits
-from harness.records import Strategy, StrategyEntry
+from harness.records import Group, Strategy, StrategyEntry
 from tests.compression.tiny import Residual, facts, seeded
 
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -53,3 +57,106 @@ def test_int8_layers_are_rounded_with_their_errors_made_up_for(tmp_path: Path) -
     )
     assert 0 < error < nearest
     assert sorted(path.name for path in made) == ["variant.onnx", "variant.pt2"]
+
+
+def pruning(groups: tuple[Group, ...], *, epochs: int) -> Strategy:
+    """A quarter of every prunable group stays."""
+    return Strategy(
+        label="quarter",
+        methods=("prune",) + (("distill",) if epochs else ()),
+        entries=tuple(
+            StrategyEntry(
+                group=group.name,
+                kept=tuple(range(0, group.channels, 4 if group.prunable else 1)),
+                of=group.channels,
+                precision="fp32",
+            )
+            for group in groups
+        ),
+        epochs=epochs,
+        seed=0,
+    )
+
+
+def sure(images: torch.Tensor) -> torch.nn.Module:
+    """A network that is sure of its classes, with the statistics of the images themselves."""
+    network = seeded(Residual)
+    with torch.no_grad():
+        network.get_parameter("classifier.weight").mul_(10)
+    reestimate(network, images)
+    return network
+
+
+def test_a_pruned_network_is_fitted_again_and_distilled(tmp_path: Path) -> None:
+    images = torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    network = sure(images)
+    groups = find_groups(network, IMAGES[:1])
+    data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
+    with torch.no_grad():
+        wanted = network(images).log_softmax(1)
+
+    def divergence(logits: np.ndarray) -> float:
+        found = torch.from_numpy(logits).log_softmax(1)
+        return float((wanted.exp() * (wanted - found)).sum(1).mean())
+
+    errors = {}
+    for epochs in (0, 10):
+        stem = tmp_path / f"{epochs}"
+        variant = build.build(
+            pruning(groups, epochs=epochs), network, data, groups, stem=stem, board=facts()
+        )
+        errors[epochs] = divergence(onnx_logits(variant.onnx, images))
+        assert (variant.taken in ("trained", "reestimated")) == bool(epochs)
+    kept = {e.group: e.kept for e in pruning(groups, epochs=0).entries}
+    with torch.no_grad():
+        sliced = prune(network, IMAGES, groups, kept)(images).numpy()
+    # That it is better than without training, by images held out, is why it was taken.
+    assert max(errors.values()) < 0.5 * divergence(sliced)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "0.onnx",
+        "0.pt2",
+        "10.onnx",
+        "10.pt2",
+    ]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_build_that_was_interrupted_ends_as_one_that_was_not(
+    tmp_path: Path, damaged: bool
+) -> None:
+    images = torch.randn(640, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    network = sure(images)
+    groups = find_groups(network, IMAGES[:1])
+    data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
+    strategy = pruning(groups, epochs=4)
+
+    def made(name: str, progress: Progress) -> build.Variant:
+        stem = tmp_path / name
+        return build.build(
+            strategy, network, data, groups, stem=stem, board=facts(), progress=progress
+        )
+
+    steps: list[tuple[int, int]] = []
+
+    def watch(done: int, total: int, /, **_left: object) -> None:
+        steps.append((done, total))
+
+    def stop(done: int, total: int, /, **_left: object) -> None:
+        if (done, total) == (10, 16):  # 4 epochs of 4 batches: after the second epoch's checkpoint
+            raise KeyboardInterrupt
+
+    whole = made("whole", watch)
+    assert (16, 16) in steps
+    with pytest.raises(KeyboardInterrupt):
+        made("stopped", stop)
+    assert sorted(path.name for path in tmp_path.glob("stopped*")) == [
+        "stopped.cut.pt",
+        "stopped.training.pt",
+    ]
+    if damaged:  # the weights that training began from are lost: it begins again
+        (tmp_path / "stopped.cut.pt").write_bytes(b"no file of torch's")
+    steps.clear()
+    resumed = made("stopped", watch)
+    assert ((8, 16) in steps) == damaged
+    assert resumed.onnx.read_bytes() == whole.onnx.read_bytes()
+    assert sorted(path.suffix for path in tmp_path.glob("stopped*")) == [".onnx", ".pt2"]

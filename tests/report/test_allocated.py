@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from harness.records import FitResult, Front, dump, load
-from harness.report import allocated
+from harness.records import Contender, FitResult, Front, Shortlist, dump, load
+from harness.report import allocated, page
 from tests.report.conftest import NASTY, PROOF, front_point
 
 
@@ -66,9 +66,44 @@ def test_groups_that_bind_are_named(infeasible):
     assert "g0, g1, g2, g3, g4 and 3 more groups" in allocated.proof_sentences(many)[0]
 
 
+def test_what_else_was_near_is_told_with_what_building_it_said(result):
+    def contender(how, divergence, *, taken=False):
+        return Contender(
+            how=how,
+            loss=0.0123,
+            latency_s=605e-6,
+            size_bytes=282_700.0,
+            divergence=divergence,
+            taken=taken,
+        )
+
+    shortlist = Shortlist(
+        contenders=(contender("as scored", 0.5), contender("noise <1>", 0.25, taken=True)),
+        images=256,
+    )
+    chosen = replace(result, shortlist=shortlist)
+    told = allocated.proof_sentences(chosen)[3]
+    assert told == (
+        "2 allocations tried on 256 images; the best by noise <1> diverges by 0.25, that of least "
+        "summed sensitivity by 0.5."
+    )
+    first, second = allocated.shortlist_rows(chosen)
+    assert first[:3] == ("the best as scored", "0.0123", "0.5") and not first[-1]
+    assert second[0] == "the best by noise <1>" and second[-1] == "built and measured"
+    html = page.render(chosen)
+    assert "the best by noise &lt;1&gt;" in html and "divergence,<br>untrained" in html
+    assert "divergence,<br>untrained" not in page.render(result)
+    first_taken = Shortlist(
+        contenders=(contender("as scored", 0.2, taken=True), contender("noise", 0.3)), images=9
+    )
+    assert first_taken.summary().endswith("the one of least summed sensitivity diverges least")
+    assert Shortlist().summary() == "no other allocation is as near"
+    assert allocated.shortlist_rows(result) == ()
+
+
 def test_a_result_from_before_there_were_proofs_is_read_and_says_nothing(result):
     old = json.loads(dump(result))
-    for name in ("proof", "front", "binding"):
+    for name in ("proof", "front", "binding", "shortlist"):
         del old[name]
     found = load(FitResult, json.dumps(old))
     assert found.proof is None

@@ -139,6 +139,18 @@ def test_options_are_multiples_of_the_step_and_full_width_where_pruning_is_off()
     assert len(pruned["a"]) == 4
 
 
+def test_groups_of_few_steps_have_finer_options():
+    groups = [group("wide", channels=128), group("narrow", channels=48), group("least", channels=8)]
+    options = generator.options_for(groups, precisions=("fp32",), step=16, fine_step=8)
+    # 128 is 8 steps of 16, from a quarter of it on; 48 is 3, so it has multiples of 8 from 12 on.
+    assert [o.channels for o in options["wide"]] == [32, 48, 64, 80, 96, 112, 128]
+    assert [o.channels for o in options["narrow"]] == [16, 24, 32, 40, 48]
+    assert [o.channels for o in options["least"]] == [8]
+    # A step below the finer one stays.
+    smaller = generator.options_for(groups, precisions=("fp32",), step=4, fine_step=8)
+    assert [o.channels for o in smaller["least"]] == [4, 8]
+
+
 def test_a_board_is_never_offered_what_only_studies_can_run():
     costs, options, sensitivities = problem(0, coupled=False)
     options = {**options, "g1": (*options["g1"], Option(channels=24, precision="w4a8"))}

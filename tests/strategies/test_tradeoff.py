@@ -81,6 +81,16 @@ def test_a_size_out_of_reach_is_raised_to_what_is_reached():
     assert points_of(found, "coupled")
 
 
+def test_a_size_that_leaves_one_allocation_alone_has_a_front_of_that():
+    costs, *_ = problem(4, coupled=True)
+    least = costs.costs({g.name: Option(channels=8, precision="int8") for g in costs.groups})
+    for limit in (1.0, 1 + 1e-9, 1 + 1e-6):
+        held = Limits(latency_s=None, size_bytes=limit * least.size_bytes)
+        found, *_ = front(points=3, limits=held)
+        reached = {(p.latency_s, p.size_bytes) for p in points_of(found, "coupled")}
+        assert reached == {(least.latency_s, least.size_bytes)}
+
+
 def test_without_a_choice_there_is_a_note_and_no_point():
     found, *_ = front(options_of=lambda options: {n: o[-1:] for n, o in options.items()})
     assert found.points == ()
