@@ -1,10 +1,10 @@
 """Which nodes of an ONNX file a TensorRT layer computes, by the name that TensorRT gave it.
 
-The parser names a layer after its node, ``node_of_OUTPUT`` where the node has no name, with a suffix
-where one node becomes several layers. The builder joins the names of what it fuses: ``a + b``
-(one after the other), ``a || b`` (side by side), ``PWN(a, b)`` (pointwise), ``{ForeignNode[a...b]}``
-(all from a to b). From 8.6 on a layer's metadata repeats the nodes' own names. Source: ModelImporter
-and ImporterContext of onnx-tensorrt, and logs and layer information of 8.0 to 10.
+The parser names a layer after its node, ``node_of_OUTPUT`` where the node has no name, with a
+suffix where one node becomes several layers. The builder joins the names of what it fuses:
+``a + b`` (one after the other), ``a || b`` (side by side), ``PWN(a, b)`` (pointwise),
+``{ForeignNode[a...b]}`` (all from a to b). From 8.6 on a layer's metadata repeats the nodes' own
+names. Source: ModelImporter and ImporterContext of onnx-tensorrt, and layer lists of 8.0 to 10.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Names of fused layers are led back to the nodes of the network, reformatting copies kept apart."""
+"""Names of fused layers are led back to the nodes of the network, reformatting copies apart."""
 
 from __future__ import annotations
 
