@@ -6,16 +6,22 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.records import BuildSettings
+
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """An ONNX file on the host that is to be measured under ``label``."""
+    """An ONNX file on the host that is to be measured under ``label``.
+
+    ``build`` says how TensorRT is to make its engine; other runtimes need None.
+    """
 
     label: str
     path: Path
     precision: str
+    build: BuildSettings | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

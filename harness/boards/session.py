@@ -40,6 +40,7 @@ from harness.errors import (
 from harness.records import (
     BoardFacts,
     BoardSpec,
+    BuildSettings,
     CacheState,
     Conditions,
     LeaseHolder,
@@ -74,6 +75,10 @@ def _owner() -> str:
     except (KeyError, OSError):
         user = "unknown"
     return re.sub(r"[^ -~]", "?", f"{user}@{socket.gethostname()}")[:120]
+
+
+def _build(settings: BuildSettings | None) -> Frame:
+    return {} if settings is None else {"build": answers.build(settings)}
 
 
 class Session:
@@ -162,10 +167,12 @@ class Session:
                 "for the board in boards.toml to an interpreter that has it"
             )
         providers = tuple(found.pop("providers"))
+        gpu = answers.gpu(found.pop("gpu", None))
         return BoardFacts(
             board=self._spec.name,
             agent_hash=self._link.agent_hash,
             providers=providers,
+            gpu=gpu,
             **found,
         )
 
@@ -305,6 +312,9 @@ class Session:
         hashes = [self.put(engine.path) for engine in engines]
         warnings = self._hold.ensure()
         params = {"seed": SEED, "engines": hashes, "plan": asdict(plan)}
+        if any(engine.build is not None for engine in engines):
+            builds = [engine.build or BuildSettings() for engine in engines]
+            params["builds"] = [answers.build(one) for one in builds]
         found = self._run(
             "measure",
             {**params, "telemetry_s": self._spec.telemetry_s},
@@ -347,15 +357,17 @@ class Session:
                     settings=settings,
                     warnings=warnings,
                     timed_from_s=found.get("timed_from_s"),
+                    parts=answers.parts(timed.get("parts")),
+                    engine=answers.engine(timed.get("engine")),
                 )
                 for engine, timed in zip(engines, found["engines"], strict=True)
             )
 
-    def profile(self, path: Path, *, runs: int = 60) -> Profile:
+    def profile(self, path: Path, *, runs: int = 60, build: BuildSettings | None = None) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sha256 = self.put(path)
         self._hold.ensure()
-        params = {"seed": SEED, "network": sha256, "runs": runs}
+        params = {"seed": SEED, "network": sha256, "runs": runs, **_build(build)}
         found = self._run("profile", params, files=[path])
         trace = found.get("trace")
         with sensible():
@@ -369,7 +381,12 @@ class Session:
             )
 
     def infer(
-        self, path: Path, inputs: np.ndarray[Any, Any], *, input_name: str | None = None
+        self,
+        path: Path,
+        inputs: np.ndarray[Any, Any],
+        *,
+        input_name: str | None = None,
+        build: BuildSettings | None = None,
     ) -> np.ndarray[Any, Any]:
         """The first output for every one of ``inputs`` (n, ...), run one by one on the board."""
         if inputs.ndim < 1 or not len(inputs):
@@ -379,6 +396,7 @@ class Session:
             given, taken = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
             np.save(given, inputs, allow_pickle=False)
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
+            params |= _build(build)
             found = self._run("infer", params, files=[path, given])
             self._link.lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
             with sensible(), taken.open("rb") as stream:
