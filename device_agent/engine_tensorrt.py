@@ -101,31 +101,29 @@ class Flavour:
         name = None if mode is None else mode["name"]
         return trt_build.Place(cache_dir, self.name, self.version()[0], compute, name)
 
-    def build(self, network, options, folder, cache_dir, tell):
+    def build(self, network, build, folder, cache_dir, tell):
         """What is known of the engine of a network: see ``trt_build.engine``."""
-        return trt_build.engine(self.place(cache_dir), network, options, folder, tell)
+        return trt_build.engine(self.place(cache_dir), network, build, folder, tell)
 
-    def load(self, path, threads, seed, options=None):
+    def load(self, path, threads, seed, build=None):
         """A ``trt_run.Engine`` of a serialised engine with inputs for timing; the host's threads
         change nothing."""
         del threads
-        return self._open(path, options, random_fill(seed))
-
-    def _open(self, path, options, fill):
         trt = trt_api.load(self.name)
-        options = trt_run.options_of(options or {})
+        options = trt_run.options_of(build or {})
         with open(path, "rb") as stream:
             plan = stream.read()
-        return trt_run.Engine(trt, plan, trt_run.open_layer(options["layer"]), options, fill)
+        gpu = trt_run.open_layer(options["cuda"])
+        return trt_run.Engine(trt, plan, gpu, options, random_fill(seed))
 
-    def profile(self, path, threads, seed, runs, folder, network=None, options=None):
+    def profile(self, path, threads, seed, runs, folder, network=None, build=None):
         """Kernels in the order of execution, and whole runs: ``profile.result``.
 
         ``network`` is the ONNX file that the engine was built of, whose nodes the kernels are led
         back to. Layers are timed outside graphs: inside, CUDA before 11.1 cannot.
         """
         del folder
-        engine = self.load(path, threads, seed, dict(options or {}, graph=False))
+        engine = self.load(path, threads, seed, dict(build or {}, cuda_graph=False))
         try:
             for _ in range(PROFILE_WARMUP_RUNS):
                 engine.run()
@@ -136,7 +134,7 @@ class Flavour:
             rows, runs_s = [], []
             for _ in range(runs):
                 engine.run()
-                runs_s.append(engine.parts()[trt_run.PARTS.index("gpu_s")])
+                runs_s.append(engine.parts()[trt_run.PARTS.index("compute_s")])
                 rows.append(timer.rows)
                 timer.rows = []
         finally:
@@ -144,9 +142,9 @@ class Flavour:
         names = trt_names.of_network(network) if network else trt_names.Names([])
         return {"kernels": _kernels(rows, names, facts), "runs_s": runs_s}
 
-    def infer(self, path, threads, inputs_path, input_name, outputs_path, progress, options=None):
+    def infer(self, path, threads, inputs_path, input_name, outputs_path, progress, build=None):
         """Writes the first output for every input, batch by batch, to ``outputs_path`` (.npy)."""
-        engine = self.load(path, threads, 0, dict(options or {}, copies=True))
+        engine = self.load(path, threads, 0, dict(build or {}, transfers=True))
         try:
             found = _outputs(engine, inputs_path, input_name, progress)
         finally:
@@ -213,10 +211,10 @@ def _kernels(rows, names, facts):
     return kernels
 
 
-def is_network(path):
-    """Whether a blob is an ONNX file, and not a serialised engine, which begins with a magic."""
+def is_serialised(path):
+    """Whether a blob is an engine and no ONNX file, by the magic of TensorRT's and RTX's."""
     with open(path, "rb") as stream:
-        return stream.read(4)[1:] != b"trt"
+        return stream.read(4) in (b"ptrt", b"vtrt")
 
 
 RUNTIME = "tensorrt"

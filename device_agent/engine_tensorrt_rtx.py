@@ -1,8 +1,8 @@
 """Engines of TensorRT-RTX: the functions of ``engine_tensorrt`` with its bindings."""
 
-from .engine_tensorrt import Flavour, is_network
+from .engine_tensorrt import Flavour, is_serialised
 
-__all__ = ["RUNTIME", "build", "clock", "infer", "is_network", "load", "profile", "version"]
+__all__ = ["RUNTIME", "build", "clock", "infer", "is_serialised", "load", "profile", "version"]
 
 RUNTIME = "tensorrt_rtx"
 _flavour = Flavour(RUNTIME)

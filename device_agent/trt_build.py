@@ -14,21 +14,20 @@ import signal
 import subprocess
 import sys
 
-from . import blobs, files, telemetry, trt_builder
+from . import blobs, files, onnx_nodes, telemetry, trt_api, trt_builder
 
 FOLDER = "engines"
 # A change of what goes into the key, or of what a file holds, begins anew.
 SCHEMA = 1
+# What the wire's "build" says of building, with what is meant where it is left out.
 OPTIONS = {
-    # Flags that allow fp16 and int8; fp32 is always allowed.
-    "precisions": [],
+    # fp16, int8 and tf32 beside fp32.
+    "flags": [],
     # Node name to fp32, fp16 or int8, and whether that is obeyed or preferred.
     "layers": {},
-    "constraints": None,
+    "constraints": "none",
+    "strongly_typed": False,
     "workspace_bytes": None,
-    # "weak", "strong"; None: weak where the version has it.
-    "typing": None,
-    "timing_cache": True,
     # Another build of the same: the number keeps them apart, and no timing cache makes them alike.
     "rebuild": 0,
 }
@@ -38,9 +37,13 @@ WORKSPACE_BYTES = 256 << 20
 SMALLEST_WORKSPACE_BYTES = 16 << 20
 SMALLER = 4
 ERRORS = {
-    "NetworkRefused": trt_builder.NetworkRefused,
-    "BuildFailed": trt_builder.BuildFailed,
-    "OutOfDeviceMemory": trt_builder.OutOfDeviceMemory,
+    kind.__name__: kind
+    for kind in (
+        trt_builder.NetworkRefused,
+        trt_builder.BuildFailed,
+        trt_api.UnsupportedOption,
+        onnx_nodes.NoOnnxFile,
+    )
 }
 
 
@@ -49,15 +52,10 @@ class BuildDied(Exception):
     to do."""
 
 
-def options_of(given):
-    """All options, with defaults; ``ValueError`` names one that there is not."""
-    unknown = sorted(set(given) - set(OPTIONS))
-    if unknown:
-        known = ", ".join(sorted(OPTIONS))
-        raise ValueError("there is no build option %s; there are %s" % (unknown[0], known))
-    found = dict(OPTIONS, **given)
-    found["precisions"] = sorted(set(found["precisions"]) - {"fp32"})
-    return found
+def options_of(build):
+    """The options of building among those of a job, in one form for the key."""
+    found = {name: build.get(name, default) for name, default in OPTIONS.items()}
+    return dict(found, flags=sorted(set(found["flags"])))
 
 
 def key_of(network, flavour, version, compute, power_mode, options):
@@ -94,24 +92,30 @@ class Place:
         return os.path.join(self.cache_dir, FOLDER, key + ".json")
 
 
-def engine(place, network, options, folder, tell):
+def engine(place, network, build, folder, tell):
     """What is known of a network's engine, which is built if it is not there yet.
 
-    ``network`` is the ONNX file's hash, ``folder`` the job's, ``tell(sentence)`` is told when
-    something is tried again. ``engine`` in the answer is the hash of the serialised engine's blob.
+    ``network`` is the ONNX file's hash, ``build`` the wire's, ``folder`` the job's;
+    ``tell(sentence)`` is told when something is tried again. ``engine`` in the answer is the hash
+    of the serialised engine's blob.
     """
-    options = options_of(options)
-    key = key_of(network, place.flavour, place.version, place.compute, place.power_mode, options)
-    known = files.read_object(place.record(key))
+    options = options_of(build)
+    where = (place.flavour, place.version, place.compute, place.power_mode)
+    record = place.record(key_of(network, *where, options=options))
+    known = files.read_object(record)
     if known.get("engine") and blobs.has(place.cache_dir, known["engine"]):
         return dict(known, cached=True)
-    os.makedirs(os.path.join(place.cache_dir, FOLDER), exist_ok=True)
-    built = _build(place, network, options, folder, tell)
-    found = {"key": key, "engine": built["engine"], "size_bytes": built["size_bytes"]}
-    found.update(built["facts"], attempts=built["attempts"], timing_cache=built["timing_cache"])
-    found["power_mode"], found["compute"] = place.power_mode, place.compute
-    files.write_json(place.record(key), found)
+    os.makedirs(os.path.dirname(record), exist_ok=True)
+    found = _build(place, network, options, folder, tell)
+    found.update(network=network, power_mode=place.power_mode, compute=place.compute)
+    files.write_json(record, found)
+    files.write_json(place.record(found["engine"]), {"network": network})
     return dict(found, cached=False)
+
+
+def network_of(cache_dir, sha256):
+    """The hash of the network that an engine was built of here; None if it is no such engine."""
+    return files.read_object(os.path.join(cache_dir, FOLDER, sha256 + ".json")).get("network")
 
 
 def _build(place, network, options, folder, tell):
@@ -123,9 +127,10 @@ def _build(place, network, options, folder, tell):
         attempt = {"workspace_bytes": workspace_bytes, "free_memory_bytes": before}
         attempts.append(dict(attempt, ended=death or answer.get("message", "built")))
         if "facts" in answer:
-            return dict(_keep(place, folder), facts=answer["facts"], attempts=attempts)
+            found = dict(answer["facts"], attempts=attempts, workspace_bytes=workspace_bytes)
+            return dict(found, **_keep(place, folder))
         if death is None and answer["error"] != "OutOfDeviceMemory":
-            raise ERRORS.get(answer["error"], ValueError)(answer["message"])
+            raise ERRORS[answer["error"]](answer["message"])
         if workspace_bytes <= SMALLEST_WORKSPACE_BYTES:
             raise BuildDied(_obituary(attempts))
         workspace_bytes = max(SMALLEST_WORKSPACE_BYTES, workspace_bytes // SMALLER)
@@ -138,14 +143,13 @@ def _attempt(place, network, options, workspace_bytes, folder):
     for path in paths.values():
         with contextlib.suppress(FileNotFoundError):
             os.remove(path)
-    with_cache = options["timing_cache"] and not options["rebuild"]
     request = dict(
         paths,
         flavour=place.flavour,
         network=blobs.require(place.cache_dir, network),
         options=options,
         workspace_bytes=workspace_bytes,
-        timing_cache=place.timing_cache() if with_cache else None,
+        timing_cache=None if options["rebuild"] else place.timing_cache(),
         compute=place.compute,
     )
     request_path = os.path.join(folder, "build.json")

@@ -69,14 +69,14 @@ def check_quantized(nodes, fast_int8):
     return first is not None
 
 
-def create_network(trt, builder, typing):
-    """An empty network, and whether it is strongly typed."""
+def create_network(trt, builder, strong):
+    """An empty network, and whether it is strongly typed; asked for or the only way."""
     has = trt_api.features(trt)
-    strong = typing == "strong" if typing else not has["weak_typing"]
-    if not has["strong_typing" if strong else "weak_typing"]:
+    if strong and not has["strong_typing"]:
         raise trt_api.UnsupportedOption(
-            "%s has no %s typing: leave typing out" % (trt_api.title(trt), typing)
+            "%s has no strongly typed networks: take the precisions as flags" % trt_api.title(trt)
         )
+    strong = strong or not has["weak_typing"]
     kinds, flags = trt.NetworkDefinitionCreationFlag, 0
     if has["explicit_batch"]:
         flags |= 1 << int(kinds.EXPLICIT_BATCH)
@@ -85,30 +85,35 @@ def create_network(trt, builder, typing):
     return builder.create_network(flags), strong
 
 
-def configure(trt, config, options, workspace_bytes, strong, quantized):
-    """Set flags, workspace and verbosity."""
-    has = trt_api.features(trt)
-    if strong and (options["precisions"] or options["layers"]):
+def set_precisions(trt, config, options, strong, quantized):
+    """Set the flags that allow precisions beside fp32, and how firmly those of layers bind."""
+    flags, wanted = trt.BuilderFlag, set(options["flags"]) - {"tf32"}
+    if strong and (wanted or options["layers"]):
         raise trt_api.UnsupportedOption(
             "%s takes precisions from the ONNX file's own types here: convert the network (fp16), "
             "or quantize it (int8), and leave the flags out" % trt_api.title(trt)
         )
-    flags = trt.BuilderFlag
-    if "int8" in options["precisions"] and not quantized:
+    if "int8" in wanted and not quantized:
         raise trt_api.UnsupportedOption(
             "int8 needs a quantized network (Q/DQ), which this one is not: without one TensorRT "
             "would time made-up ranges"
         )
-    # Q/DQ networks need the flag, whoever forgot it.
-    wanted = set(options["precisions"]) | ({"int8"} if quantized and not strong else set())
+    if "tf32" not in options["flags"]:
+        config.clear_flag(flags.TF32)  # set by default, and fp32 would not be fp32
+    if quantized and not strong:
+        wanted.add("int8")  # Q/DQ networks need the flag, whoever forgot it
     wanted |= set(options["layers"].values()) - {"fp32"}
     for precision in sorted(wanted):
         config.set_flag(getattr(flags, precision.upper()))
-    if options["layers"]:
-        constraint = (options["constraints"] or "obey").upper() + "_PRECISION_CONSTRAINTS"
-        exact = has["precision_constraints"]
-        config.set_flag(getattr(flags, constraint) if exact else flags.STRICT_TYPES)
-    if has["memory_pools"]:
+    if options["layers"] and trt_api.features(trt)["precision_constraints"]:
+        config.set_flag(getattr(flags, options["constraints"].upper() + "_PRECISION_CONSTRAINTS"))
+    elif options["layers"]:
+        config.set_flag(flags.STRICT_TYPES)
+
+
+def configure(trt, config, workspace_bytes):
+    """Set workspace, verbosity and how often tactics are timed."""
+    if trt_api.features(trt)["memory_pools"]:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace_bytes)
     else:
         config.max_workspace_size = workspace_bytes
@@ -182,15 +187,18 @@ def build(trt, path, options, workspace_bytes, timing_cache, compute):
     ``timing_cache`` is an earlier one's bytes, empty for a new one, None for none.
     """
     nodes = onnx_nodes.read_nodes(path)[0]
+    if not nodes:
+        raise onnx_nodes.NoOnnxFile("this is no ONNX file, or one without a single node")
     log = trt_api.logger(trt)
     builder = trt.Builder(log)
     fast_fp16, fast_int8 = trt_api.fast_precisions(trt, builder, compute)
     quantized = check_quantized(nodes, fast_int8)
-    network, strong = create_network(trt, builder, options["typing"])
+    network, strong = create_network(trt, builder, options["strongly_typed"])
     with open(path, "rb") as stream:
         parser = parse(trt, network, stream.read(), nodes, log)
     config = builder.create_builder_config()
-    configure(trt, config, options, workspace_bytes, strong, quantized)
+    set_precisions(trt, config, options, strong, quantized)
+    configure(trt, config, workspace_bytes)
     names = trt_names.Names(nodes)
     left = set_layer_precisions(trt, network, options["layers"], names)
     add_profile(builder, config, network)
@@ -211,7 +219,7 @@ def build(trt, path, options, workspace_bytes, timing_cache, compute):
         raise kind("%s built no engine: %s" % (trt_api.title(trt), reason))
     facts = {
         "build_s": build_s,
-        "typing": "strong" if strong else "weak",
+        "strongly_typed": strong,
         "fast_fp16": fast_fp16,
         "fast_int8": fast_int8,
         "quantized": quantized,

@@ -24,10 +24,11 @@ SIZES = {
     "INT32": 4,
     "INT64": 8,
 }
-PARTS = ("h2d_s", "gpu_s", "d2h_s", "enqueue_s")
+PARTS = ("h2d_s", "compute_s", "d2h_s", "enqueue_s")
 # Times of the GPU are good to half a microsecond; more digits only fill the wire.
 DIGITS = 8
-OPTIONS = {"graph": False, "spin": False, "copies": True, "layer": "ctypes"}
+# What the wire's "build" says of running, with what is meant where it is left out.
+OPTIONS = {"cuda_graph": False, "spin_wait": False, "transfers": True, "cuda": "ctypes"}
 
 clock = time.perf_counter
 
@@ -36,13 +37,9 @@ class EngineRefused(Exception):
     """TensorRT does not take a serialised engine: it is of another version or chip, or damaged."""
 
 
-def options_of(given):
-    """All options of running, with defaults; ``ValueError`` names one that there is not."""
-    unknown = sorted(set(given) - set(OPTIONS))
-    if unknown:
-        known = ", ".join(sorted(OPTIONS))
-        raise ValueError("there is no run option %s; there are %s" % (unknown[0], known))
-    return dict(OPTIONS, **given)
+def options_of(build):
+    """The options of running among those of a job."""
+    return {name: build.get(name, default) for name, default in OPTIONS.items()}
 
 
 def open_layer(name):
@@ -135,6 +132,8 @@ class Engine:
     ``fill(tensor, buffer)`` writes an input's content into a ``ctypes`` buffer.
     """
 
+    PARTS = PARTS
+
     def __init__(self, trt, plan, gpu, options, fill):
         self._trt, self._gpu, self._options = trt, gpu, options
         self._log = trt_api.logger(trt)
@@ -150,8 +149,9 @@ class Engine:
         if self.context is None:
             gpu.close()
             raise MemoryError("no memory for the engine's context: %s" % self._log.errors())
+        self.layers = self.engine.num_layers
         self._stream = gpu.stream()
-        self._events = [gpu.event(spin=options["spin"]) for _ in range(4)]
+        self._events = [gpu.event(spin=options["spin_wait"]) for _ in range(4)]
         named = trt_api.features(trt)["named_tensors"]
         binding = (_ByName if named else _ByNumber)(trt, self.engine, self.context)
         self.tensors = binding.tensors()
@@ -167,7 +167,7 @@ class Engine:
         self.batch = first[0] if first else 1
         self._enqueue_s = 0.0
         self._work = self._enqueue
-        if options["graph"]:
+        if options["cuda_graph"]:
             self._enqueue()  # the first call sets up what a graph must not
             gpu.synchronise(self._stream)
             graph = gpu.capture(self._stream, self._enqueue)
@@ -195,7 +195,7 @@ class Engine:
 
     def run(self):
         """One inference, copies and all; returns when the GPU is done."""
-        gpu, stream, copies = self._gpu, self._stream, self._options["copies"]
+        gpu, stream, copies = self._gpu, self._stream, self._options["transfers"]
         begun, ready, computed, ended = self._events
         gpu.record(begun, stream)
         for index in self.inputs() if copies else ():
@@ -215,7 +215,7 @@ class Engine:
         begun, ready, computed, ended = self._events
         pairs = ((begun, ready), (ready, computed), (computed, ended))
         found = [self._gpu.elapsed_s(first, second) for first, second in pairs]
-        if not self._options["copies"]:
+        if not self._options["transfers"]:
             # Two events in a row are a microsecond apart, and no copy.
             found[0] = found[2] = 0.0
         return [round(value, DIGITS) for value in found + [self._enqueue_s]]
