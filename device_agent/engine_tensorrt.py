@@ -88,6 +88,28 @@ class Flavour:
         has = trt_api.features(trt)
         return trt.__version__, [name for name in sorted(has) if has[name]]
 
+    def gpu(self):
+        """The GPU as the wire has it; None where there is none that CUDA can use."""
+        try:
+            gpu = cuda.Cuda()
+        except cuda.NoCuda:
+            return None
+        facts, (free, total) = gpu.facts(), gpu.memory()
+        gpu.close()
+        trt = trt_api.load(self.name)
+        fp16 = int8 = None
+        if trt_api.features(trt)["fast_precisions"]:
+            builder = trt.Builder(trt_api.logger(trt))
+            fp16, int8 = trt_api.fast_precisions(trt, builder, None)
+        return {
+            "name": facts["name"],
+            "compute": facts["compute"],
+            "fast_fp16": fp16,
+            "fast_int8": int8,
+            "total_bytes": total,
+            "free_bytes": free,
+        }
+
     def place(self, cache_dir):
         """Where engines are built: this runtime on this chip in the power mode in force."""
         try:
@@ -220,5 +242,5 @@ def is_serialised(path):
 RUNTIME = "tensorrt"
 _flavour = Flavour(RUNTIME)
 clock = _flavour.clock
-version, build, load = _flavour.version, _flavour.build, _flavour.load
+version, gpu, build, load = _flavour.version, _flavour.gpu, _flavour.build, _flavour.load
 profile, infer = _flavour.profile, _flavour.infer
