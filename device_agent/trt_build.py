@@ -92,6 +92,11 @@ class Place:
         return os.path.join(self.cache_dir, FOLDER, key + ".json")
 
 
+def smaller(workspace_bytes):
+    """The workspace to try when one was too much."""
+    return max(SMALLEST_WORKSPACE_BYTES, workspace_bytes // SMALLER)
+
+
 def engine(place, network, build, folder, tell):
     """What is known of a network's engine, which is built if it is not there yet.
 
@@ -133,7 +138,7 @@ def _build(place, network, options, folder, tell):
             raise ERRORS[answer["error"]](answer["message"])
         if workspace_bytes <= SMALLEST_WORKSPACE_BYTES:
             raise BuildDied(_obituary(attempts))
-        workspace_bytes = max(SMALLEST_WORKSPACE_BYTES, workspace_bytes // SMALLER)
+        workspace_bytes = smaller(workspace_bytes)
         tell("building again with a workspace of %d MiB" % (workspace_bytes >> 20))
 
 
