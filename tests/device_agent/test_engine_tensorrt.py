@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -333,6 +334,22 @@ def test_an_engine_that_the_cache_has_lost_is_built_again(board: Board, network:
     second = board.result("build", network=sha256, build=BUILD)
     assert Path(second["path"]).is_file()
     assert board.builds() == 2
+
+
+def test_what_is_known_of_old_engines_is_cleaned_away_and_what_is_in_use_stays(
+    board: Board, network: Path
+) -> None:
+    sha256 = board.put(network)
+    board.result("build", network=sha256, build=BUILD)
+    known = board.folder / "cache/engines"
+    # Two records, of the build and of the engine, and the timing cache.
+    assert len(list(known.iterdir())) == 3
+    for path in known.iterdir():
+        os.utime(path, (0, 0))
+    board.result("build", network=sha256, build=BUILD)
+    removed = board.agent().result("clean", keep_s=86400.0, unfetched=False)["removed"]
+    assert removed["engines"] == 1
+    assert {path.suffix for path in known.iterdir()} == {".json"}
 
 
 def test_a_built_engine_can_be_measured_by_its_own_hash(board: Board, network: Path) -> None:
