@@ -114,9 +114,10 @@ def _node(node: onnx.NodeProto, release: Release) -> Iterator[Finding]:
         yield told("error", wrong, "export without return_indices")
     elif node.op_type == "Resize":
         mode = next((a.s.decode() for a in node.attribute if a.name == "mode"), "nearest")
-        if mode not in _RESIZE_MODES:
-            wrong = f"TensorRT resizes by {' and '.join(_RESIZE_MODES)} alone, not by {mode}"
-            yield told("error", wrong, 'use mode="bilinear" in the network')
+        if mode not in _RESIZE_MODES and release is not versions.RTX:
+            # TensorRT-RTX builds cubic ones although its documents, too, name two modes alone.
+            wrong = f"its documents name {' and '.join(_RESIZE_MODES)}, and this resizes by {mode}"
+            yield told("warning", wrong, 'use mode="bilinear" in the network if the parser refuses')
 
 
 def _refused(model: onnx.ModelProto, capability: Capability) -> Finding:

@@ -75,7 +75,7 @@ def _of_pair(
         elif zero.data_type == TensorProto.INT32:
             yield _told(node, "a bias is quantized to int32, and biases must stay float", quantize)
         elif zero.data_type == TensorProto.UINT8:
-            yield _told(node, "it is uint8, and TensorRT reads symmetric int8 alone", quantize)
+            yield _told(node, "it is uint8, which TensorRT takes for int8", quantize)
         elif np.any(_array(zero) != 0):
             yield _told(node, f"its zero point is {_array(zero).ravel()[0]}, not 0", quantize)
     elif node.op_type == "QuantizeLinear":

@@ -123,20 +123,16 @@ def test_operators_of_another_domain_are_warned_of_as_plugins():
     assert "plugin" in found.wrong
 
 
-@pytest.mark.parametrize(
-    ("made", "words"),
-    [
-        (node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2]), "indices"),
-        (node("Resize", ["x", "", "s"], ["y"], mode="cubic"), "not by cubic"),
-    ],
-)
-def test_forms_of_an_operator_that_are_not_read_are_found(made, words):
-    found = checks.findings(
-        network([made], constants=[("s", np.array([1, 1, 2, 2], np.float32))]),
-        versions.release_of("tensorrt", "8.6.1"),
-    )
-    assert [one.status for one in found] == ["error"]
-    assert words in found[0].wrong
+def test_the_indices_of_maxima_are_an_error_and_cubic_resizing_a_warning():
+    release = versions.release_of("tensorrt", "8.6.1")
+    pool = network([node("MaxPool", ["x"], ["y", "i"], kernel_shape=[2, 2])])
+    (found,) = checks.findings(pool, release)
+    assert found.status == "error" and "indices" in found.wrong
+    scales = [("s", np.array([1, 1, 2, 2], np.float32))]
+    cubic = network([node("Resize", ["x", "", "s"], ["y"], mode="cubic")], constants=scales)
+    (found,) = checks.findings(cubic, release)
+    assert found.status == "warning" and "by cubic" in found.wrong
+    assert checks.findings(cubic, versions.RTX) == ()
 
 
 def test_a_long_list_of_errors_is_cut_and_counted(tmp_path):
