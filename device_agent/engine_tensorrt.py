@@ -88,6 +88,31 @@ class Flavour:
         has = trt_api.features(trt)
         return trt.__version__, [name for name in sorted(has) if has[name]]
 
+    def gpu(self):
+        """What the probe tells of the GPU; None where there is none.
+
+        Whether fp16 and int8 are fast is TensorRT's word, None where the version has none.
+        """
+        try:
+            device = cuda.Cuda()
+        except cuda.NoCuda:
+            return None
+        compute = device.facts()["compute"]
+        free, total = device.memory()
+        device.close()
+        trt = trt_api.load(self.name)
+        fast = (None, None)
+        if trt_api.features(trt)["fast_precisions"]:
+            fast = trt_api.fast_precisions(trt, trt.Builder(trt_api.logger(trt)), compute)
+        return {
+            "name": "GPU of compute capability " + compute,
+            "compute": compute,
+            "fast_fp16": fast[0],
+            "fast_int8": fast[1],
+            "total_bytes": total,
+            "free_bytes": free,
+        }
+
     def place(self, cache_dir):
         """Where engines are built: this runtime on this chip in the power mode in force."""
         try:
@@ -220,5 +245,5 @@ def is_serialised(path):
 RUNTIME = "tensorrt"
 _flavour = Flavour(RUNTIME)
 clock = _flavour.clock
-version, build, load = _flavour.version, _flavour.build, _flavour.load
+version, gpu, build, load = _flavour.version, _flavour.gpu, _flavour.build, _flavour.load
 profile, infer = _flavour.profile, _flavour.infer

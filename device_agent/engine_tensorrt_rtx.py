@@ -2,10 +2,20 @@
 
 from .engine_tensorrt import Flavour, is_serialised
 
-__all__ = ["RUNTIME", "build", "clock", "infer", "is_serialised", "load", "profile", "version"]
+__all__ = [
+    "RUNTIME",
+    "build",
+    "clock",
+    "gpu",
+    "infer",
+    "is_serialised",
+    "load",
+    "profile",
+    "version",
+]
 
 RUNTIME = "tensorrt_rtx"
 _flavour = Flavour(RUNTIME)
 clock = _flavour.clock
-version, build, load = _flavour.version, _flavour.build, _flavour.load
+version, gpu, build, load = _flavour.version, _flavour.gpu, _flavour.build, _flavour.load
 profile, infer = _flavour.profile, _flavour.infer

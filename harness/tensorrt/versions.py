@@ -75,7 +75,7 @@ RTX = Release(name="RTX", since=(1, 0), opset=24, typing="strong", layer_flags=F
 
 def is_tensorrt(runtime: str) -> bool:
     """Whether a runtime of ``boards.toml`` or a fact's is TensorRT in any form."""
-    return runtime in ("tensorrt", "trtexec") or runtime.startswith("tensorrt")
+    return runtime in ("tensorrt", "tensorrt_rtx", "trtexec")
 
 
 def release_of(runtime: str, version: str) -> Release:
