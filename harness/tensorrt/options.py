@@ -11,7 +11,7 @@ from harness.records import BoardSpec, BuildSettings
 from harness.tensorrt.rebuilds import MOST_REBUILDS
 from harness.tensorrt.versions import is_tensorrt
 
-__all__ = ["EngineOptions", "parse_pools", "parse_workspace", "read"]
+__all__ = ["EngineOptions", "for_board", "parse_pools", "parse_workspace", "read"]
 
 MIB = 1 << 20
 _UNITS = {"": MIB, "B": 1, "K": 1 << 10, "M": MIB, "G": 1 << 30}
@@ -70,7 +70,6 @@ def parse_pools(text: str) -> int:
 
 
 def read(
-    spec: BoardSpec,
     *,
     fp16: bool = False,
     int8: bool = False,
@@ -81,9 +80,11 @@ def read(
     use_spin_wait: bool = False,
     no_data_transfers: bool = False,
     rebuilds: int = 1,
-) -> EngineOptions | None:
-    """The options as given; None on a board of another runtime, where giving any is ConfigError."""
-    options = EngineOptions(
+) -> EngineOptions:
+    """The options as given; ConfigError says which of them is none."""
+    if not 1 <= rebuilds <= MOST_REBUILDS:
+        raise ConfigError(f"--rebuilds {rebuilds} is not between 1 and {MOST_REBUILDS}")
+    return EngineOptions(
         precision="best" if best or (fp16 and int8) else _one(fp16=fp16, int8=int8),
         workspace_bytes=_limit(workspace, mem_pool_size),
         cuda_graph=use_cuda_graph,
@@ -91,8 +92,10 @@ def read(
         transfers=not no_data_transfers,
         rebuilds=rebuilds,
     )
-    if not 1 <= rebuilds <= MOST_REBUILDS:
-        raise ConfigError(f"--rebuilds {rebuilds} is not between 1 and {MOST_REBUILDS}")
+
+
+def for_board(options: EngineOptions, spec: BoardSpec) -> EngineOptions | None:
+    """The options on a board with TensorRT; None on others, where giving any is ConfigError."""
     if is_tensorrt(spec.runtime):
         return options
     if options != EngineOptions():

@@ -23,12 +23,12 @@ MIB = 1 << 20
     ],
 )
 def test_precisions_are_read_as_trtexec_means_them(given, precision):
-    assert options.read(NANO, **given).precision == precision
+    assert options.read(**given).precision == precision
 
 
 def test_options_of_calls_reach_the_build_settings():
     found = options.read(
-        NANO, workspace="256", use_cuda_graph=True, use_spin_wait=True, no_data_transfers=True
+        workspace="256", use_cuda_graph=True, use_spin_wait=True, no_data_transfers=True
     )
     assert found.settings == BuildSettings(
         workspace_bytes=256 * MIB, cuda_graph=True, spin_wait=True, transfers=False
@@ -63,17 +63,19 @@ def test_a_workspace_that_is_no_number_of_mebibytes_is_told(text):
 
 def test_one_limit_is_enough():
     with pytest.raises(ConfigError, match="the same memory"):
-        options.read(NANO, workspace="64", mem_pool_size="workspace:64")
+        options.read(workspace="64", mem_pool_size="workspace:64")
 
 
 def test_a_board_of_another_runtime_has_no_such_options():
     local = BoardSpec(name="local")
-    assert options.read(local) is None
+    assert options.for_board(options.read(), local) is None
     with pytest.raises(ConfigError, match="runs onnxruntime"):
-        options.read(local, fp16=True)
+        options.for_board(options.read(fp16=True), local)
+    asked = options.read(fp16=True)
+    assert options.for_board(asked, NANO) is asked
 
 
 def test_rebuilds_are_bounded():
-    assert options.read(NANO, rebuilds=5).rebuilds == 5
+    assert options.read(rebuilds=5).rebuilds == 5
     with pytest.raises(ConfigError, match="between 1 and 8"):
-        options.read(NANO, rebuilds=99)
+        options.read(rebuilds=99)
