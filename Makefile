@@ -8,7 +8,7 @@ PYTHON36 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python) $(s
 DEMO := runs/demo
 # Tests that only compute: they share the cores. What measures, or waits for others, runs alone.
 ARITHMETIC := $(addprefix tests/,allocation comparison compression latency_models report \
-  sensitivity strategies trtexec)
+  sensitivity strategies tensorrt trtexec)
 
 .PHONY: demo test faults check format clean
 

@@ -238,7 +238,7 @@ def retire(pid):
 
 
 def probe_runtime(runtime):
-    """Version and providers of a runtime, or why it cannot be loaded.
+    """Version, providers and GPU of a runtime, or why it cannot be loaded.
 
     In a process of its own: importing it may end in a signal (numpy on a Nano without
     OPENBLAS_CORETYPE) and would stay in the agent's memory while engines are measured.

@@ -11,6 +11,7 @@ from typing import Any
 from harness.boards.control_findings import controls
 from harness.boards.limits import onnx_limits
 from harness.records import BoardSpec, Check, CheckStatus
+from harness.tensorrt import chips
 from harness.units import format_size, format_time
 
 __all__ = ["FINDINGS", "clock", "precisions"]
@@ -26,16 +27,6 @@ SKEW_S = 5.0
 BUSY_SHARE, BUSY_GPU_SHARE = 0.25, 0.1
 # What boardfit exports by itself.
 NEEDED_OPSET = 13
-# By compute capability: whether half precision and integers are faster than fp32. TensorRT's
-# support matrix, "Hardware and Precision" (8.2.5 and 8.6.1); all from 7.0 on have both.
-FAST = {
-    "5.0": (False, False),
-    "5.2": (False, False),
-    "5.3": (True, False),
-    "6.0": (True, False),
-    "6.1": (False, True),
-    "6.2": (True, False),
-}
 INT8_SENTENCES = {
     "vnni": "VNNI: int8 is fast and exact on this CPU",
     "dotprod": "dot product instructions: int8 is fast and exact on this CPU",
@@ -115,8 +106,7 @@ def precisions(system_facts: Facts, tensorrt_facts: Facts | None) -> Check:
     asked = tensorrt_facts or {"fast_fp16": None, "fast_int8": None}
     fp16, int8, source = asked["fast_fp16"], asked["fast_int8"], "TensorRT says so"
     if (fp16 is None or int8 is None) and compute is not None:
-        major = int(compute.partition(".")[0])
-        fp16, int8 = FAST.get(compute, (major >= 7, major >= 7))
+        fp16, int8 = chips.of_compute(compute)
         source = f"by its compute capability {compute}"
     if fp16 is None or int8 is None:
         return Check(
