@@ -172,7 +172,7 @@ def test_a_machine_without_a_gpu_says_so(
     with pytest.raises(cuda.NoCuda, match="finds no GPU"):
         cuda.Cuda(library)
     _fail(library, 35)
-    with pytest.raises(cuda.NoCuda, match="no GPU answers it: something else$"):
+    with pytest.raises(cuda.NoCuda, match=r"no GPU answers it: something else$"):
         cuda.Cuda(library)
 
 
