@@ -258,9 +258,8 @@ def probe_runtime(runtime):
         return found
     if done.returncode == 0:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
-        found["runtime_version"], found["providers"], gpu = answer
-        if gpu is not None:
-            found["gpu"] = gpu
+        found["runtime_version"], found["providers"] = answer[:2]
+        found.update(answer[2])
     elif done.returncode < 0:
         found["runtime_error"] = "importing it ended in %s" % signal.Signals(-done.returncode).name
     else:
@@ -282,7 +281,7 @@ def main(argv):
     os.dup2(2, 1)
     if command == "runtime":
         engine = importlib.import_module("device_agent.engine_" + argument)
-        gpu = engine.gpu() if hasattr(engine, "gpu") else None
+        gpu = {"gpu": engine.gpu()} if hasattr(engine, "gpu") else {}
         os.write(stdout, json.dumps(list(engine.version()) + [gpu]).encode() + b"\n")
         return 0
     cache_dir = os.path.abspath(os.path.expanduser(argument))

@@ -35,6 +35,7 @@ PROTOTYPES = {
     "cudaGetDeviceCount": (POINTER(c_int),),
     "cudaSetDevice": (c_int,),
     "cudaDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cudaGetDeviceProperties": (c_char_p, c_int),
     "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
     "cudaMalloc": (HANDLE, c_size_t),
     "cudaFree": (c_void_p,),
@@ -63,6 +64,8 @@ GRAPHS = {
 WITH_FLAGS = 11040
 # cudaDevAttrMultiProcessorCount and cudaDevAttrComputeCapabilityMajor, ...Minor.
 PROCESSORS, MAJOR, MINOR = 16, 75, 76
+# cudaDeviceProp begins with the name, in 256 bytes; it had 1032 in CUDA 12 and grows.
+NAME_BYTES, PROPERTIES_BYTES = 256, 16384
 # cudaMemcpyHostToDevice and cudaMemcpyDeviceToHost.
 TO_DEVICE, TO_HOST = 1, 2
 # A stream of its own, which waits for nothing on the default stream.
@@ -151,12 +154,15 @@ class Cuda:
         return number.value
 
     def facts(self):
-        """Versions as 10020 (10.2), compute capability as ``5.3``, multiprocessors."""
+        """Name, versions as 10020 (10.2), compute capability as ``5.3``, multiprocessors."""
+        properties = ctypes.create_string_buffer(PROPERTIES_BYTES)
+        self._call("cudaGetDeviceProperties", properties, 0)
         major, minor, processors = (
             self._number("cudaDeviceGetAttribute", attribute, 0)
             for attribute in (MAJOR, MINOR, PROCESSORS)
         )
         return {
+            "name": properties.raw[:NAME_BYTES].partition(b"\0")[0].decode(errors="replace"),
             "runtime": self._number("cudaRuntimeGetVersion"),
             "driver": self._number("cudaDriverGetVersion"),
             "compute": "%d.%d" % (major, minor),

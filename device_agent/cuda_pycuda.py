@@ -31,10 +31,11 @@ class Cuda:
         self._memory, self._pinned, self._streams, self._events = {}, {}, {}, {}
 
     def facts(self):
-        """Versions as 10020 (10.2), compute capability as ``5.3``, multiprocessors."""
+        """Name, versions as 10020 (10.2), compute capability as ``5.3``, multiprocessors."""
         major, minor, patch = driver.get_version()
         processors = driver.device_attribute.MULTIPROCESSOR_COUNT
         return {
+            "name": self._device.name(),
             "runtime": major * 1000 + minor * 10 + patch,
             "driver": driver.get_driver_version(),
             "compute": "%d.%d" % self._device.compute_capability(),

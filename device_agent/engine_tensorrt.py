@@ -89,26 +89,23 @@ class Flavour:
         return trt.__version__, [name for name in sorted(has) if has[name]]
 
     def gpu(self):
-        """What the probe tells of the GPU; None where there is none.
-
-        Whether fp16 and int8 are fast is TensorRT's word, None where the version has none.
-        """
+        """The GPU as the wire has it; None where there is none that CUDA can use."""
         try:
-            device = cuda.Cuda()
+            gpu = cuda.Cuda()
         except cuda.NoCuda:
             return None
-        compute = device.facts()["compute"]
-        free, total = device.memory()
-        device.close()
+        facts, (free, total) = gpu.facts(), gpu.memory()
+        gpu.close()
         trt = trt_api.load(self.name)
-        fast = (None, None)
+        fp16 = int8 = None
         if trt_api.features(trt)["fast_precisions"]:
-            fast = trt_api.fast_precisions(trt, trt.Builder(trt_api.logger(trt)), compute)
+            builder = trt.Builder(trt_api.logger(trt))
+            fp16, int8 = trt_api.fast_precisions(trt, builder, None)
         return {
-            "name": "GPU of compute capability " + compute,
-            "compute": compute,
-            "fast_fp16": fast[0],
-            "fast_int8": fast[1],
+            "name": facts["name"],
+            "compute": facts["compute"],
+            "fast_fp16": fp16,
+            "fast_int8": int8,
             "total_bytes": total,
             "free_bytes": free,
         }

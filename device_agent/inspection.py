@@ -249,11 +249,24 @@ def onnxruntime(cache_dir):
 
 
 def tensorrt(cache_dir, root=ROOT):
-    """TensorRT for the agent's Python, and trtexec."""
+    """TensorRT for the agent's Python, trtexec, CUDA, and what is missing of them."""
     del cache_dir
-    found = dict(fast_fp16=None, fast_int8=None)
+    found = dict(fast_fp16=None, fast_int8=None, features=[])
     found.update(runtimes.probe("tensorrt"), trtexec=runtimes.trtexec(root, shutil.which))
+    gpu = runtimes.probe("cuda")
+    found["cuda"] = {name: gpu.get(name) for name in ("runtime", "driver", "compute", "error")}
+    found["missing"] = missing(found)
     return found
+
+
+def missing(facts):
+    """One line on what TensorRT lacks here, or None."""
+    lacks = []
+    if facts["cuda"]["error"]:
+        lacks.append("CUDA (%s)" % facts["cuda"]["error"].rpartition("NoCuda: ")[2])
+    if facts["version"] is None and facts["trtexec"] is None:
+        lacks.append("TensorRT's Python bindings (%s) and trtexec" % facts["error"])
+    return "TensorRT cannot run here; missing: " + ", ".join(lacks) if lacks else None
 
 
 def thermal(cache_dir, root=ROOT):

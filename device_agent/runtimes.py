@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 
+from . import trt_api
+
 IMPORT_TIMEOUT_S = 120
 PR_SET_PDEATHSIG = 1
 # No released version knows as many; the climb ends at the first that is refused.
@@ -116,7 +118,12 @@ def _onnxruntime_facts(module):
 
 
 def _tensorrt_facts(module):
-    yield {"version": module.__version__, "path": os.path.dirname(module.__file__)}
+    has = trt_api.features(module)
+    yield {
+        "version": module.__version__,
+        "path": os.path.dirname(module.__file__),
+        "features": sorted(name for name in has if has[name]),
+    }
     builder = module.Builder(module.Logger(module.Logger.ERROR))
     # Versions with strong typing alone (11) have no such questions.
     yield {
@@ -125,7 +132,15 @@ def _tensorrt_facts(module):
     }
 
 
-FACTS = {"onnxruntime": _onnxruntime_facts, "tensorrt": _tensorrt_facts}
+def _cuda_facts(module):
+    gpu = module.Cuda()
+    yield gpu.facts()
+    gpu.close()
+
+
+FACTS = {"onnxruntime": _onnxruntime_facts, "tensorrt": _tensorrt_facts, "cuda": _cuda_facts}
+# Of the agent itself; the others are the board's.
+MODULES = {"cuda": "device_agent.cuda"}
 
 
 def _die_with_the_agent():
@@ -141,7 +156,7 @@ def main(name):
     _die_with_the_agent()
     stdout = os.dup(1)
     os.dup2(2, 1)  # native libraries print there
-    module = importlib.import_module(name)
+    module = importlib.import_module(MODULES.get(name, name))
     for facts in FACTS[name](module):
         os.write(stdout, json.dumps(facts).encode() + b"\n")
     return 0

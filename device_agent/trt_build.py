@@ -14,9 +14,8 @@ import signal
 import subprocess
 import sys
 
-from . import blobs, files, onnx_nodes, telemetry, trt_api, trt_builder
+from . import blobs, cleaning, files, onnx_nodes, telemetry, trt_api, trt_builder
 
-FOLDER = "engines"
 # A change of what goes into the key, or of what a file holds, begins anew.
 SCHEMA = 1
 # What the wire's "build" says of building, with what is meant where it is left out.
@@ -85,11 +84,16 @@ class Place:
     def timing_cache(self):
         """Path of the timing cache, which only the same version on the same chip may read."""
         name = _digest([SCHEMA, self.flavour, self.version, self.compute, self.power_mode])
-        return os.path.join(self.cache_dir, FOLDER, "timing-%s.cache" % name[:32])
+        return os.path.join(self.cache_dir, cleaning.ENGINES, "timing-%s.cache" % name[:32])
 
     def record(self, key):
         """Path of what is known of an engine."""
-        return os.path.join(self.cache_dir, FOLDER, key + ".json")
+        return os.path.join(self.cache_dir, cleaning.ENGINES, key + ".json")
+
+
+def smaller(workspace_bytes):
+    """The workspace to try when one was too much."""
+    return max(SMALLEST_WORKSPACE_BYTES, workspace_bytes // SMALLER)
 
 
 def engine(place, network, build, folder, tell):
@@ -104,6 +108,9 @@ def engine(place, network, build, folder, tell):
     record = place.record(key_of(network, *where, options=options))
     known = files.read_object(record)
     if known.get("engine") and blobs.has(place.cache_dir, known["engine"]):
+        for path in (record, place.record(known["engine"])):
+            with contextlib.suppress(OSError):
+                os.utime(path, None)  # it is in use: see cleaning
         return dict(known, cached=True)
     os.makedirs(os.path.dirname(record), exist_ok=True)
     found = _build(place, network, options, folder, tell)
@@ -115,7 +122,9 @@ def engine(place, network, build, folder, tell):
 
 def network_of(cache_dir, sha256):
     """The hash of the network that an engine was built of here; None if it is no such engine."""
-    return files.read_object(os.path.join(cache_dir, FOLDER, sha256 + ".json")).get("network")
+    return files.read_object(os.path.join(cache_dir, cleaning.ENGINES, sha256 + ".json")).get(
+        "network"
+    )
 
 
 def _build(place, network, options, folder, tell):
@@ -133,7 +142,7 @@ def _build(place, network, options, folder, tell):
             raise ERRORS[answer["error"]](answer["message"])
         if workspace_bytes <= SMALLEST_WORKSPACE_BYTES:
             raise BuildDied(_obituary(attempts))
-        workspace_bytes = max(SMALLEST_WORKSPACE_BYTES, workspace_bytes // SMALLER)
+        workspace_bytes = smaller(workspace_bytes)
         tell("building again with a workspace of %d MiB" % (workspace_bytes >> 20))
 
 

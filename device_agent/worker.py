@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import NamedTuple
 
-from . import blobs, files, jobs, lease, sampling, telemetry, timing, trt_build, undo
+from . import blobs, files, jobs, lease, sampling, telemetry, timing, trt_build, trt_command, undo
 from .board import Board
 
 LEASE_TIMEOUT_S = 600.0
@@ -134,12 +134,15 @@ def _attempt(folder, request, reporter):
     """The outcome of running the job here and now; an exception is an outcome too."""
     cache_dir = os.path.dirname(os.path.dirname(folder))
     kind, params = request["kind"], request["params"]
-    run = {"measure": _measure, "profile": _profile, "infer": _infer, "build": _build}[kind]
     reporter.start_s = start_s = time.monotonic()
     try:
-        engine = importlib.import_module("device_agent.engine_" + params["runtime"])
-        result = run(engine, params, folder, cache_dir, reporter)
-        result["runtime_version"] = engine.version()[0]
+        if kind == "trtexec":
+            result = _trtexec(params, folder, cache_dir, reporter)
+        else:
+            run = {"measure": _measure, "profile": _profile, "infer": _infer, "build": _build}[kind]
+            engine = importlib.import_module("device_agent.engine_" + params["runtime"])
+            result = run(engine, params, folder, cache_dir, reporter)
+            result["runtime_version"] = engine.version()[0]
         result["busy_s"] = time.monotonic() - start_s
     except Exception as error:
         return _failed(error, traceback.format_exc(), _is_transient(error))
@@ -275,6 +278,18 @@ def _build(engine, params, folder, cache_dir, reporter):
         size_bytes = os.path.getsize(path)
         found["timing_cache"] = {"sha256": cache, "path": path, "size_bytes": size_bytes}
     return found
+
+
+def _trtexec(params, folder, cache_dir, reporter):
+    found = trt_command.execute(
+        cache_dir,
+        params["network"],
+        params.get("build") or {},
+        params["measure"],
+        folder,
+        reporter.waiting,
+    )
+    return dict(found, runtime_version=found.pop("version") or "unknown")
 
 
 def _profile(engine, params, folder, cache_dir, reporter):

@@ -248,7 +248,9 @@ def tensorrt(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:
             parts.append(f"but its builder does not start: {facts['error']}")
             return (_tensorrt("fail" if needed else "warn", parts, "is the GPU free?", facts),)
         return (_tensorrt("ok", parts, None, facts),)
-    if not parts:
+    if not parts and facts.get("missing"):
+        parts = [facts["missing"]]
+    elif not parts:
         parts = [f"not there for {spec.python} ({facts['error']}), nor is trtexec"]
     elif version is None:
         parts.append(f"but no Python bindings for {spec.python}: {facts['error']}")

@@ -55,7 +55,13 @@ def _round_trip(gpu: cuda.Cuda) -> bytes:
 
 
 def test_facts_are_those_of_the_device(gpu: cuda.Cuda) -> None:
-    assert gpu.facts() == {"runtime": 10020, "driver": 10020, "compute": "5.3", "processors": 1}
+    assert gpu.facts() == {
+        "name": "NVIDIA Tegra X1",
+        "runtime": 10020,
+        "driver": 10020,
+        "compute": "5.3",
+        "processors": 1,
+    }
     assert gpu.memory() == (3 << 30, 4 << 30)
 
 
@@ -199,7 +205,7 @@ def test_pycuda_and_ctypes_agree_on_a_real_gpu() -> None:
     second = cuda_pycuda.Cuda()
     try:
         # The library that each of them was built with may differ; the device may not.
-        for name in ("driver", "compute", "processors"):
+        for name in ("name", "driver", "compute", "processors"):
             assert first.facts()[name] == second.facts()[name]
         assert first.memory()[1] == second.memory()[1]
         assert _round_trip(first) == _round_trip(second) == b"boardfit"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -178,6 +179,61 @@ def test_a_network_is_built_measured_profiled_and_run(
     assert board.builds() == 1
 
 
+@pytest.mark.parametrize(
+    ("version", "features"),
+    [
+        ("8.0.1.6", {"weak_typing", "explicit_batch", "fast_precisions", "timing_cache"}),
+        ("8.2.1.8", {"layer_info", "precision_constraints"}),
+        ("8.5.2.2", {"memory_pools", "named_tensors"}),
+    ],
+)
+def test_a_probe_tells_the_gpu_and_what_a_version_has_beyond_the_one_before(
+    board: Board, version: str, features: set[str]
+) -> None:
+    board.env["BOARDFIT_TENSORRT8"] = version
+    found = board.agent().result("probe", runtime="tensorrt")
+    assert found["runtime_version"] == version
+    assert features <= set(found["providers"])
+    later = {"8.0": 4, "8.2": 6, "8.5": 8}
+    assert len(found["providers"]) == later[version[:3]]
+    assert found["gpu"] == {
+        "name": "NVIDIA Tegra X1",
+        "compute": "5.3",
+        "fast_fp16": True,
+        "fast_int8": False,
+        "total_bytes": 4 << 30,
+        "free_bytes": 3 << 30,
+    }
+
+
+def test_a_short_last_batch_is_filled_and_cut_off(board: Board, network: Path) -> None:
+    model = onnx.load(str(network))
+    for tensor in (model.graph.input[0], model.graph.output[0]):
+        tensor.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, str(network))
+    inputs = np.zeros((6, 3, 8, 8), np.float32)
+    inputs[:, 0, 0, 0] = np.arange(6)
+    stream = io.BytesIO()
+    np.save(stream, inputs)
+    params = {"network": board.put(network), "inputs": board.agent().put(stream.getvalue())}
+    outputs = np.load(board.result("infer", input_name=None, **params)["path"])
+    # Two calls, whose first inputs begin with 0 and with 4: element 1 of the second call's output
+    # is 2 * 4, and element 10, which is the first of the next row, 11 * 4.
+    assert outputs.shape == (6, 10)
+    assert outputs[:4].tolist() == np.zeros((4, 10)).tolist()
+    assert (outputs[4, 1], outputs[5, 0]) == (8.0, 44.0)
+
+
+def test_inputs_of_another_shape_are_refused(board: Board, network: Path) -> None:
+    stream = io.BytesIO()
+    np.save(stream, np.zeros((2, 3, 8, 9), np.float32))
+    params = {"network": board.put(network), "inputs": board.agent().put(stream.getvalue())}
+    kind, message = board.failure("infer", input_name="x", **params)
+    assert (kind, "[3, 8, 8], these are [3, 8, 9]" in message) == ("ValueError", True)
+    kind, message = board.failure("infer", input_name="z", **params)
+    assert (kind, "the network has inputs ['x']" in message) == ("ValueError", True)
+
+
 def test_calls_come_in_the_order_of_the_developer_guide(board: Board, network: Path) -> None:
     build = BUILD | {"layers": {"/fc/Gemm": "fp32"}, "constraints": "obey"}
     board.result("build", network=board.put(network), build=build)
@@ -278,6 +334,22 @@ def test_an_engine_that_the_cache_has_lost_is_built_again(board: Board, network:
     second = board.result("build", network=sha256, build=BUILD)
     assert Path(second["path"]).is_file()
     assert board.builds() == 2
+
+
+def test_what_is_known_of_old_engines_is_cleaned_away_and_what_is_in_use_stays(
+    board: Board, network: Path
+) -> None:
+    sha256 = board.put(network)
+    board.result("build", network=sha256, build=BUILD)
+    known = board.folder / "cache/engines"
+    # Two records, of the build and of the engine, and the timing cache.
+    assert len(list(known.iterdir())) == 3
+    for path in known.iterdir():
+        os.utime(path, (0, 0))
+    board.result("build", network=sha256, build=BUILD)
+    removed = board.agent().result("clean", keep_s=86400.0, unfetched=False)["removed"]
+    assert removed["engines"] == 1
+    assert {path.suffix for path in known.iterdir()} == {".json"}
 
 
 def test_a_built_engine_can_be_measured_by_its_own_hash(board: Board, network: Path) -> None:
