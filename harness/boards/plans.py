@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.records import BuildSettings
+from harness.records import BuildSettings, LayerPrecision
 
 __all__ = ["PRESETS", "EngineRequest", "MeasurePlan"]
 
@@ -15,13 +15,16 @@ __all__ = ["PRESETS", "EngineRequest", "MeasurePlan"]
 class EngineRequest:
     """An ONNX file on the host that is to be measured under ``label``.
 
-    ``build`` says how TensorRT is to make its engine; other runtimes need None.
+    ``build`` says how TensorRT is to make its engine of a file that is ready for it; without, the
+    file is made ready for ``precision``, or for that of every node in ``layers``. Other runtimes
+    need neither.
     """
 
     label: str
     path: Path
     precision: str
     build: BuildSettings | None = None
+    layers: tuple[LayerPrecision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from harness.boards import answers, controls
+from harness.boards.engines import Engines
 from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
@@ -107,6 +108,7 @@ class Session:
         self._asked: Counter[str] = Counter()
         self._present: set[str] = set()
         self._facts: BoardFacts | None = None
+        self._engines: Engines | None = None
         self._link = Link(spec, self._tell)
         self._hold = controls.Hold(spec, self._ask, self._tell)
 
@@ -119,6 +121,7 @@ class Session:
             pass  # it is there, and the connection broke: below that is tried again
         try:
             self._facts = self._link.lasting(self._probe)
+            self._engines = Engines(self._facts)
         except BaseException:
             self.close()
             raise
@@ -148,9 +151,17 @@ class Session:
             raise RuntimeError("open the session first: with Session(spec) as session")
         return self._facts
 
+    @property
+    def _sending(self) -> Engines:
+        if self._engines is None:
+            raise RuntimeError("open the session first: with Session(spec) as session")
+        return self._engines
+
     def close(self) -> None:
         """Let go of the board; jobs that still run there go on."""
         self._link.close()
+        if self._engines is not None:
+            self._engines.close()
 
     def _tell(self, event: Frame) -> None:
         if self._on_event is not None:
@@ -306,19 +317,23 @@ class Session:
     def measure(
         self, engines: Sequence[EngineRequest], *, plan: MeasurePlan, campaign: str
     ) -> tuple[Measurement, ...]:
-        """One measurement for each engine, all taken in the same interleaved rounds."""
+        """One measurement for each engine, all taken in the same interleaved rounds.
+
+        With TensorRT every file is checked before it is sent (``boards.engines``).
+        """
         if not engines:
             raise ValueError("there is no engine to measure")
-        hashes = [self.put(engine.path) for engine in engines]
+        sent = [self._sending.of(engine) for engine in engines]
+        hashes = [self.put(one.path) for one in sent]
         warnings = self._hold.ensure()
         params = {"seed": SEED, "engines": hashes, "plan": asdict(plan)}
-        if any(engine.build is not None for engine in engines):
-            builds = [engine.build or BuildSettings() for engine in engines]
+        if any(one.build is not None for one in sent):
+            builds = [one.build or BuildSettings() for one in sent]
             params["builds"] = [answers.build(one) for one in builds]
         found = self._run(
             "measure",
             {**params, "telemetry_s": self._spec.telemetry_s},
-            files=[engine.path for engine in engines],
+            files=[one.path for one in sent],
             campaign=campaign,
             duration_s=plan.duration_s * len(engines) + plan.soak_s,
         )
@@ -334,7 +349,8 @@ class Session:
             return tuple(
                 Measurement(
                     label=engine.label,
-                    network_sha256=timed["sha256"],
+                    # A file that was rewritten for the board is still that network.
+                    network_sha256=_sha256(engine.path),
                     runtime=self._spec.runtime,
                     runtime_version=found["runtime_version"],
                     precision=engine.precision,
@@ -365,14 +381,14 @@ class Session:
 
     def profile(self, path: Path, *, runs: int = 60, build: BuildSettings | None = None) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
-        sha256 = self.put(path)
+        sent = self._sending.again(path, build)
         self._hold.ensure()
-        params = {"seed": SEED, "network": sha256, "runs": runs, **_build(build)}
-        found = self._run("profile", params, files=[path])
+        params = {"seed": SEED, "network": self.put(sent.path), "runs": runs, **_build(sent.build)}
+        found = self._run("profile", params, files=[sent.path])
         trace = found.get("trace")
         with sensible():
             return Profile(
-                network_sha256=sha256,
+                network_sha256=_sha256(path),
                 runtime=self._spec.runtime,
                 runtime_version=found["runtime_version"],
                 kernels=tuple(answers.kernel(one) for one in found["kernels"]),
@@ -391,13 +407,14 @@ class Session:
         """The first output for every one of ``inputs`` (n, ...), run one by one on the board."""
         if inputs.ndim < 1 or not len(inputs):
             raise ValueError(f"inputs of shape {inputs.shape} hold no input")
-        network = self.put(path)
+        sent = self._sending.again(path, build)
+        network = self.put(sent.path)
         with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
             given, taken = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
             np.save(given, inputs, allow_pickle=False)
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
-            params |= _build(build)
-            found = self._run("infer", params, files=[path, given])
+            params |= _build(sent.build)
+            found = self._run("infer", params, files=[sent.path, given])
             self._link.lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
             with sensible(), taken.open("rb") as stream:
                 # Not np.load, which would also open an archive.
