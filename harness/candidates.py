@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
+import onnx
 
 from harness import networks, pacing, stats, sustain, verdict
 from harness.boards import rules
@@ -25,6 +26,7 @@ from harness.records import (
     GroupAllocation,
     Interval,
     KernelPoint,
+    LayerPrecision,
     Measurement,
     MeasurementVerdict,
     Prediction,
@@ -138,6 +140,7 @@ class Workbench:
                     label=strategy.label,
                     path=variant.onnx,
                     precision="mixed" if variant.int8_layers else "fp32",
+                    layers=_bound(variant.onnx, _allocation(strategy, groups)),
                 ),
             ],
             plan=PRESETS["standard"],
@@ -188,6 +191,7 @@ class Workbench:
                 label=m.candidate.label,
                 path=self.path_of(m),
                 precision="mixed" if m.candidate.int8_layers else "fp32",
+                layers=_bound(self.path_of(m), m.candidate.allocation or ()),
             )
             for m in measured
         ]
@@ -383,6 +387,19 @@ class _Latency(TypedDict):
 
 def _warnings(label: str, found: MeasurementVerdict) -> tuple[str, ...]:
     return tuple(f"{label}: {c.finding}: {c.remedy}" for c in found.violated)
+
+
+def _bound(path: Path, allocation: Sequence[GroupAllocation]) -> tuple[LayerPrecision, ...]:
+    """The precision of every layer's node, where the allocation has fp16 somewhere: the file tells
+    int8 from fp32, and no more."""
+    precisions = {layer: group.precision for group in allocation for layer in group.layers}
+    if "fp16" not in precisions.values():
+        return ()
+    nodes = networks.layer_of_node(onnx.load(path))
+    return tuple(
+        LayerPrecision(node=node, precision=precisions.get(layer, "fp32"))
+        for node, layer in nodes.items()
+    )
 
 
 def _allocation(strategy: Strategy, groups: Sequence[Group]) -> tuple[GroupAllocation, ...]:
