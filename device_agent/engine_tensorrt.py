@@ -9,7 +9,7 @@ import statistics
 
 import numpy
 
-from . import board, cuda, trt_api, trt_build, trt_names, trt_run
+from . import board, cuda, trt_api, trt_build, trt_builder, trt_names, trt_run
 
 PROFILE_WARMUP_RUNS = 10
 KINDS = {
@@ -112,13 +112,7 @@ class Flavour:
 
     def place(self, cache_dir):
         """Where engines are built: this runtime on this chip in the power mode in force."""
-        try:
-            gpu = cuda.Cuda()
-        except cuda.NoCuda:
-            compute = None
-        else:
-            compute = gpu.facts()["compute"]
-            gpu.close()
+        compute = trt_builder.compute_capability()
         mode = board.power_mode(board.Board())
         name = None if mode is None else mode["name"]
         return trt_build.Place(cache_dir, self.name, self.version()[0], compute, name)
