@@ -36,6 +36,7 @@ from harness.records import (
     dump,
 )
 from harness.store import Store
+from harness.tensorrt import versions
 from latency_models import calibration, graph
 
 __all__ = ["Measured", "Role", "Workbench"]
@@ -186,15 +187,7 @@ class Workbench:
         the rounds of all campaigns count together. Each campaign begins with ``sustain_s`` of the
         engines running in turn without a pause: the verdict is of the soaked board.
         """
-        engines = [
-            EngineRequest(
-                label=m.candidate.label,
-                path=self.path_of(m),
-                precision="mixed" if m.candidate.int8_layers else "fp32",
-                layers=_bound(self.path_of(m), m.candidate.allocation or ()),
-            )
-            for m in measured
-        ]
+        engines = [self._request(m) for m in measured]
 
         def take(campaign: str) -> str:
             for measurement in self.session.measure(
@@ -217,6 +210,15 @@ class Workbench:
             }
             final = [self._remeasured(m, joined) for m in measured]
         return final
+
+    def _request(self, measured: Measured) -> EngineRequest:
+        path = self.path_of(measured)
+        return EngineRequest(
+            label=measured.candidate.label,
+            path=path,
+            precision="mixed" if measured.candidate.int8_layers else "fp32",
+            layers=_bound(path, measured.candidate.allocation),
+        )
 
     def _remeasured(self, measured: Measured, taken: Mapping[str, Measurement]) -> Measured:
         ours, base = taken[measured.candidate.label], taken["baseline"]
@@ -361,7 +363,8 @@ class Workbench:
     ) -> None:
         """Write the result folder's files, ``result.json`` last.
 
-        With onnxruntime the board runs ``model.onnx`` itself; ``engine.json`` says with what.
+        With onnxruntime the board runs ``model.onnx`` itself; ``engine.json`` says with what. With
+        TensorRT ``engine.plan`` is the engine as it was measured, with its timing cache beside it.
         """
         out = self.folder.path
         source = self.path_of(best)
@@ -370,6 +373,9 @@ class Workbench:
         write_atomically(out / "strategy.json", dump(strategy, indent=2))
         write_atomically(out / "latency_model.json", model.to_json())
         engine = {"onnx_sha256": best.candidate.onnx_sha256, "board": asdict(result.board)}
+        if versions.is_tensorrt(self.session.facts.runtime):
+            built = self.session.build(self._request(best), out / "engine.plan")
+            engine["built"] = asdict(built)
         write_atomically(out / "engine.json", json.dumps(engine, indent=2))
         write_atomically(out / "result.json", dump(result, indent=2))
 

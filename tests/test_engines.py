@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import onnx
 import pytest
 
+from harness.boards.session import EngineRequest, Session
+from harness.records import BoardSpec
 from harness.trtexec import files
 from tests.device_agent import cudart
 from tests.tensorrt.nets import chain, network, node
@@ -90,6 +94,23 @@ def test_what_cannot_be_built_is_told_before_anything_is_sent(folder, capsys):
     assert code == 1
     assert "node 'det' (Det)" in err and "was not sent there" in err
     assert not list((folder / "cache").glob("blobs/*"))
+
+
+def test_a_built_engine_is_fetched_with_what_came_of_its_build(folder, tmp_path):
+    board = BoardSpec(
+        name="local", python=sys.executable, runtime="tensorrt", cache_dir=str(folder / "cache")
+    )
+    request = EngineRequest(label="n", path=Path("net.onnx"), precision="fp16")
+    with Session(board) as session:
+        found = session.build(request, tmp_path / "engine.plan")
+        again = session.build(request, tmp_path / "again.plan")
+    content = (tmp_path / "engine.plan").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == found.engine.sha256
+    assert len(content) == found.engine.size_bytes
+    assert found.build.flags == ("fp16",)
+    assert not found.engine.cached and again.engine.cached
+    assert (tmp_path / "engine.timing").exists()
+    assert found.attempts and found.runtime_version == "8.2.1.8"
 
 
 @pytest.mark.parametrize(

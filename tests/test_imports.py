@@ -58,6 +58,7 @@ ALLOWED = {
         "harness.pacing",
         "harness.store",
         "harness.sustain",
+        "harness.tensorrt",
         "harness.verdict",
         "latency_models",
     },

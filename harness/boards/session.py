@@ -7,12 +7,9 @@ detached on the board: a connection that breaks is opened again and the job atta
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
-import re
 import secrets
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,6 +26,7 @@ from harness.boards.engines import Engines
 from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
+from harness.boards.requests import asking, owner, sha256_of
 from harness.boards.wire import Frame, schema, sensible, validate
 from harness.errors import (
     BoardfitError,
@@ -42,6 +40,7 @@ from harness.records import (
     BoardFacts,
     BoardSpec,
     BuildSettings,
+    BuiltEngine,
     CacheState,
     Conditions,
     LeaseHolder,
@@ -59,27 +58,6 @@ WAIT_S = 3600.0
 # How often a job is run that died of the board's state: killed, restarted, its disk full.
 ATTEMPTS = 3
 SEED = 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _owner() -> str:
-    """Who asks, as others read it that wait for the board."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return re.sub(r"[^ -~]", "?", f"{user}@{socket.gethostname()}")[:120]
-
-
-def _build(settings: BuildSettings | None) -> Frame:
-    return {} if settings is None else {"build": answers.build(settings)}
 
 
 class Session:
@@ -211,7 +189,7 @@ class Session:
 
     def put(self, path: Path) -> str:
         """SHA-256 of a file, which is on the board afterwards; sent only if it was not there."""
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
         if sha256 not in self._present:
             self._link.lasting(lambda: self._upload(path, sha256))
             self._present.add(sha256)
@@ -234,7 +212,7 @@ class Session:
 
     def _fetch(self, remote: str, sha256: str, local: Path) -> None:
         self._link.transport.get(remote, local)
-        found = _sha256(local)
+        found = sha256_of(local)
         if found != sha256:
             raise TransientBoardError(
                 f"{remote} arrived damaged: SHA-256 {found}, the board says {sha256}"
@@ -260,17 +238,14 @@ class Session:
         The same request with the same nonce, campaign and number is the same job, also for a host
         that starts anew. What died of the board's state is sent and tried again.
         """
-        params = {
-            "runtime": self._spec.runtime,
-            "threads": self._spec.threads,
-            "nonce": self._nonce,
-            **params,
-        }
+        threads = {} if kind == "build" else {"threads": self._spec.threads}
+        common = {"runtime": self._spec.runtime, "nonce": self._nonce}
+        params = {**common, **threads, **params}
         validate(f"{kind}.params", params)
         request = {
             "kind": kind,
             "params": params,
-            "owner": _owner(),
+            "owner": owner(),
             "timeout_s": self._spec.job_timeout_s + duration_s,
         }
         asked = json.dumps([kind, params, campaign], sort_keys=True, allow_nan=False)
@@ -350,7 +325,7 @@ class Session:
                 Measurement(
                     label=engine.label,
                     # A file that was rewritten for the board is still that network.
-                    network_sha256=_sha256(engine.path),
+                    network_sha256=sha256_of(engine.path),
                     runtime=self._spec.runtime,
                     runtime_version=found["runtime_version"],
                     precision=engine.precision,
@@ -383,18 +358,33 @@ class Session:
         """Per-kernel times of a network, from the runtime's own profiler."""
         sent = self._sending.again(path, build)
         self._hold.ensure()
-        params = {"seed": SEED, "network": self.put(sent.path), "runs": runs, **_build(sent.build)}
+        params = {"seed": SEED, "network": self.put(sent.path), "runs": runs, **asking(sent.build)}
         found = self._run("profile", params, files=[sent.path])
         trace = found.get("trace")
         with sensible():
             return Profile(
-                network_sha256=_sha256(path),
+                network_sha256=sha256_of(path),
                 runtime=self._spec.runtime,
                 runtime_version=found["runtime_version"],
                 kernels=tuple(answers.kernel(one) for one in found["kernels"]),
                 runs_s=tuple(found.get("runs_s", ())),
                 trace=None if trace is None else answers.trace(trace),
             )
+
+    def build(self, request: EngineRequest, into: Path) -> BuiltEngine:
+        """The engine of a network, built or found on the board, and fetched to ``into``.
+
+        Beside it lies the timing cache, with the suffix ``.timing``, where the version has one.
+        """
+        sent = self._sending.of(request)
+        params = {"network": self.put(sent.path), **asking(sent.build)}
+        found = self._run("build", params, files=[sent.path])
+        self._link.lasting(lambda: self._fetch(found["path"], found["engine"]["sha256"], into))
+        cache = found["timing_cache"]
+        if cache is not None:
+            beside = into.with_suffix(".timing")
+            self._link.lasting(lambda: self._fetch(cache["path"], cache["sha256"], beside))
+        return answers.built(found, build=sent.build or BuildSettings())
 
     def infer(
         self,
@@ -413,7 +403,7 @@ class Session:
             given, taken = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
             np.save(given, inputs, allow_pickle=False)
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
-            params |= _build(sent.build)
+            params |= asking(sent.build)
             found = self._run("infer", params, files=[sent.path, given])
             self._link.lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
             with sensible(), taken.open("rb") as stream:
