@@ -85,7 +85,7 @@ class CudaError(Exception):
 
     def __init__(self, call, code, name, text):
         super().__init__("%s: %s (%d, %s)" % (call, text, code, name))
-        self.call, self.code, self.name = call, code, name
+        self.call, self.code, self.text = call, code, text
 
 
 def candidates():
@@ -131,7 +131,7 @@ class Cuda:
         try:
             self._call("cudaGetDeviceCount", ctypes.byref(count))
         except CudaError as error:
-            raise NoCuda("libcudart is there, but no GPU answers it: %s" % error)
+            raise NoCuda("libcudart is there, but no GPU answers it: %s" % error.text)
         if not count.value:
             raise NoCuda("libcudart is there, but it finds no GPU")
         self._call("cudaSetDevice", 0)

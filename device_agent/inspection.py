@@ -44,6 +44,8 @@ LOAD_SAMPLE_S = 0.4
 # A program below this share of one core is background noise.
 BUSY_SHARE = 0.05
 MOST_PROCESSES = 5
+# A driver that hangs must not take the time that TensorRT's bindings may need.
+CUDA_TIMEOUT_S = 30
 MOST_FILES = 200000
 
 
@@ -253,7 +255,7 @@ def tensorrt(cache_dir, root=ROOT):
     del cache_dir
     found = dict(fast_fp16=None, fast_int8=None, features=[])
     found.update(runtimes.probe("tensorrt"), trtexec=runtimes.trtexec(root, shutil.which))
-    gpu = runtimes.probe("cuda")
+    gpu = runtimes.probe("cuda", CUDA_TIMEOUT_S)
     found["cuda"] = {name: gpu.get(name) for name in ("runtime", "driver", "compute", "error")}
     found["missing"] = missing(found)
     return found

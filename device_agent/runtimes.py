@@ -172,8 +172,9 @@ def _reason(code, stderr):
     return lines[-1] if lines else "exit code %d" % code
 
 
-def probe(name):
+def probe(name, timeout_s=None):
     """The facts of a runtime; ``error`` says why there are none, or not all of them."""
+    timeout_s = IMPORT_TIMEOUT_S if timeout_s is None else timeout_s
     found = dict.fromkeys(("version", "path", "error"))
     here = os.path.dirname(os.path.abspath(__file__))
     child = subprocess.Popen(
@@ -184,7 +185,7 @@ def probe(name):
         stderr=subprocess.PIPE,
     )
     try:
-        stdout, stderr = child.communicate(timeout=IMPORT_TIMEOUT_S)
+        stdout, stderr = child.communicate(timeout=timeout_s)
         late = False
     except subprocess.TimeoutExpired:
         child.kill()
@@ -193,7 +194,7 @@ def probe(name):
     for line in stdout.decode(errors="replace").splitlines():
         found.update(json.loads(line))
     if late:
-        found["error"] = "importing it took more than %d s" % IMPORT_TIMEOUT_S
+        found["error"] = "importing it took more than %d s" % timeout_s
     elif child.returncode:
         found["error"] = _reason(child.returncode, stderr.decode(errors="replace"))
     return found

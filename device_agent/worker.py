@@ -10,7 +10,7 @@ import time
 import traceback
 from typing import NamedTuple
 
-from . import blobs, files, jobs, lease, sampling, telemetry, timing, trt_build, trt_command, undo
+from . import blobs, files, jobs, lease, sampling, telemetry, timing, undo
 from .board import Board
 
 LEASE_TIMEOUT_S = 600.0
@@ -154,6 +154,9 @@ def _loadable(engine, sha256, build, folder, cache_dir, reporter):
     path = blobs.require(cache_dir, sha256)
     if not hasattr(engine, "build"):
         return _Loadable(path, path, None)
+    # Boards with other runtimes load none of it.
+    from . import trt_build
+
     made_of = trt_build.network_of(cache_dir, sha256)
     if made_of is not None or engine.is_serialised(path):
         known = made_of is not None and blobs.has(cache_dir, made_of)
@@ -281,6 +284,8 @@ def _build(engine, params, folder, cache_dir, reporter):
 
 
 def _trtexec(params, folder, cache_dir, reporter):
+    from . import trt_command
+
     found = trt_command.execute(
         cache_dir,
         params["network"],

@@ -247,6 +247,10 @@ def tensorrt(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:
         if facts["error"] and version is not None:
             parts.append(f"but its builder does not start: {facts['error']}")
             return (_tensorrt("fail" if needed else "warn", parts, "is the GPU free?", facts),)
+        if facts.get("missing"):
+            parts.append(facts["missing"])
+            remedy = "install CUDA's runtime, or name its libcudart.so with BOARDFIT_CUDART there"
+            return (_tensorrt("fail" if needed else "warn", parts, remedy, facts),)
         return (_tensorrt("ok", parts, None, facts),)
     if not parts and facts.get("missing"):
         parts = [facts["missing"]]

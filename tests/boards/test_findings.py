@@ -200,6 +200,18 @@ def test_tensorrt_without_bindings_depends_on_what_the_board_runs() -> None:
     assert findings.tensorrt(nothing, NANO)[0].status == "skip"
 
 
+def test_what_tensorrt_lacks_is_told_in_the_boards_own_line() -> None:
+    line = "TensorRT cannot run here; missing: CUDA (no libcudart.so was found)"
+    for runtime, status in (("tensorrt", "fail"), ("onnxruntime", "warn")):
+        spec = BoardSpec(name="nano", host="jetson-nano", runtime=runtime)
+        (check,) = findings.tensorrt({**TENSORRT, "missing": line}, spec)
+        assert (check.status, check.found.endswith(f"; {line}")) == (status, True)
+        assert check.remedy is not None and "BOARDFIT_CUDART" in check.remedy
+    nothing = {**TENSORRT, "version": None, "trtexec": None, "error": "none", "missing": line}
+    (check,) = findings.tensorrt(nothing, NANO)
+    assert (check.status, check.found) == ("skip", line)
+
+
 def _zones(temp_c: float, throttled: bool = False) -> dict[str, Any]:
     trips = [{"kind": "critical", "temp_c": 102.5}, {"kind": "passive", "temp_c": 97.0}]
     return {

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -458,6 +459,23 @@ def test_a_build_that_dies_with_the_least_workspace_says_what_was_tried(
     assert kind == "BuildDied"
     assert "32 MiB workspace" in message and "16 MiB workspace" in message
     assert "killed by SIGKILL" in message and "add swap" in message
+
+
+def test_a_cancelled_build_leaves_no_builder_behind(board: Board, network: Path) -> None:
+    board.env["BOARDFIT_TENSORRT8_SLEEP"] = "60"
+    agent, sha256 = board.agent(), board.put(network)
+    job = "c" * 32
+    agent.submit(job, "build", {"runtime": "tensorrt", "network": sha256, "nonce": ""})
+    deadline = time.monotonic() + 30
+    while not board.calls_path.exists() or not board.builds():
+        assert time.monotonic() < deadline, "the build does not begin"
+        time.sleep(0.05)
+    pid = int(board.calls()[-1][1])
+    assert Path(f"/proc/{pid}").exists()
+    assert agent.result("cancel", job_id=job)["state"] == "cancelled"
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline, "the builder lives on"
+        time.sleep(0.05)
 
 
 def test_a_graph_is_launched_instead_of_the_engine(board: Board, network: Path) -> None:

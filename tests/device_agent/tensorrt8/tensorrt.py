@@ -3,7 +3,8 @@
 Written from NVIDIA's Python API reference and bindings of those versions. A name, keyword, type or
 order of calls that the documentation does not have raises. BOARDFIT_TENSORRT8 picks the version,
 BOARDFIT_TENSORRT8_CALLS names a file to which every call is appended, BOARDFIT_TENSORRT8_NEEDS the
-bytes of workspace that kill the process (a negative number: that fail the build).
+bytes of workspace that kill the process (a negative number: that fail the build),
+BOARDFIT_TENSORRT8_SLEEP the seconds that a build takes.
 
 What it cannot prove: that TensorRT fuses, names, rounds or times as this does; which tactics it
 finds; that a network which parses here parses there; that memory suffices; that two threads, two
