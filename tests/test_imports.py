@@ -64,7 +64,7 @@ ALLOWED = {
     },
     "harness.profiling": FOUNDATION
     | {"harness.boards", "harness.folder", "harness.sustain", "harness.verdict"},
-    "harness.engines": FOUNDATION | {"harness.boards", "harness.tensorrt"},
+    "harness.engines": FOUNDATION | {"harness.boards", "harness.tensorrt", "harness.trtexec"},
     "harness.judging": FOUNDATION | {"harness.strategies"},
     "harness.posing": {"harness", "latency_models"},
     "harness.loop": {"harness", "latency_models"},

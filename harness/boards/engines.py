@@ -72,8 +72,13 @@ class Engines:
         self._made += 1
         folder = Path(self._folder.name, str(self._made))
         if request.layers:
-            layers = {one.node: one.precision for one in request.layers}
-            found = preparing.for_layers(request.path, self._facts, layers, folder=folder)
+            found = preparing.for_layers(
+                request.path,
+                self._facts,
+                {one.node: one.precision for one in request.layers},
+                folder=folder,
+                settings=options.EngineOptions().settings,
+            )
         else:
             whole = options.EngineOptions(
                 precision="fp16" if request.precision == "fp16" else "fp32"

@@ -15,17 +15,18 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from harness.boards import answers, controls
+from harness.boards import answers, bindings, controls
 from harness.boards.engines import Engines
 from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
-from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
+from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan, TrtexecRun
 from harness.boards.requests import asking, owner, sha256_of
 from harness.boards.wire import Frame, schema, sensible, validate
 from harness.errors import (
@@ -75,7 +76,7 @@ class Session:
         on_event: Callable[[dict[str, object]], None] | None = None,
         nonce: str | None = None,
     ) -> None:
-        runtimes = schema()["$defs"]["runtime"]["enum"]
+        runtimes = [*schema()["$defs"]["runtime"]["enum"], bindings.RUNTIME]
         if spec.runtime not in runtimes:
             raise ConfigError(
                 f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(runtimes)}"
@@ -146,7 +147,12 @@ class Session:
             self._on_event(event)
 
     def _probe(self) -> BoardFacts:
-        found = self._link.call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
+        if self._spec.runtime == bindings.RUNTIME:
+            found = bindings.probe(
+                lambda method, params: self._link.call(method, params, PROBE_TIMEOUT_S), self._spec
+            )
+        else:
+            found = self._link.call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
         reason = found.pop("runtime_error")
         if found["runtime_version"] is None:
             raise StableBoardError(
@@ -238,9 +244,17 @@ class Session:
         The same request with the same nonce, campaign and number is the same job, also for a host
         that starts anew. What died of the board's state is sent and tried again.
         """
-        threads = {} if kind == "build" else {"threads": self._spec.threads}
-        common = {"runtime": self._spec.runtime, "nonce": self._nonce}
-        params = {**common, **threads, **params}
+        if (self._spec.runtime == bindings.RUNTIME) != (kind == "trtexec"):
+            raise ConfigError(
+                f"board {self._spec.name} runs {self._spec.runtime}: trtexec profiles one network "
+                "at a time (boardfit profile); all else needs TensorRT's Python bindings there, "
+                'and runtime = "tensorrt"'
+            )
+        params = {"nonce": self._nonce, **params}
+        if kind != "trtexec":
+            params["runtime"] = self._spec.runtime
+        if kind in ("measure", "profile", "infer"):
+            params["threads"] = self._spec.threads
         validate(f"{kind}.params", params)
         request = {
             "kind": kind,
@@ -385,6 +399,26 @@ class Session:
             beside = into.with_suffix(".timing")
             self._link.lasting(lambda: self._fetch(cache["path"], cache["sha256"], beside))
         return answers.built(found, build=sent.build or BuildSettings())
+
+    def trtexec(
+        self, request: EngineRequest, *, plan: MeasurePlan, percentile: float, into: Path
+    ) -> TrtexecRun:
+        """What one run of trtexec left, fetched into a folder: log and exported files."""
+        sent = self._sending.of(request)
+        measure = {
+            "warmup_s": plan.warmup_s,
+            "duration_s": plan.rounds * plan.block_s,
+            "iterations": plan.rounds * plan.block_min,
+            "percentile": percentile,
+        }
+        self._hold.ensure()
+        params = {"network": self.put(sent.path), "measure": measure, **asking(sent.build)}
+        found = self._run("trtexec", params, files=[sent.path], duration_s=plan.duration_s)
+        paths = {}
+        for name, one in {"log": found["log"], **found["files"]}.items():
+            paths[name] = into / name
+            self._link.lasting(partial(self._fetch, one["path"], one["sha256"], into / name))
+        return TrtexecRun(files=paths, unproven=tuple(found["unproven"]), build=sent.build)
 
     def infer(
         self,

@@ -41,8 +41,8 @@ def test_other_runtimes_get_the_file_as_it_is(make, tmp_path):
 def test_weak_typing_sends_the_file_itself_with_flags(make, path):
     sent = make().of(request(path, "fp16"))
     assert sent.path == path
-    assert sent.build == BuildSettings(flags=("fp16",))
-    assert make().of(request(path)).build == BuildSettings()
+    assert sent.build == BuildSettings(flags=("tf32", "fp16"))
+    assert make().of(request(path)).build == BuildSettings(flags=("tf32",))
 
 
 def test_strong_typing_sends_a_typed_file_and_keeps_the_given_one(make, path):
