@@ -9,7 +9,7 @@ import statistics
 
 import numpy
 
-from . import board, cuda, trt_api, trt_build, trt_builder, trt_names, trt_run
+from . import board, cuda, runtimes, trt_api, trt_build, trt_names, trt_run
 
 PROFILE_WARMUP_RUNS = 10
 KINDS = {
@@ -112,7 +112,8 @@ class Flavour:
 
     def place(self, cache_dir):
         """Where engines are built: this runtime on this chip in the power mode in force."""
-        compute = trt_builder.compute_capability()
+        # In a process of its own: a context here would hold memory that the build needs.
+        compute = runtimes.probe("cuda").get("compute")
         mode = board.power_mode(board.Board())
         name = None if mode is None else mode["name"]
         return trt_build.Place(cache_dir, self.name, self.version()[0], compute, name)

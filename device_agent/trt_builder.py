@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 
-from . import cuda, files, onnx_nodes, trt_api, trt_names
+from . import files, onnx_nodes, trt_api, trt_names
 
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 # What trtexec takes: averages over as many timings make less of one that was disturbed.
@@ -167,18 +167,6 @@ def add_profile(builder, config, network):
         needed = True
     if needed:
         config.add_optimization_profile(profile)
-
-
-def compute_capability():
-    """The GPU's, as ``5.3``; None where there is none, which TensorRT-RTX does not need."""
-    try:
-        gpu = cuda.Cuda()
-    except cuda.NoCuda:
-        return None
-    try:
-        return gpu.facts()["compute"]
-    finally:
-        gpu.close()
 
 
 def build(trt, path, options, workspace_bytes, timing_cache, compute):
