@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.boards.wire import Frame
-from harness.errors import StableBoardError
+from harness.boards.wire import Frame, schema
+from harness.errors import ConfigError, StableBoardError
 from harness.records import BoardSpec
 
-__all__ = ["RUNTIME", "probe"]
+__all__ = ["RUNTIME", "check_runtime", "probe"]
 
 RUNTIME = "trtexec"
 # Has no library to load, so that the probe tells of the board alone.
 _NO_RUNTIME = "fake"
+
+
+def check_runtime(spec: BoardSpec) -> None:
+    """Nothing; ConfigError where no agent has the board's runtime."""
+    known = [*schema()["$defs"]["runtime"]["enum"], RUNTIME]
+    if spec.runtime not in known:
+        raise ConfigError(
+            f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(known)}"
+        )
 
 
 def probe(ask: Callable[[str, Frame], Frame], spec: BoardSpec) -> Frame:

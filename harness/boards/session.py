@@ -28,7 +28,7 @@ from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan, TrtexecRun
 from harness.boards.requests import asking, owner, sha256_of
-from harness.boards.wire import Frame, schema, sensible, validate
+from harness.boards.wire import Frame, sensible, validate
 from harness.errors import (
     BoardfitError,
     BoardUnreachable,
@@ -76,11 +76,7 @@ class Session:
         on_event: Callable[[dict[str, object]], None] | None = None,
         nonce: str | None = None,
     ) -> None:
-        runtimes = [*schema()["$defs"]["runtime"]["enum"], bindings.RUNTIME]
-        if spec.runtime not in runtimes:
-            raise ConfigError(
-                f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(runtimes)}"
-            )
+        bindings.check_runtime(spec)
         self._spec = spec
         self._on_event = on_event
         self._nonce = nonce or secrets.token_hex(8)

@@ -3,10 +3,11 @@
 import onnx
 import pytest
 
+from harness.boards import bindings
 from harness.boards.engines import Engines
 from harness.boards.plans import EngineRequest
-from harness.errors import BuildError
-from harness.records import BuildSettings, LayerPrecision
+from harness.errors import BuildError, ConfigError, StableBoardError
+from harness.records import BoardSpec, BuildSettings, LayerPrecision
 from tests.tensorrt.nets import chain, facts, network, node
 
 
@@ -87,3 +88,43 @@ def test_a_network_that_cannot_be_built_is_refused_with_or_without_settings(make
     for build in (None, BuildSettings(flags=("fp16",))):
         with pytest.raises(BuildError, match="was not sent there"):
             make().of(request(path, build=build))
+
+
+def test_every_runtime_of_the_agent_and_trtexec_are_known_and_others_told():
+    for runtime in ("onnxruntime", "tensorrt", "tensorrt_rtx", "trtexec"):
+        bindings.check_runtime(BoardSpec(name="nano", host="nano", runtime=runtime))
+    with pytest.raises(ConfigError, match="'tensorflow' is none of onnxruntime, "):
+        bindings.check_runtime(BoardSpec(name="nano", host="nano", runtime="tensorflow"))
+
+
+PROBED = {"hostname": "nano", "runtime": "fake", "runtime_version": "1", "providers": ["fake"]}
+
+
+def asked(tool, gpus):
+    answers = {"tensorrt": {"trtexec": tool}, "system": {"gpus": gpus}}
+
+    def ask(method, params):
+        return dict(PROBED) if method == "probe" else {"facts": answers[params["section"]]}
+
+    return ask
+
+
+def test_a_board_with_trtexec_alone_is_known_by_its_version_and_chip():
+    spec = BoardSpec(name="nano", host="nano", runtime="trtexec")
+    tool = {"path": "/usr/src/tensorrt/bin/trtexec", "version": "8.2.1"}
+    gpu = {"name": "Tegra X1", "compute": "5.3", "driver": None}
+    found = bindings.probe(asked(tool, [gpu]), spec)
+    assert (found["runtime"], found["runtime_version"]) == ("trtexec", "8.2.1")
+    assert found["gpu"]["compute"] == "5.3" and found["gpu"]["free_bytes"] is None
+    assert found["providers"] == [] and found["hostname"] == "nano"
+    assert bindings.probe(asked(tool, []), spec)["gpu"] is None
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [(None, "there is no trtexec"), ({"path": "/t", "version": None}, "/t tells no version")],
+)
+def test_a_board_without_a_trtexec_that_tells_its_version_is_an_error(tool, words):
+    spec = BoardSpec(name="nano", host="nano", runtime="trtexec")
+    with pytest.raises(StableBoardError, match=words):
+        bindings.probe(asked(tool, []), spec)
