@@ -191,7 +191,15 @@ def profile(
         _naming(network),
     ):
         if asked is not None:
-            return engines.profile(session, path, asked, label=network, plan=plan, keep=kept.add)
+            return engines.profile(
+                session,
+                path,
+                asked,
+                label=network,
+                plan=plan,
+                percentile=percentile,
+                keep=kept.add,
+            )
         (measurement,) = session.measure(
             [EngineRequest(label=network, path=path, precision="file")],
             plan=plan,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import onnx
+
 from harness.boards.session import EngineRequest, MeasurePlan, Session
+from harness.errors import ConfigError
 from harness.records import Measurement, Profile
 from harness.tensorrt import preparing, rebuilds
 from harness.tensorrt.options import EngineOptions
+from harness.trtexec import files, log, summary
 
 __all__ = ["Profiled", "profile"]
 
@@ -20,11 +24,13 @@ class Profiled:
     """One network's measurement and kernels, and what there is to say of its engine.
 
     ``builds`` where the engine was built several times; the measurement is the fastest's then.
+    ``performance`` where trtexec itself printed it.
     """
 
     measurement: Measurement
     profile: Profile
     builds: rebuilds.Rebuilds | None = None
+    performance: summary.Performance | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -35,6 +41,7 @@ def profile(
     *,
     label: str,
     plan: MeasurePlan,
+    percentile: float | None = None,
     keep: Callable[[Measurement | Profile], object],
 ) -> Profiled:
     """The network in ``path`` in the precision of ``options``; ``keep`` is given every record.
@@ -50,6 +57,24 @@ def profile(
             folder=Path(folder),
             free_bytes=session.conditions().free_memory_bytes,
         )
+        if session.spec.runtime == "trtexec":
+            found_by = _by_trtexec(
+                session,
+                path,
+                EngineRequest(
+                    label=label,
+                    path=prepared.path,
+                    precision=options.precision,
+                    build=prepared.build,
+                ),
+                rebuilds=options.rebuilds,
+                plan=plan,
+                percentile=summary.PERCENTILE if percentile is None else percentile,
+                folder=Path(folder),
+            )
+            keep(found_by.measurement)
+            keep(found_by.profile)
+            return replace(found_by, notes=(*prepared.notes, *found_by.notes))
         requests = [
             EngineRequest(label=name, path=prepared.path, precision=options.precision, build=build)
             for name, build in rebuilds.variants(label, prepared.build, options.rebuilds)
@@ -65,4 +90,39 @@ def profile(
         profile=taken,
         builds=found if options.rebuilds > 1 else None,
         notes=prepared.notes,
+    )
+
+
+def _by_trtexec(
+    session: Session,
+    path: Path,
+    request: EngineRequest,
+    *,
+    rebuilds: int,
+    plan: MeasurePlan,
+    percentile: float,
+    folder: Path,
+) -> Profiled:
+    """The same by one run of trtexec, whose log and files are read here."""
+    if rebuilds > 1:
+        raise ConfigError(
+            f"--rebuilds {rebuilds}: trtexec builds and measures once; run the command several "
+            "times, or install TensorRT's Python bindings on the board"
+        )
+    run = session.trtexec(request, plan=plan, percentile=percentile, into=folder)
+    (told,) = log.read_log(run.files["log"], network=path, board=session.spec.name)
+    told = replace(told, label=request.label, precision=request.precision)
+    nodes = tuple(node.name for node in onnx.load(path, load_external_data=False).graph.node)
+    notes: tuple[str, ...] = ()
+    if run.unproven:
+        notes = (f"no log of trtexec {told.runtime_version} proves {', '.join(run.unproven)}",)
+    calls = files.as_measurement(told, files.read_times(run.files["times"]))
+    return Profiled(
+        measurement=replace(calls, campaign=f"profile {request.label}"),
+        profile=files.read_profile(run.files["profile"], told, nodes=nodes),
+        performance=summary.Performance(
+            throughput_per_s=told.throughput_per_s or len(calls.samples_s) / told.duration_s,
+            times=tuple(told.times.items()),
+        ),
+        notes=notes,
     )

@@ -6,7 +6,9 @@ import signal
 
 from harness.boards.wire import Frame
 from harness.records import (
+    BuildAttempt,
     BuildSettings,
+    BuiltEngine,
     CallParts,
     Conditions,
     EngineFacts,
@@ -87,6 +89,18 @@ def parts(content: Frame | None) -> CallParts | None:
 def engine(content: Frame | None) -> EngineFacts | None:
     """An engine as built; None where the runtime builds none."""
     return None if content is None else EngineFacts(**content)
+
+
+def built(content: Frame, *, build: BuildSettings) -> BuiltEngine:
+    """What the board tells of a build."""
+    return BuiltEngine(
+        engine=EngineFacts(**content["engine"]),
+        build=build,
+        runtime_version=content["runtime_version"],
+        attempts=tuple(BuildAttempt(**one) for one in content["attempts"]),
+        log=tuple(content["log"]),
+        without_precision=tuple(content.get("without_precision", ())),
+    )
 
 
 def gpu(content: Frame | None) -> GpuFacts | None:

@@ -16,15 +16,14 @@ from typing import Any
 import paramiko
 
 from harness import stats
-from harness.boards import deploy, findings, probing, reach, ssh
+from harness.boards import bindings, deploy, findings, probing, reach, ssh
 from harness.boards.reach import Failed, within
 from harness.boards.transport import Transport, open_transport
-from harness.boards.wire import Connection, schema, validate
+from harness.boards.wire import Connection, validate
 from harness.errors import (
     AgentError,
     BoardError,
     BoardfitError,
-    ConfigError,
     ProtocolError,
     StableBoardError,
     TransientBoardError,
@@ -77,11 +76,7 @@ def diagnose(spec: BoardSpec, *, on_check: OnCheck | None = None) -> Diagnosis:
 
     ``on_check`` is told the name of each check before it is made.
     """
-    runtimes = schema()["$defs"]["runtime"]["enum"]
-    if spec.runtime not in runtimes:
-        raise ConfigError(
-            f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(runtimes)}"
-        )
+    bindings.check_runtime(spec)
     visit = _Visit(spec, on_check)
     try:
         reached = visit.arrive()

@@ -73,6 +73,9 @@ def profile(
     best: Annotated[
         bool, typer.Option("--best", help="TensorRT: every precision that the chip has fast.")
     ] = False,
+    no_tf32: Annotated[
+        bool, typer.Option("--no-tf32", "--noTF32", help="TensorRT: fp32 is not to be TF32.")
+    ] = False,
     workspace: Annotated[
         str | None, typer.Option("--workspace", help="TensorRT: limit the builder's scratch, MiB.")
     ] = None,
@@ -123,6 +126,7 @@ def profile(
             fp16=fp16,
             int8=int8,
             best=best,
+            no_tf32=no_tf32,
             workspace=workspace,
             mem_pool_size=mem_pool_size,
             use_cuda_graph=use_cuda_graph,
@@ -139,7 +143,7 @@ def profile(
     run_commands.export(
         measurement, kernels, times=export_times, layers=export_profile, trace=export_trace
     )
-    times = summary.of(measurement, percentile=percentile)
+    times = found.performance or summary.of(measurement, percentile=percentile)
     if as_json:
         content = plain.profile_json(measurement, kernels, verdict=verdict, soak=soak)
         print_json({**content, **engines.engine_json(measurement, times, found)})

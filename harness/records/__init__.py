@@ -36,7 +36,9 @@ from harness.records.compression import (
     weight_bits,
 )
 from harness.records.engines import (
+    BuildAttempt,
     BuildSettings,
+    BuiltEngine,
     CallParts,
     EngineFacts,
     GpuFacts,
@@ -79,7 +81,9 @@ __all__ = [
     "BoardSpec",
     "Budget",
     "BudgetVerdict",
+    "BuildAttempt",
     "BuildSettings",
+    "BuiltEngine",
     "CacheState",
     "CallParts",
     "Candidate",

@@ -97,6 +97,30 @@ class EngineFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BuildAttempt:
+    """One try to build, with what workspace and memory, and how it ended."""
+
+    workspace_bytes: int
+    free_memory_bytes: int | None
+    ended: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltEngine:
+    """An engine with how it came about: settings, version, tries, and what TensorRT said.
+
+    ``without_precision`` are nodes that were bound to a precision and took none.
+    """
+
+    engine: EngineFacts
+    build: BuildSettings
+    runtime_version: str
+    attempts: tuple[BuildAttempt, ...] = ()
+    log: tuple[str, ...] = ()
+    without_precision: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
     """The GPU that the runtime uses; None is what the board does not tell.
 

@@ -23,6 +23,7 @@ class EngineOptions:
     """What the user asks of the builder and of calls; all are trtexec's defaults."""
 
     precision: Precision = "fp32"
+    tf32: bool = True
     workspace_bytes: int | None = None
     cuda_graph: bool = False
     spin_wait: bool = False
@@ -33,6 +34,7 @@ class EngineOptions:
     def settings(self) -> BuildSettings:
         """What of it is no matter of precision."""
         return BuildSettings(
+            flags=("tf32",) if self.tf32 else (),
             workspace_bytes=self.workspace_bytes,
             cuda_graph=self.cuda_graph,
             spin_wait=self.spin_wait,
@@ -74,6 +76,7 @@ def read(
     fp16: bool = False,
     int8: bool = False,
     best: bool = False,
+    no_tf32: bool = False,
     workspace: str | None = None,
     mem_pool_size: str | None = None,
     use_cuda_graph: bool = False,
@@ -86,6 +89,7 @@ def read(
         raise ConfigError(f"--rebuilds {rebuilds} is not between 1 and {MOST_REBUILDS}")
     return EngineOptions(
         precision="best" if best or (fp16 and int8) else _one(fp16=fp16, int8=int8),
+        tf32=not no_tf32,
         workspace_bytes=_limit(workspace, mem_pool_size),
         cuda_graph=use_cuda_graph,
         spin_wait=use_spin_wait,
@@ -100,9 +104,9 @@ def for_board(options: EngineOptions, spec: BoardSpec) -> EngineOptions | None:
         return options
     if options != EngineOptions():
         raise ConfigError(
-            f"board {spec.name} runs {spec.runtime}, and --fp16, --int8, --best, --workspace, "
-            "--memPoolSize, --useCudaGraph, --useSpinWait, --noDataTransfers and --rebuilds are "
-            'TensorRT\'s; set runtime = "tensorrt" for the board, or leave them out'
+            f"board {spec.name} runs {spec.runtime}, and --fp16, --int8, --best, --noTF32, "
+            "--workspace, --memPoolSize, --useCudaGraph, --useSpinWait, --noDataTransfers and "
+            '--rebuilds are TensorRT\'s; set runtime = "tensorrt" for the board, or leave them out'
         )
     return None
 

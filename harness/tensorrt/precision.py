@@ -71,7 +71,8 @@ def plan(
 ) -> PrecisionPlan:
     """The plan for a network whose layer nodes are to run in ``layers[name]``: fp32, fp16 or int8.
 
-    int8 layers are those with Q/DQ in the file. Layers that ``layers`` does not name run in fp32.
+    int8 layers are those with Q/DQ in the file, named or not. Other layers that ``layers`` does not
+    name run in fp32.
     ``settings`` has what is no matter of precision. Where all float layers agree the builder gets
     a flag alone, and is free to choose; else every layer is bound (weak typing), or the file's
     types say it (strong typing). Q/DQ are taken out for a chip without fast int8.
@@ -87,16 +88,30 @@ def plan(
             f"Q/DQ were taken out: the board has no fast int8 ({capability.source}); the rounded "
             "weights stay, and run as floats",
         )
+    # What lies between integer layers may be fp16 even where no layer of its own is.
+    wants_half = "fp16" in layers.values()
+    layers = {**layers, **dict.fromkeys(_integer(model), "int8")}
     if release.typing == "strong":
         half = [name for name, precision in layers.items() if precision == "fp16"]
         strong = replace(settings, strongly_typed=True, flags=_tf32(settings), layers=())
-        if not half:
+        if not wants_half:
             return PrecisionPlan(model=model, settings=strong, notes=notes)
-        every = all(p == "fp16" for p in layers.values())
+        every = all(p != "fp32" for p in layers.values())
         nodes = typed.half_nodes(model) if every else typed.followers(model, half)
         made = typed.to_half(model, nodes)
         return PrecisionPlan(model=made.model, settings=strong, notes=notes)
-    return PrecisionPlan(model=model, settings=_weak(model, layers, settings), notes=notes)
+    weak = _weak(model, layers, settings, half=wants_half)
+    return PrecisionPlan(model=model, settings=weak, notes=notes)
+
+
+def _integer(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The layer nodes that read both input and weights from a DequantizeLinear."""
+    behind = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.op_type in typed.LAYERS and behind.issuperset(node.input[:2])
+    )
 
 
 def _tf32(settings: BuildSettings) -> tuple[str, ...]:
@@ -104,7 +119,7 @@ def _tf32(settings: BuildSettings) -> tuple[str, ...]:
 
 
 def _weak(
-    model: onnx.ModelProto, layers: Mapping[str, str], settings: BuildSettings
+    model: onnx.ModelProto, layers: Mapping[str, str], settings: BuildSettings, *, half: bool
 ) -> BuildSettings:
     """Flags for what occurs, and bound layers where the float ones differ."""
     quantized = placement.has_pairs(model)
@@ -115,16 +130,16 @@ def _weak(
     }
     kinds = set(floats.values())
     flags = [*_tf32(settings)]
-    if "fp16" in kinds:
+    if half:
         flags.append("fp16")
     if quantized:
         flags.append("int8")
     if len(kinds) < 2:
         return replace(settings, flags=tuple(flags), layers=(), constraints="none")
-    half = set(typed.followers(model, [n for n, kind in floats.items() if kind == "fp16"]))
+    followers = set(typed.followers(model, [n for n, kind in floats.items() if kind == "fp16"]))
     able = set(typed.half_nodes(model))
     bound = tuple(
-        LayerPrecision(node=node.name, precision="fp16" if node.name in half else "fp32")
+        LayerPrecision(node=node.name, precision="fp16" if node.name in followers else "fp32")
         for node in model.graph.node
         if node.name in able and layers.get(node.name) != "int8"
     )

@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # Where TensorRT-RTX is not installed beside boardfit: the Python of another environment.
 OTHER = "BOARDFIT_RTX_PYTHON"
 
 
-def build(path: str) -> dict[str, object]:
+def build(path: str) -> dict[str, Any]:
     """Parsed and built, or the parser's errors: each with code, node and words."""
     import tensorrt_rtx as trt
 
@@ -26,7 +27,7 @@ def build(path: str) -> dict[str, object]:
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    found: dict[str, object] = {"path": path, "version": trt.__version__, "errors": []}
+    found: dict[str, Any] = {"path": path, "version": trt.__version__, "errors": []}
     found["parsed"] = parser.parse(Path(path).read_bytes())
     if not found["parsed"]:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -56,7 +57,14 @@ def python() -> str | None:
     return None
 
 
-def build_all(interpreter: str, paths: list[Path]) -> list[dict[str, object]]:
+def version(interpreter: str) -> str:
+    """The version that an interpreter imports."""
+    ask = "import tensorrt_rtx; print(tensorrt_rtx.__version__)"
+    done = subprocess.run([interpreter, "-c", ask], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def build_all(interpreter: str, paths: list[Path]) -> list[dict[str, Any]]:
     """``build`` of every file, in one process of ``interpreter``."""
     done = subprocess.run(
         [interpreter, __file__, *map(str, paths)], capture_output=True, text=True, check=True

@@ -1,11 +1,16 @@
 """A chip's capability decides which precisions are tried, and whether Q/DQ may be sent."""
 
+from dataclasses import replace
+
 import pytest
 
-from harness.records import GpuFacts
+from device_agent import trt_api
+from harness.compression import quantize
+from harness.records import GpuFacts, Group
+from harness.strategies import generator
 from harness.tensorrt import checks, chips, versions
 from latency_models import profiles
-from tests.tensorrt.nets import chain
+from tests.tensorrt.nets import chain, facts
 from tests.tensorrt.test_placement import quantized
 
 
@@ -65,3 +70,22 @@ def test_no_qdq_network_passes_the_check_of_a_chip_without_fast_int8(compute):
     (found,) = checks.findings(quantized(chain(), weights="float"), release, capability)
     assert found.status == "error"
     assert f"sm_{compute.replace('.', '')} has no fast int8" in found.wrong
+
+
+@pytest.mark.parametrize(
+    ("compute", "offered"), [("5.3", {"fp32", "fp16"}), ("8.7", {"fp32", "fp16", "int8"})]
+)
+def test_the_options_of_a_fit_are_those_that_the_chip_computes_fast(compute, offered):
+    group = Group(name="conv1", channels=32, producers=("conv1",), consumers=(), prunable=True)
+    precisions = quantize.available_precisions(facts(compute=compute))
+    options = generator.options_for((group,), precisions=precisions, step=8, prune=True)
+    assert {option.precision for option in options["conv1"]} == offered
+
+
+def test_a_board_that_tells_of_no_gpu_is_offered_fp32_alone():
+    assert quantize.available_precisions(replace(facts(), gpu=None)) == ("fp32",)
+
+
+def test_the_agents_table_of_chips_is_the_hosts():
+    for compute in (*chips.FAST, "7.2", "8.7", "12.0"):
+        assert trt_api.fast(compute) == chips.of_compute(compute)

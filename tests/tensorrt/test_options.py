@@ -31,8 +31,13 @@ def test_options_of_calls_reach_the_build_settings():
         workspace="256", use_cuda_graph=True, use_spin_wait=True, no_data_transfers=True
     )
     assert found.settings == BuildSettings(
-        workspace_bytes=256 * MIB, cuda_graph=True, spin_wait=True, transfers=False
+        flags=("tf32",),
+        workspace_bytes=256 * MIB,
+        cuda_graph=True,
+        spin_wait=True,
+        transfers=False,
     )
+    assert options.read(no_tf32=True).settings == BuildSettings()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The plan for a builder: flags where layers agree, bound layers or types where they do not."""
 
+import onnx
 import pytest
 
 from harness.errors import BuildError, ConfigError
@@ -54,6 +55,22 @@ def test_best_of_a_quantized_network_is_fp16_beside_int8():
     assert set(found.settings.flags) == {"fp16", "int8"}
 
 
+@pytest.mark.parametrize("release", [WEAK, STRONG])
+def test_fp16_between_integer_layers_alone_is_not_lost(release):
+    model = quantized(chain(), weights="float")
+    for name in ("conv1", "fc"):
+        kept = [n for n in model.graph.node if n.name != name]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+    model.graph.input[0].CopyFrom(onnx.helper.make_tensor_value_info("c1", 1, (1, 16, 6, 6)))
+    model.graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info("f", 1, (1, 16)))
+    found = uniform(model, "best", release=release, capability=ORIN)
+    if release is WEAK:
+        assert set(found.settings.flags) == {"fp16", "int8"}
+    else:
+        assert "Cast" in [n.op_type for n in found.model.graph.node]
+
+
 def test_a_chip_without_fast_int8_gets_floats_and_is_told_so():
     with pytest.raises(ConfigError, match="no fast int8"):
         uniform(quantized(chain()), "int8")
@@ -82,9 +99,10 @@ def test_the_users_constraints_are_kept():
     assert mixed(chain(), layers, constraints="obey").settings.constraints == "obey"
 
 
-def test_quantized_layers_are_not_bound_and_bring_their_flag():
+@pytest.mark.parametrize("named", [{"conv2": "int8"}, {}])
+def test_quantized_layers_are_not_bound_and_bring_their_flag(named):
     model = quantized(chain(), weights="float")
-    found = mixed(model, {"conv1": "fp16", "conv2": "int8", "fc": "fp32"}).settings
+    found = mixed(model, {"conv1": "fp16", "fc": "fp32", **named}).settings
     assert set(found.flags) == {"fp16", "int8"}
     assert "conv2" not in {one.node for one in found.layers}
 
