@@ -35,6 +35,7 @@ WORKSPACE_BYTES = 256 << 20
 # trtexec's default up to 8.2; with less many convolutions have no fast tactic.
 SMALLEST_WORKSPACE_BYTES = 16 << 20
 SMALLER = 4
+WORDS_BYTES = 1500
 ERRORS = {
     kind.__name__: kind
     for kind in (
@@ -176,8 +177,8 @@ def _attempt(place, network, options, workspace_bytes, folder):
         return answer, None
     if code >= 0:
         raise trt_builder.BuildFailed(
-            "the builder ended with exit code %d and no answer; its last words are in the job's "
-            "stderr" % code
+            "the builder ended with exit code %d and no answer. Its last words: %s"
+            % (code, _last_words(folder))
         )
     how = "killed by %s" % signal.Signals(-code).name
     line = telemetry.memory_kill(child.pid)
@@ -187,6 +188,15 @@ def _attempt(place, network, options, workspace_bytes, folder):
         # A crash is no lack of memory, and would be the same again.
         raise trt_builder.BuildFailed("the builder was %s: this is a bug of TensorRT's" % how)
     return {}, how
+
+
+def _last_words(folder):
+    """The end of what the job and its builder have printed."""
+    try:
+        printed = files.read_bytes(os.path.join(folder, "stderr.txt"))
+    except OSError:
+        return "none"
+    return printed[-WORDS_BYTES:].decode(errors="replace").strip() or "none"
 
 
 def _keep(place, folder):

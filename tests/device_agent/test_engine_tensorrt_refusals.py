@@ -171,6 +171,14 @@ def test_a_build_that_dies_with_the_least_workspace_says_what_was_tried(
     assert "killed by SIGKILL" in message and "add swap" in message
 
 
+def test_a_builder_that_fails_unforeseen_leaves_its_last_words(board: Board, network: Path) -> None:
+    board.env["BOARDFIT_TENSORRT8_SLEEP"] = "soon"  # no number: the stand-in raises
+    kind, message = board.failure("build", network=board.put(network), build=BUILD)
+    assert kind == "BuildFailed"
+    assert "the builder ended with exit code 1 and no answer. Its last words:" in message
+    assert message.endswith("ValueError: could not convert string to float: 'soon'")
+
+
 def test_a_cancelled_build_leaves_no_builder_behind(board: Board, network: Path) -> None:
     board.env["BOARDFIT_TENSORRT8_SLEEP"] = "60"
     agent, sha256 = board.agent(), board.put(network)
