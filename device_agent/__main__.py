@@ -238,7 +238,7 @@ def retire(pid):
 
 
 def probe_runtime(runtime):
-    """Version and providers of a runtime, or why it cannot be loaded.
+    """Version, providers and GPU of a runtime, or why it cannot be loaded.
 
     In a process of its own: importing it may end in a signal (numpy on a Nano without
     OPENBLAS_CORETYPE) and would stay in the agent's memory while engines are measured.
@@ -258,7 +258,8 @@ def probe_runtime(runtime):
         return found
     if done.returncode == 0:
         answer = json.loads(done.stdout.decode().splitlines()[-1])
-        found["runtime_version"], found["providers"] = answer
+        found["runtime_version"], found["providers"] = answer[:2]
+        found.update(answer[2])
     elif done.returncode < 0:
         found["runtime_error"] = "importing it ended in %s" % signal.Signals(-done.returncode).name
     else:
@@ -280,7 +281,8 @@ def main(argv):
     os.dup2(2, 1)
     if command == "runtime":
         engine = importlib.import_module("device_agent.engine_" + argument)
-        os.write(stdout, json.dumps(engine.version()).encode() + b"\n")
+        gpu = {"gpu": engine.gpu()} if hasattr(engine, "gpu") else {}
+        os.write(stdout, json.dumps(list(engine.version()) + [gpu]).encode() + b"\n")
         return 0
     cache_dir = os.path.abspath(os.path.expanduser(argument))
     os.makedirs(cache_dir, exist_ok=True)

@@ -14,6 +14,9 @@ KEEP_JOBS = 200
 KEEP_AGENTS_S = 86400.0
 # An upload that was cut is taken up again within a campaign, not a week later.
 KEEP_PARTS_S = 2 * 86400.0
+KINDS = ("jobs", "blobs", "parts", "engines", "agents", "leftovers")
+# What is known of engines, and timing caches: see trt_build.
+ENGINES = "engines"
 
 
 def _entries(folder):
@@ -51,7 +54,7 @@ class Removed:
     """Removes files and folders, and counts them by kind."""
 
     def __init__(self):
-        self.counts = {"jobs": 0, "blobs": 0, "parts": 0, "agents": 0, "leftovers": 0}
+        self.counts = dict.fromkeys(KINDS, 0)
         self.freed_bytes = 0
 
     def take(self, kind, path):
@@ -80,6 +83,7 @@ def sweep(cache_dir, own_agent, keep_s=KEEP_S, unfetched=False):
     for folder, kind, limit_s in (
         (blobs.folder_of(cache_dir), "blobs", keep_s),
         (blobs.parts_folder_of(cache_dir), "parts", min(keep_s, KEEP_PARTS_S)),
+        (os.path.join(cache_dir, ENGINES), "engines", keep_s),
     ):
         for name in _entries(folder):
             path = os.path.join(folder, name)

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 
+from . import trt_api
+
 IMPORT_TIMEOUT_S = 120
 PR_SET_PDEATHSIG = 1
 # No released version knows as many; the climb ends at the first that is refused.
@@ -116,7 +118,12 @@ def _onnxruntime_facts(module):
 
 
 def _tensorrt_facts(module):
-    yield {"version": module.__version__, "path": os.path.dirname(module.__file__)}
+    has = trt_api.features(module)
+    yield {
+        "version": module.__version__,
+        "path": os.path.dirname(module.__file__),
+        "features": sorted(name for name in has if has[name]),
+    }
     builder = module.Builder(module.Logger(module.Logger.ERROR))
     # Versions with strong typing alone (11) have no such questions.
     yield {
@@ -125,7 +132,20 @@ def _tensorrt_facts(module):
     }
 
 
-FACTS = {"onnxruntime": _onnxruntime_facts, "tensorrt": _tensorrt_facts}
+def _cuda_facts(module):
+    gpu = module.Cuda()
+    yield gpu.facts()
+    gpu.close()
+
+
+FACTS = {
+    "onnxruntime": _onnxruntime_facts,
+    "tensorrt": _tensorrt_facts,
+    "tensorrt_rtx": _tensorrt_facts,
+    "cuda": _cuda_facts,
+}
+# Of the agent itself; the others are the board's.
+MODULES = {"cuda": "device_agent.cuda"}
 
 
 def _die_with_the_agent():
@@ -141,7 +161,7 @@ def main(name):
     _die_with_the_agent()
     stdout = os.dup(1)
     os.dup2(2, 1)  # native libraries print there
-    module = importlib.import_module(name)
+    module = importlib.import_module(MODULES.get(name, name))
     for facts in FACTS[name](module):
         os.write(stdout, json.dumps(facts).encode() + b"\n")
     return 0
@@ -157,8 +177,9 @@ def _reason(code, stderr):
     return lines[-1] if lines else "exit code %d" % code
 
 
-def probe(name):
+def probe(name, timeout_s=None):
     """The facts of a runtime; ``error`` says why there are none, or not all of them."""
+    timeout_s = IMPORT_TIMEOUT_S if timeout_s is None else timeout_s
     found = dict.fromkeys(("version", "path", "error"))
     here = os.path.dirname(os.path.abspath(__file__))
     child = subprocess.Popen(
@@ -169,7 +190,7 @@ def probe(name):
         stderr=subprocess.PIPE,
     )
     try:
-        stdout, stderr = child.communicate(timeout=IMPORT_TIMEOUT_S)
+        stdout, stderr = child.communicate(timeout=timeout_s)
         late = False
     except subprocess.TimeoutExpired:
         child.kill()
@@ -178,7 +199,7 @@ def probe(name):
     for line in stdout.decode(errors="replace").splitlines():
         found.update(json.loads(line))
     if late:
-        found["error"] = "importing it took more than %d s" % IMPORT_TIMEOUT_S
+        found["error"] = "importing it took more than %d s" % timeout_s
     elif child.returncode:
         found["error"] = _reason(child.returncode, stderr.decode(errors="replace"))
     return found

@@ -36,6 +36,10 @@ Plan.__new__.__defaults__ = (0.0,)
 Timed = NamedTuple("Timed", [("samples_s", list), ("rounds", list), ("warmup_s", list)])
 
 
+def _nothing():
+    """What is done after a call of an engine that has no more to tell of it."""
+
+
 def _call(run, clock):
     start = clock()
     run()
@@ -68,8 +72,8 @@ def warm_up(run, warmup_s, clock):
             return calls_s
 
 
-def block(run, plan, clock):
-    """Durations of one block's calls, without the dropped ones."""
+def block(run, plan, clock, after=_nothing):
+    """Durations of one block's calls, without the dropped ones; ``after()`` follows each."""
     for _ in range(plan.drop):
         run()
     calls_s = []
@@ -78,15 +82,18 @@ def block(run, plan, clock):
         len(calls_s) < plan.block_min or clock() - start < plan.block_s
     ):
         calls_s.append(_call(run, clock))
+        after()
     return calls_s
 
 
-def interleave(runs, plan, clock, on_warm, on_round):
+def interleave(runs, plan, clock, on_warm, on_round, after=None):
     """One ``Timed`` for each function in ``runs``, measured in alternating blocks.
 
     ``on_warm()`` is called once between warming up and the first block, ``on_round(n)`` after each
-    round. The garbage collector rests during rounds.
+    round, and of ``after``, one for each of ``runs``, its own after each call that counts, outside
+    of what is timed. The garbage collector rests during rounds.
     """
+    after = after or [_nothing] * len(runs)
     timed = [Timed([], [], warm_up(run, plan.warmup_s, clock)) for run in runs]
     on_warm()
     for number in range(plan.rounds):
@@ -94,8 +101,8 @@ def interleave(runs, plan, clock, on_warm, on_round):
         gc.collect()
         gc.disable()
         try:
-            for run, into in zip(runs, timed):  # noqa: B905 (strict= is Python 3.10)
-                calls_s = block(run, plan, clock)
+            for run, into, then in zip(runs, timed, after):  # noqa: B905 (strict= is Python 3.10)
+                calls_s = block(run, plan, clock, then)
                 into.samples_s.extend(calls_s)
                 into.rounds.extend([number] * len(calls_s))
         finally:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import traceback
+from typing import NamedTuple
 
 from . import blobs, files, jobs, lease, sampling, telemetry, timing, undo
 from .board import Board
@@ -15,6 +16,8 @@ from .board import Board
 LEASE_TIMEOUT_S = 600.0
 # How much later than the watching process the child ends itself.
 ALARM_S = 5
+# What a runtime loads: the file, the network that it was made of, and what is known of its build.
+_Loadable = NamedTuple("_Loadable", [("path", str), ("network", str), ("facts", object)])
 
 
 class JobTimeout(Exception):
@@ -131,23 +134,62 @@ def _attempt(folder, request, reporter):
     """The outcome of running the job here and now; an exception is an outcome too."""
     cache_dir = os.path.dirname(os.path.dirname(folder))
     kind, params = request["kind"], request["params"]
-    run = {"measure": _measure, "profile": _profile, "infer": _infer}[kind]
     reporter.start_s = start_s = time.monotonic()
     try:
-        engine = importlib.import_module("device_agent.engine_" + params["runtime"])
-        result = run(engine, params, folder, cache_dir, reporter)
-        result["runtime_version"] = engine.version()[0]
+        if kind == "trtexec":
+            result = _trtexec(params, folder, cache_dir, reporter)
+        else:
+            run = {"measure": _measure, "profile": _profile, "infer": _infer, "build": _build}[kind]
+            engine = importlib.import_module("device_agent.engine_" + params["runtime"])
+            result = run(engine, params, folder, cache_dir, reporter)
+            result["runtime_version"] = engine.version()[0]
         result["busy_s"] = time.monotonic() - start_s
     except Exception as error:
         return _failed(error, traceback.format_exc(), _is_transient(error))
     return {"state": "done", "kind": kind, "result": result}
 
 
+def _loadable(engine, sha256, build, folder, cache_dir, reporter):
+    """The ``_Loadable`` of a blob; where the runtime builds engines, it is built or looked up."""
+    path = blobs.require(cache_dir, sha256)
+    if not hasattr(engine, "build"):
+        return _Loadable(path, path, None)
+    # Boards with other runtimes load none of it.
+    from . import trt_build
+
+    made_of = trt_build.network_of(cache_dir, sha256)
+    if made_of is not None or engine.is_serialised(path):
+        known = made_of is not None and blobs.has(cache_dir, made_of)
+        return _Loadable(path, blobs.path_of(cache_dir, made_of) if known else "", None)
+    reporter.progress("building an engine", 0, 1)
+    facts = engine.build(sha256, build, folder, cache_dir, reporter.waiting)
+    reporter.progress("building an engine", 1, 1)
+    return _Loadable(blobs.require(cache_dir, facts["engine"]), path, facts)
+
+
+def _how(engine, build):
+    """The keyword with which a runtime that builds engines is told how to run one."""
+    return {"build": build} if hasattr(engine, "build") else {}
+
+
 def _measure(engine, params, folder, cache_dir, reporter):
     plan = timing.Plan(**params["plan"])
-    paths = [blobs.require(cache_dir, sha256) for sha256 in params["engines"]]
+    builds = params.get("builds") or [{}] * len(params["engines"])
+    if len(builds) != len(params["engines"]):
+        raise ValueError(
+            "%d engines and %d builds: there is one for each"
+            % (len(params["engines"]), len(builds))
+        )
+    loadable = [
+        _loadable(engine, sha256, build, folder, cache_dir, reporter)
+        for sha256, build in zip(params["engines"], builds)  # noqa: B905 (strict= is Python 3.10)
+    ]
     reporter.progress("warming up", 0, plan.rounds)
-    engines = [engine.load(path, params["threads"], params["seed"]) for path in paths]
+    engines = [
+        engine.load(one.path, params["threads"], params["seed"], **_how(engine, build))
+        for one, build in zip(loadable, builds)  # noqa: B905
+    ]
+    parts = [_Parts(one) for one in engines]
     conditions, soaked, timed_from = [], [], []
 
     def look():
@@ -172,6 +214,7 @@ def _measure(engine, params, folder, cache_dir, reporter):
         engine.clock,
         look,
         lambda done: reporter.progress("measuring", done, plan.rounds),
+        [one.take for one in parts],
     )
     after = telemetry.conditions(count_before=count_before)
     found = [
@@ -180,29 +223,105 @@ def _measure(engine, params, folder, cache_dir, reporter):
     ]
     for into, one in zip(found, soaked):  # noqa: B905 (strict= is Python 3.10)
         into["soak"] = one.wire()
+    for into, one, part, loaded in zip(found, loadable, parts, engines):  # noqa: B905
+        into.update(part.wire())
+        if one.facts is not None:
+            into["engine"] = dict(_told(one.facts), layers=loaded.layers)
     for one in engines:
         one.close()
     taken = {"engines": found, "before": conditions[0], "after": after}
     return dict(taken, timed_from_s=timed_from[0], **sampling.collect(folder))
 
 
+class _Parts:
+    """What the calls of an engine are made of, call by call, where the engine can tell."""
+
+    def __init__(self, engine):
+        self._names = getattr(engine, "PARTS", ())
+        self._ask = getattr(engine, "parts", None)
+        self._rows = []
+
+    def take(self):
+        """Ask about the latest call."""
+        if self._names:
+            self._rows.append(self._ask())
+
+    def wire(self):
+        """The parts as they travel, or nothing."""
+        if not self._names:
+            return {}
+        columns = zip(*self._rows)  # noqa: B905 (strict= is Python 3.10)
+        return {"parts": dict(zip(self._names, columns))}  # noqa: B905
+
+
+def _told(facts):
+    """What of a build travels; only a loaded engine knows how many layers it has."""
+    return {
+        "sha256": facts["engine"],
+        "size_bytes": facts["size_bytes"],
+        "build_s": None if facts["cached"] else facts["build_s"],
+        "cached": facts["cached"],
+        "layers": None,
+        "workspace_bytes": facts["workspace_bytes"],
+    }
+
+
+def _build(engine, params, folder, cache_dir, reporter):
+    if not hasattr(engine, "build"):
+        raise ValueError("%s builds no engines: it loads networks" % params["runtime"])
+    build = params.get("build") or {}
+    facts = engine.build(params["network"], build, folder, cache_dir, reporter.waiting)
+    names = ("attempts", "log", "strongly_typed", "fast_fp16", "fast_int8", "without_precision")
+    found = dict({name: facts[name] for name in names}, engine=_told(facts))
+    found["path"] = blobs.path_of(cache_dir, facts["engine"])
+    cache = facts["timing_cache"]
+    found["timing_cache"] = None
+    if cache is not None and blobs.has(cache_dir, cache):
+        path = blobs.path_of(cache_dir, cache)
+        size_bytes = os.path.getsize(path)
+        found["timing_cache"] = {"sha256": cache, "path": path, "size_bytes": size_bytes}
+    return found
+
+
+def _trtexec(params, folder, cache_dir, reporter):
+    from . import trt_command
+
+    found = trt_command.execute(
+        cache_dir,
+        params["network"],
+        params.get("build") or {},
+        params["measure"],
+        folder,
+        reporter.waiting,
+    )
+    return dict(found, runtime_version=found.pop("version") or "unknown")
+
+
 def _profile(engine, params, folder, cache_dir, reporter):
-    path = blobs.require(cache_dir, params["network"])
+    build = params.get("build") or {}
+    one = _loadable(engine, params["network"], build, folder, cache_dir, reporter)
     reporter.progress("profiling", 0, 1)
-    return engine.profile(path, params["threads"], params["seed"], params["runs"], folder)
+    how = _how(engine, build)
+    if how:
+        how["network"] = one.network
+    return engine.profile(
+        one.path, params["threads"], params["seed"], params["runs"], folder, **how
+    )
 
 
 def _infer(engine, params, folder, cache_dir, reporter):
-    path = blobs.require(cache_dir, params["network"])
+    build = params.get("build") or {}
+    one = _loadable(engine, params["network"], build, folder, cache_dir, reporter)
     inputs = blobs.require(cache_dir, params["inputs"])
     outputs = os.path.join(folder, "outputs.npy")
     engine.infer(
-        path,
+        one.path,
         params["threads"],
         inputs,
         params["input_name"],
         outputs,
         lambda done, total: reporter.progress("inferring", done, total),
+        **_how(engine, build),
     )
     size_bytes = os.path.getsize(outputs)
     sha256, path = blobs.adopt(cache_dir, outputs)

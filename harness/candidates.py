@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
+import onnx
 
 from harness import networks, pacing, stats, sustain, verdict
 from harness.boards import rules
@@ -25,6 +26,7 @@ from harness.records import (
     GroupAllocation,
     Interval,
     KernelPoint,
+    LayerPrecision,
     Measurement,
     MeasurementVerdict,
     Prediction,
@@ -34,6 +36,7 @@ from harness.records import (
     dump,
 )
 from harness.store import Store
+from harness.tensorrt import versions
 from latency_models import calibration, graph
 
 __all__ = ["Measured", "Role", "Workbench"]
@@ -139,6 +142,7 @@ class Workbench:
                     label=strategy.label,
                     path=variant.onnx,
                     precision="mixed" if variant.int8_layers else "fp32",
+                    layers=_bound(variant.onnx, _allocation(strategy, groups)),
                 ),
             ],
             plan=PRESETS["standard"],
@@ -184,14 +188,7 @@ class Workbench:
         the rounds of all campaigns count together. Each campaign begins with ``sustain_s`` of the
         engines running in turn without a pause: the verdict is of the soaked board.
         """
-        engines = [
-            EngineRequest(
-                label=m.candidate.label,
-                path=self.path_of(m),
-                precision="mixed" if m.candidate.int8_layers else "fp32",
-            )
-            for m in measured
-        ]
+        engines = [self._request(m) for m in measured]
 
         def take(campaign: str) -> str:
             for measurement in self.session.measure(
@@ -214,6 +211,15 @@ class Workbench:
             }
             final = [self._remeasured(m, joined) for m in measured]
         return final
+
+    def _request(self, measured: Measured) -> EngineRequest:
+        path = self.path_of(measured)
+        return EngineRequest(
+            label=measured.candidate.label,
+            path=path,
+            precision="mixed" if measured.candidate.int8_layers else "fp32",
+            layers=_bound(path, measured.candidate.allocation),
+        )
 
     def _remeasured(self, measured: Measured, taken: Mapping[str, Measurement]) -> Measured:
         ours, base = taken[measured.candidate.label], taken["baseline"]
@@ -358,7 +364,8 @@ class Workbench:
     ) -> None:
         """Write the result folder's files, ``result.json`` last.
 
-        With onnxruntime the board runs ``model.onnx`` itself; ``engine.json`` says with what.
+        With onnxruntime the board runs ``model.onnx`` itself; ``engine.json`` says with what. With
+        TensorRT ``engine.plan`` is the engine as it was measured, with its timing cache beside it.
         """
         out = self.folder.path
         source = self.path_of(best)
@@ -367,6 +374,9 @@ class Workbench:
         write_atomically(out / "strategy.json", dump(strategy, indent=2))
         write_atomically(out / "latency_model.json", model.to_json())
         engine = {"onnx_sha256": best.candidate.onnx_sha256, "board": asdict(result.board)}
+        if versions.is_tensorrt(self.session.facts.runtime):
+            built = self.session.build(self._request(best), out / "engine.plan")
+            engine["built"] = asdict(built)
         write_atomically(out / "engine.json", json.dumps(engine, indent=2))
         write_atomically(out / "result.json", dump(result, indent=2))
 
@@ -384,6 +394,19 @@ class _Latency(TypedDict):
 
 def _warnings(label: str, found: MeasurementVerdict) -> tuple[str, ...]:
     return tuple(f"{label}: {c.finding}: {c.remedy}" for c in found.violated)
+
+
+def _bound(path: Path, allocation: Sequence[GroupAllocation]) -> tuple[LayerPrecision, ...]:
+    """The precision of every layer's node, where the allocation has fp16 somewhere: the file tells
+    int8 from fp32, and no more."""
+    precisions = {layer: group.precision for group in allocation for layer in group.layers}
+    if "fp16" not in precisions.values():
+        return ()
+    nodes = networks.layer_of_node(onnx.load(path))
+    return tuple(
+        LayerPrecision(node=node, precision=precisions.get(layer, "fp32"))
+        for node, layer in nodes.items()
+    )
 
 
 def _allocation(strategy: Strategy, groups: Sequence[Group]) -> tuple[GroupAllocation, ...]:

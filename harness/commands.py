@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from harness import calibrate as calibrating
-from harness import loop, networks, pacing, profiling, units
+from harness import engines, loop, networks, pacing, profiling, units
 from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, Session
 from harness.compression import quantize
@@ -24,13 +24,12 @@ from harness.records import (
     CacheState,
     FitResult,
     Interval,
-    Measurement,
-    Profile,
     Stage,
     load,
 )
 from harness.report import page
 from harness.store import Store
+from harness.tensorrt import options
 from latency_models import calibration, errors, graph, synthetic, tables
 
 __all__ = [
@@ -193,12 +192,15 @@ def profile(
     store: Path,
     percentile: float | None = None,
     sustain: str = "0",
-) -> tuple[Measurement, Profile]:
+    engine: options.EngineOptions | None = None,
+) -> engines.Profiled:
     """``boardfit profile``: one network measured alone, end to end and per kernel.
 
-    After running without a pause for as long as ``sustain`` says ("5min").
+    After running without a pause for as long as ``sustain`` says ("5min"). ``engine`` says how
+    TensorRT is to build it.
     """
     spec = inventory.find(board)
+    asked = options.for_board(engine or options.EngineOptions(), spec)
     plan = profiling.plan(
         warm_up_s=warm_up_s,
         duration_s=duration_s,
@@ -215,6 +217,16 @@ def profile(
         Store(store) as kept,
         _naming(network),
     ):
+        if asked is not None:
+            return engines.profile(
+                session,
+                path,
+                asked,
+                label=network,
+                plan=plan,
+                percentile=percentile,
+                keep=kept.add,
+            )
         (measurement,) = session.measure(
             [EngineRequest(label=network, path=path, precision="file")],
             plan=plan,
@@ -223,7 +235,7 @@ def profile(
         kept.add(measurement)
         taken = session.profile(path)
         kept.add(taken)
-    return measurement, taken
+    return engines.Profiled(measurement=measurement, profile=taken)
 
 
 @latency_errors()

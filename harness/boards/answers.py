@@ -6,7 +6,13 @@ import signal
 
 from harness.boards.wire import Frame
 from harness.records import (
+    BuildAttempt,
+    BuildSettings,
+    BuiltEngine,
+    CallParts,
     Conditions,
+    EngineFacts,
+    GpuFacts,
     KernelTime,
     Soak,
     SoakWindow,
@@ -58,6 +64,48 @@ def trace(content: Frame) -> Trace:
     """The kernels of one run, in time."""
     kernels = tuple(TracedKernel(**kernel) for kernel in content["kernels"])
     return Trace(run_s=content["run_s"], kernels=kernels)
+
+
+def build(settings: BuildSettings) -> Frame:
+    """How an engine is to be built, as the wire has it."""
+    return {
+        "flags": list(settings.flags),
+        "layers": {one.node: one.precision for one in settings.layers},
+        "constraints": settings.constraints,
+        "strongly_typed": settings.strongly_typed,
+        "workspace_bytes": settings.workspace_bytes,
+        "rebuild": settings.rebuild,
+        "cuda_graph": settings.cuda_graph,
+        "spin_wait": settings.spin_wait,
+        "transfers": settings.transfers,
+    }
+
+
+def parts(content: Frame | None) -> CallParts | None:
+    """What every call is made of; None where the runtime does not tell."""
+    return None if content is None else CallParts(**{k: tuple(v) for k, v in content.items()})
+
+
+def engine(content: Frame | None) -> EngineFacts | None:
+    """An engine as built; None where the runtime builds none."""
+    return None if content is None else EngineFacts(**content)
+
+
+def built(content: Frame, *, build: BuildSettings) -> BuiltEngine:
+    """What the board tells of a build."""
+    return BuiltEngine(
+        engine=EngineFacts(**content["engine"]),
+        build=build,
+        runtime_version=content["runtime_version"],
+        attempts=tuple(BuildAttempt(**one) for one in content["attempts"]),
+        log=tuple(content["log"]),
+        without_precision=tuple(content.get("without_precision", ())),
+    )
+
+
+def gpu(content: Frame | None) -> GpuFacts | None:
+    """The GPU that a runtime uses; None where it uses none."""
+    return None if content is None else GpuFacts(**content)
 
 
 def signal_name(number: int) -> str:

@@ -16,15 +16,14 @@ from typing import Any
 import paramiko
 
 from harness import stats
-from harness.boards import deploy, findings, probing, reach, ssh
+from harness.boards import bindings, deploy, findings, probing, reach, ssh
 from harness.boards.reach import Failed, within
 from harness.boards.transport import Transport, open_transport
-from harness.boards.wire import Connection, schema, validate
+from harness.boards.wire import Connection, validate
 from harness.errors import (
     AgentError,
     BoardError,
     BoardfitError,
-    ConfigError,
     ProtocolError,
     StableBoardError,
     TransientBoardError,
@@ -43,8 +42,9 @@ PROGRAM_TIMEOUT_S = 45.0
 TRANSFER_TIMEOUT_S = 60.0
 START_TIMEOUT_S = 130.0
 SECTION_TIMEOUT_S = 30.0
-# These import runtimes, which the agent gives up at 120 s, and ask trtexec, at 60 s.
-SLOW_SECTIONS = {"onnxruntime": 130.0, "tensorrt": 190.0}
+# These import runtimes, which the agent gives up at 120 s; TensorRT's also asks trtexec (60 s),
+# TensorRT-RTX and CUDA (30 s each).
+SLOW_SECTIONS = {"onnxruntime": 130.0, "tensorrt": 250.0}
 TRANSFER_BYTES = 1 << 20
 ROUND_TRIPS = 5
 # The transport writes to files that are there.
@@ -76,11 +76,7 @@ def diagnose(spec: BoardSpec, *, on_check: OnCheck | None = None) -> Diagnosis:
 
     ``on_check`` is told the name of each check before it is made.
     """
-    runtimes = schema()["$defs"]["runtime"]["enum"]
-    if spec.runtime not in runtimes:
-        raise ConfigError(
-            f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(runtimes)}"
-        )
+    bindings.check_runtime(spec)
     visit = _Visit(spec, on_check)
     try:
         reached = visit.arrive()

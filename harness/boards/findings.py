@@ -11,6 +11,7 @@ from typing import Any
 from harness.boards.control_findings import controls
 from harness.boards.limits import onnx_limits
 from harness.records import BoardSpec, Check, CheckStatus
+from harness.tensorrt import chips
 from harness.units import format_size, format_time
 
 __all__ = ["FINDINGS", "clock", "precisions"]
@@ -26,16 +27,6 @@ SKEW_S = 5.0
 BUSY_SHARE, BUSY_GPU_SHARE = 0.25, 0.1
 # What boardfit exports by itself.
 NEEDED_OPSET = 13
-# By compute capability: whether half precision and integers are faster than fp32. TensorRT's
-# support matrix, "Hardware and Precision" (8.2.5 and 8.6.1); all from 7.0 on have both.
-FAST = {
-    "5.0": (False, False),
-    "5.2": (False, False),
-    "5.3": (True, False),
-    "6.0": (True, False),
-    "6.1": (False, True),
-    "6.2": (True, False),
-}
 INT8_SENTENCES = {
     "vnni": "VNNI: int8 is fast and exact on this CPU",
     "dotprod": "dot product instructions: int8 is fast and exact on this CPU",
@@ -115,8 +106,7 @@ def precisions(system_facts: Facts, tensorrt_facts: Facts | None) -> Check:
     asked = tensorrt_facts or {"fast_fp16": None, "fast_int8": None}
     fp16, int8, source = asked["fast_fp16"], asked["fast_int8"], "TensorRT says so"
     if (fp16 is None or int8 is None) and compute is not None:
-        major = int(compute.partition(".")[0])
-        fp16, int8 = FAST.get(compute, (major >= 7, major >= 7))
+        fp16, int8 = chips.of_compute(compute)
         source = f"by its compute capability {compute}"
     if fp16 is None or int8 is None:
         return Check(
@@ -243,22 +233,31 @@ def _onnx_files(facts: Facts) -> Check:
 
 def tensorrt(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:
     """TensorRT's Python bindings and trtexec."""
-    needed = spec.runtime in ("tensorrt", "trtexec")
-    tool, version = facts["trtexec"], facts["version"]
+    needed = spec.runtime in ("tensorrt", "tensorrt_rtx", "trtexec")
+    tool, version, rtx = facts["trtexec"], facts["version"], facts.get("rtx")
     parts = []
     if version is not None:
         known = onnx_limits("tensorrt", version)
         limit = f", opset {known.opset}{'' if known.proven else ' at least'}" if known else ""
         parts.append(f"{version} for {spec.python}{limit}")
+    if rtx is not None:
+        parts.append(f"TensorRT-RTX {rtx} for {spec.python}")
     if tool is not None:
         parts.append(f"trtexec {tool['version'] or 'of unknown version'} in {tool['path']}")
-    usable = tool is not None if spec.runtime == "trtexec" else version is not None
+    by_runtime = {"trtexec": tool, "tensorrt": version, "tensorrt_rtx": rtx}
+    usable = by_runtime.get(spec.runtime, version or rtx) is not None
     if usable:
         if facts["error"] and version is not None:
             parts.append(f"but its builder does not start: {facts['error']}")
             return (_tensorrt("fail" if needed else "warn", parts, "is the GPU free?", facts),)
+        if facts.get("missing"):
+            parts.append(facts["missing"])
+            remedy = "install CUDA's runtime, or name its libcudart.so with BOARDFIT_CUDART there"
+            return (_tensorrt("fail" if needed else "skip", parts, remedy, facts),)
         return (_tensorrt("ok", parts, None, facts),)
-    if not parts:
+    if not parts and facts.get("missing"):
+        parts = [facts["missing"]]
+    elif not parts:
         parts = [f"not there for {spec.python} ({facts['error']}), nor is trtexec"]
     elif version is None:
         parts.append(f"but no Python bindings for {spec.python}: {facts['error']}")

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PRESETS", "EngineRequest", "MeasurePlan"]
+from harness.records import BuildSettings, LayerPrecision
+
+__all__ = ["PRESETS", "EngineRequest", "MeasurePlan", "TrtexecRun"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
-    """An ONNX file on the host that is to be measured under ``label``."""
+    """An ONNX file on the host that is to be measured under ``label``.
+
+    ``build`` says how TensorRT is to make its engine of a file that is ready for it; without, the
+    file is made ready for ``precision``, or for that of every node in ``layers``. Other runtimes
+    need neither.
+    """
 
     label: str
     path: Path
     precision: str
+    build: BuildSettings | None = None
+    layers: tuple[LayerPrecision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +53,18 @@ class MeasurePlan:
     def duration_s(self) -> float:
         """What one engine is measured for where its calls are short; a long warm-up is four."""
         return 4 * self.warmup_s + self.rounds * self.block_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrtexecRun:
+    """The files of one run of trtexec by kind (``log``, ``times``, ``profile``, ``engine``, ...).
+
+    ``unproven`` are options that no log of that version has shown to work.
+    """
+
+    files: Mapping[str, Path]
+    unproven: tuple[str, ...]
+    build: BuildSettings | None
 
 
 # Calls an engine at least, for a percentile with 99 % confidence: p50 11, p90 64, p99 662. MLPerf's

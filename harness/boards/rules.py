@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from harness.records import BoardFacts
+from harness.tensorrt import versions
 
 __all__ = ["fusion_rules"]
 
@@ -19,8 +20,11 @@ def fusion_rules(facts: BoardFacts) -> str:
     The blocked layout is 16 channels wide with AVX-512, 8 on other x86 and absent elsewhere
     (onnxruntime, ``MlasNchwcGetBlockSize``); old runtimes quantize less. There are no rules for an
     old runtime and 8 channels: widths that are no multiple of 16 are then taken for slower than
-    they are, which is little beside a layer taken for integer that is not.
+    they are, which is little beside a layer taken for integer that is not. TensorRT's rules are
+    those of 8.0 on.
     """
+    if versions.is_tensorrt(facts.runtime):
+        return "tensorrt"
     old = _version(facts.runtime_version) < _QUANTIZES_WEIGHTS and facts.runtime == "onnxruntime"
     name = "onnxruntime-1.10-cpu" if old else "onnxruntime-cpu"
     if facts.machine.lower() not in ("x86_64", "amd64", "i686"):

@@ -7,28 +7,28 @@ detached on the board: a connection that breaks is opened again and the job atta
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
-import re
 import secrets
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from harness.boards import answers, controls
+from harness.boards import answers, bindings, controls
+from harness.boards.engines import Engines
 from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
-from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan
-from harness.boards.wire import Frame, schema, sensible, validate
+from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan, TrtexecRun
+from harness.boards.requests import asking, owner, sha256_of
+from harness.boards.wire import Frame, sensible, validate
 from harness.errors import (
     BoardfitError,
     BoardUnreachable,
@@ -40,6 +40,8 @@ from harness.errors import (
 from harness.records import (
     BoardFacts,
     BoardSpec,
+    BuildSettings,
+    BuiltEngine,
     CacheState,
     Conditions,
     LeaseHolder,
@@ -59,23 +61,6 @@ ATTEMPTS = 3
 SEED = 0
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        digest = hashlib.sha256()
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _owner() -> str:
-    """Who asks, as others read it that wait for the board."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return re.sub(r"[^ -~]", "?", f"{user}@{socket.gethostname()}")[:120]
-
-
 class Session:
     """A connection to a board and the agent that runs there, used as a context manager.
 
@@ -91,17 +76,14 @@ class Session:
         on_event: Callable[[dict[str, object]], None] | None = None,
         nonce: str | None = None,
     ) -> None:
-        runtimes = schema()["$defs"]["runtime"]["enum"]
-        if spec.runtime not in runtimes:
-            raise ConfigError(
-                f"board {spec.name}: runtime {spec.runtime!r} is none of {', '.join(runtimes)}"
-            )
+        bindings.check_runtime(spec)
         self._spec = spec
         self._on_event = on_event
         self._nonce = nonce or secrets.token_hex(8)
         self._asked: Counter[str] = Counter()
         self._present: set[str] = set()
         self._facts: BoardFacts | None = None
+        self._engines: Engines | None = None
         self._link = Link(spec, self._tell)
         self._hold = controls.Hold(spec, self._ask, self._tell)
 
@@ -114,6 +96,7 @@ class Session:
             pass  # it is there, and the connection broke: below that is tried again
         try:
             self._facts = self._link.lasting(self._probe)
+            self._engines = Engines(self._facts)
         except BaseException:
             self.close()
             raise
@@ -143,16 +126,29 @@ class Session:
             raise RuntimeError("open the session first: with Session(spec) as session")
         return self._facts
 
+    @property
+    def _sending(self) -> Engines:
+        if self._engines is None:
+            raise RuntimeError("open the session first: with Session(spec) as session")
+        return self._engines
+
     def close(self) -> None:
         """Let go of the board; jobs that still run there go on."""
         self._link.close()
+        if self._engines is not None:
+            self._engines.close()
 
     def _tell(self, event: Frame) -> None:
         if self._on_event is not None:
             self._on_event(event)
 
     def _probe(self) -> BoardFacts:
-        found = self._link.call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
+        if self._spec.runtime == bindings.RUNTIME:
+            found = bindings.probe(
+                lambda method, params: self._link.call(method, params, PROBE_TIMEOUT_S), self._spec
+            )
+        else:
+            found = self._link.call("probe", {"runtime": self._spec.runtime}, PROBE_TIMEOUT_S)
         reason = found.pop("runtime_error")
         if found["runtime_version"] is None:
             raise StableBoardError(
@@ -162,10 +158,12 @@ class Session:
                 "for the board in boards.toml to an interpreter that has it"
             )
         providers = tuple(found.pop("providers"))
+        gpu = answers.gpu(found.pop("gpu", None))
         return BoardFacts(
             board=self._spec.name,
             agent_hash=self._link.agent_hash,
             providers=providers,
+            gpu=gpu,
             **found,
         )
 
@@ -193,7 +191,7 @@ class Session:
 
     def put(self, path: Path) -> str:
         """SHA-256 of a file, which is on the board afterwards; sent only if it was not there."""
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
         if sha256 not in self._present:
             self._link.lasting(lambda: self._upload(path, sha256))
             self._present.add(sha256)
@@ -216,7 +214,7 @@ class Session:
 
     def _fetch(self, remote: str, sha256: str, local: Path) -> None:
         self._link.transport.get(remote, local)
-        found = _sha256(local)
+        found = sha256_of(local)
         if found != sha256:
             raise TransientBoardError(
                 f"{remote} arrived damaged: SHA-256 {found}, the board says {sha256}"
@@ -242,17 +240,22 @@ class Session:
         The same request with the same nonce, campaign and number is the same job, also for a host
         that starts anew. What died of the board's state is sent and tried again.
         """
-        params = {
-            "runtime": self._spec.runtime,
-            "threads": self._spec.threads,
-            "nonce": self._nonce,
-            **params,
-        }
+        if (self._spec.runtime == bindings.RUNTIME) != (kind == "trtexec"):
+            raise ConfigError(
+                f"board {self._spec.name} runs {self._spec.runtime}: trtexec profiles one network "
+                "at a time (boardfit profile); all else needs TensorRT's Python bindings there, "
+                'and runtime = "tensorrt"'
+            )
+        params = {"nonce": self._nonce, **params}
+        if kind != "trtexec":
+            params["runtime"] = self._spec.runtime
+        if kind in ("measure", "profile", "infer"):
+            params["threads"] = self._spec.threads
         validate(f"{kind}.params", params)
         request = {
             "kind": kind,
             "params": params,
-            "owner": _owner(),
+            "owner": owner(),
             "timeout_s": self._spec.job_timeout_s + duration_s,
         }
         asked = json.dumps([kind, params, campaign], sort_keys=True, allow_nan=False)
@@ -299,16 +302,23 @@ class Session:
     def measure(
         self, engines: Sequence[EngineRequest], *, plan: MeasurePlan, campaign: str
     ) -> tuple[Measurement, ...]:
-        """One measurement for each engine, all taken in the same interleaved rounds."""
+        """One measurement for each engine, all taken in the same interleaved rounds.
+
+        With TensorRT every file is checked before it is sent (``boards.engines``).
+        """
         if not engines:
             raise ValueError("there is no engine to measure")
-        hashes = [self.put(engine.path) for engine in engines]
+        sent = [self._sending.of(engine) for engine in engines]
+        hashes = [self.put(one.path) for one in sent]
         warnings = self._hold.ensure()
         params = {"seed": SEED, "engines": hashes, "plan": asdict(plan)}
+        if any(one.build is not None for one in sent):
+            builds = [one.build or BuildSettings() for one in sent]
+            params["builds"] = [answers.build(one) for one in builds]
         found = self._run(
             "measure",
             {**params, "telemetry_s": self._spec.telemetry_s},
-            files=[engine.path for engine in engines],
+            files=[one.path for one in sent],
             campaign=campaign,
             duration_s=plan.duration_s * len(engines) + plan.soak_s,
         )
@@ -324,7 +334,8 @@ class Session:
             return tuple(
                 Measurement(
                     label=engine.label,
-                    network_sha256=timed["sha256"],
+                    # A file that was rewritten for the board is still that network.
+                    network_sha256=sha256_of(engine.path),
                     runtime=self._spec.runtime,
                     runtime_version=found["runtime_version"],
                     precision=engine.precision,
@@ -347,20 +358,22 @@ class Session:
                     settings=settings,
                     warnings=warnings,
                     timed_from_s=found.get("timed_from_s"),
+                    parts=answers.parts(timed.get("parts")),
+                    engine=answers.engine(timed.get("engine")),
                 )
                 for engine, timed in zip(engines, found["engines"], strict=True)
             )
 
-    def profile(self, path: Path, *, runs: int = 60) -> Profile:
+    def profile(self, path: Path, *, runs: int = 60, build: BuildSettings | None = None) -> Profile:
         """Per-kernel times of a network, from the runtime's own profiler."""
-        sha256 = self.put(path)
+        sent = self._sending.again(path, build)
         self._hold.ensure()
-        params = {"seed": SEED, "network": sha256, "runs": runs}
-        found = self._run("profile", params, files=[path])
+        params = {"seed": SEED, "network": self.put(sent.path), "runs": runs, **asking(sent.build)}
+        found = self._run("profile", params, files=[sent.path])
         trace = found.get("trace")
         with sensible():
             return Profile(
-                network_sha256=sha256,
+                network_sha256=sha256_of(path),
                 runtime=self._spec.runtime,
                 runtime_version=found["runtime_version"],
                 kernels=tuple(answers.kernel(one) for one in found["kernels"]),
@@ -368,18 +381,60 @@ class Session:
                 trace=None if trace is None else answers.trace(trace),
             )
 
+    def build(self, request: EngineRequest, into: Path) -> BuiltEngine:
+        """The engine of a network, built or found on the board, and fetched to ``into``.
+
+        Beside it lies the timing cache, with the suffix ``.timing``, where the version has one.
+        """
+        sent = self._sending.of(request)
+        params = {"network": self.put(sent.path), **asking(sent.build)}
+        found = self._run("build", params, files=[sent.path])
+        self._link.lasting(lambda: self._fetch(found["path"], found["engine"]["sha256"], into))
+        cache = found["timing_cache"]
+        if cache is not None:
+            beside = into.with_suffix(".timing")
+            self._link.lasting(lambda: self._fetch(cache["path"], cache["sha256"], beside))
+        return answers.built(found, build=sent.build or BuildSettings())
+
+    def trtexec(
+        self, request: EngineRequest, *, plan: MeasurePlan, percentile: float, into: Path
+    ) -> TrtexecRun:
+        """What one run of trtexec left, fetched into a folder: log and exported files."""
+        sent = self._sending.of(request)
+        measure = {
+            "warmup_s": plan.warmup_s,
+            "duration_s": plan.rounds * plan.block_s,
+            "iterations": plan.rounds * plan.block_min,
+            "percentile": percentile,
+        }
+        self._hold.ensure()
+        params = {"network": self.put(sent.path), "measure": measure, **asking(sent.build)}
+        found = self._run("trtexec", params, files=[sent.path], duration_s=plan.duration_s)
+        paths = {}
+        for name, one in {"log": found["log"], **found["files"]}.items():
+            paths[name] = into / name
+            self._link.lasting(partial(self._fetch, one["path"], one["sha256"], into / name))
+        return TrtexecRun(files=paths, unproven=tuple(found["unproven"]), build=sent.build)
+
     def infer(
-        self, path: Path, inputs: np.ndarray[Any, Any], *, input_name: str | None = None
+        self,
+        path: Path,
+        inputs: np.ndarray[Any, Any],
+        *,
+        input_name: str | None = None,
+        build: BuildSettings | None = None,
     ) -> np.ndarray[Any, Any]:
         """The first output for every one of ``inputs`` (n, ...), run one by one on the board."""
         if inputs.ndim < 1 or not len(inputs):
             raise ValueError(f"inputs of shape {inputs.shape} hold no input")
-        network = self.put(path)
+        sent = self._sending.again(path, build)
+        network = self.put(sent.path)
         with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
             given, taken = Path(folder, "inputs.npy"), Path(folder, "outputs.npy")
             np.save(given, inputs, allow_pickle=False)
             params = {"network": network, "inputs": self.put(given), "input_name": input_name}
-            found = self._run("infer", params, files=[path, given])
+            params |= asking(sent.build)
+            found = self._run("infer", params, files=[sent.path, given])
             self._link.lasting(lambda: self._fetch(found["path"], found["outputs"], taken))
             with sensible(), taken.open("rb") as stream:
                 # Not np.load, which would also open an archive.

@@ -66,15 +66,52 @@ def profile(
     export_trace: Annotated[
         Path | None, typer.Option("--export-trace", help="Write a Chrome trace of one inference.")
     ] = None,
+    fp16: Annotated[bool, typer.Option("--fp16", help="TensorRT: allow fp16 beside fp32.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="TensorRT: run the Q/DQ of NETWORK as int8.")
+    ] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="TensorRT: every precision that the chip has fast.")
+    ] = False,
+    no_tf32: Annotated[
+        bool, typer.Option("--no-tf32", "--noTF32", help="TensorRT: fp32 is not to be TF32.")
+    ] = False,
+    workspace: Annotated[
+        str | None, typer.Option("--workspace", help="TensorRT: limit the builder's scratch, MiB.")
+    ] = None,
+    mem_pool_size: Annotated[
+        str | None,
+        typer.Option("--mem-pool-size", "--memPoolSize", help="The same: workspace:256M."),
+    ] = None,
+    use_cuda_graph: Annotated[
+        bool,
+        typer.Option("--use-cuda-graph", "--useCudaGraph", help="TensorRT: replay a CUDA graph."),
+    ] = False,
+    use_spin_wait: Annotated[
+        bool,
+        typer.Option("--use-spin-wait", "--useSpinWait", help="TensorRT: wait in a busy loop."),
+    ] = False,
+    no_data_transfers: Annotated[
+        bool,
+        typer.Option(
+            "--no-data-transfers", "--noDataTransfers", help="TensorRT: no copies to the GPU."
+        ),
+    ] = False,
+    rebuilds: Annotated[
+        int,
+        typer.Option("--rebuilds", min=1, help="TensorRT: build so often, keep the fastest."),
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure NETWORK on the board, end to end and kernel by kernel."""
     if plot is not None and sustain.strip() == "0":
         raise typer.BadParameter("--plot shows --sustain; give both")
     from harness import commands, profiling, run_commands
-    from harness.report import judged, plain, tables
+    from harness.report import engines, judged, plain, tables
+    from harness.tensorrt import options
+    from harness.trtexec import summary
 
-    measurement, kernels = commands.profile(
+    found = commands.profile(
         network,
         weights=weights,
         shape=shape,
@@ -85,7 +122,20 @@ def profile(
         store=store,
         percentile=percentile,
         sustain=sustain,
+        engine=options.read(
+            fp16=fp16,
+            int8=int8,
+            best=best,
+            no_tf32=no_tf32,
+            workspace=workspace,
+            mem_pool_size=mem_pool_size,
+            use_cuda_graph=use_cuda_graph,
+            use_spin_wait=use_spin_wait,
+            no_data_transfers=no_data_transfers,
+            rebuilds=rebuilds,
+        ),
     )
+    measurement, kernels = found.measurement, found.profile
     verdict = profiling.judge(measurement, percentile=percentile)
     soak = profiling.soaking(measurement)
     if plot is not None and soak is not None:
@@ -93,10 +143,13 @@ def profile(
     run_commands.export(
         measurement, kernels, times=export_times, layers=export_profile, trace=export_trace
     )
+    times = found.performance or summary.of(measurement, percentile=percentile)
     if as_json:
-        print_json(plain.profile_json(measurement, kernels, verdict=verdict, soak=soak))
+        content = plain.profile_json(measurement, kernels, verdict=verdict, soak=soak)
+        print_json({**content, **engines.engine_json(measurement, times, found)})
     else:
         tables.print_profile(measurement, kernels, verdict=verdict, soak=soak)
+        engines.print_engine(measurement, times, found)
     if strict:
         profiling.require_valid(network, verdict, kept=str(store))
 

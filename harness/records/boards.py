@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from harness.records.base import require_positive
+from harness.records.engines import GpuFacts
 
 CheckStatus = Literal["ok", "warn", "fail", "skip"]
 
@@ -59,7 +60,8 @@ class BoardFacts:
 
     ``int8`` says what integer kernels are worth there: ``vnni`` (fast and exact), ``dotprod``
     (Arm's equivalent), ``avx2`` (fast, but saturates unless weights keep to seven bits) or
-    ``slow``. ``simd`` is the widest vector unit that runtimes lay tensors out for.
+    ``slow``. ``simd`` is the widest vector unit that runtimes lay tensors out for. ``gpu`` is what
+    TensorRT runs on; None on other runtimes.
     """
 
     board: str
@@ -77,6 +79,7 @@ class BoardFacts:
     agent_hash: str
     power_mode: str | None = None
     simd: Literal["avx512", "avx2", "neon"] | None = None
+    gpu: GpuFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

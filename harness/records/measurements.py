@@ -8,6 +8,7 @@ from typing import Literal
 
 from harness.records.base import require_positive
 from harness.records.boards import BoardSettings, Conditions, Telemetry
+from harness.records.engines import CallParts, EngineFacts
 from harness.records.verdicts import Interval
 
 
@@ -96,10 +97,12 @@ class Measurement:
     which settings that were asked for did not hold. ``timed`` says what a sample is: ``host``, a
     call as the board's host sees it, or ``trtexec``, copies in, GPU and copies out by the GPU's
     events (imported). ``machine`` is the processor that it ran on and ``agent_hash`` the agent that
-    measured. ``soak`` is what came before the samples where the board was to be warm.
+    measured. ``soak`` is what came before the samples where the board was to be warm. ``parts`` and
+    ``engine`` are what TensorRT tells of each call and of the engine.
 
     Fields since the first version: busy_s; telemetry, settings and warnings; timed, machine and
-    agent_hash; soak and timed_from_s. They have defaults, so that older stores are read.
+    agent_hash; soak and timed_from_s; parts and engine. They have defaults, so that older stores
+    are read.
     """
 
     label: str
@@ -127,12 +130,16 @@ class Measurement:
     warnings: tuple[str, ...] = ()
     soak: Soak | None = None
     timed_from_s: float | None = None
+    parts: CallParts | None = None
+    engine: EngineFacts | None = None
 
     def __post_init__(self) -> None:
         if not self.samples_s or min(self.samples_s) <= 0:
             raise ValueError(f"measurement of {self.label}: samples must be positive, and some")
         if len(self.rounds) != len(self.samples_s):
             raise ValueError(f"measurement of {self.label}: one round number a sample, please")
+        if self.parts is not None and len(self.parts.compute_s) != len(self.samples_s):
+            raise ValueError(f"measurement of {self.label}: the parts are of other calls")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,20 +212,27 @@ def _ms(seconds: float) -> float:
 def time_entries(measurement: Measurement) -> list[dict[str, float]]:
     """A measurement in the shape of ``--exportTimes``, a call an entry, in the order measured.
 
-    A runtime on the host copies nothing: a call is all compute, and enqueueing lasts as long. Only
-    durations are measured; the starts are those of calls one right after the other.
+    A runtime on the host copies nothing: a call is all compute, and enqueueing lasts as long. On a
+    GPU the latency is copies in, compute and copies out. Only durations are measured; the starts
+    are those of calls one right after the other.
     """
     entries = []
     start_s = 0.0
-    for sample_s in measurement.samples_s:
-        start, end = _ms(start_s), _ms(start_s + sample_s)
-        spans = {"Enq": (start, end), "H2d": (start, start)}
-        spans |= {"Compute": (start, end), "D2h": (end, end)}
+    for index, sample_s in enumerate(measurement.samples_s):
+        h2d_s, compute_s, d2h_s, enqueue_s = 0.0, sample_s, 0.0, sample_s
+        if measurement.parts is not None:
+            parts = measurement.parts
+            h2d_s, compute_s, d2h_s = parts.h2d_s[index], parts.compute_s[index], parts.d2h_s[index]
+            enqueue_s = parts.enqueue_s[index]
+        computing_s = start_s + h2d_s
+        leaving_s = computing_s + compute_s
+        spans = {"Enq": (start_s, start_s + enqueue_s), "H2d": (start_s, computing_s)}
+        spans |= {"Compute": (computing_s, leaving_s), "D2h": (leaving_s, leaving_s + d2h_s)}
         entry: dict[str, float] = {}
-        for name, (begin, finish) in spans.items():
-            entry[f"start{name}Ms"], entry[f"end{name}Ms"] = begin, finish
-        took = _ms(sample_s)
-        entries.append({**entry, "h2dMs": 0.0, "computeMs": took, "d2hMs": 0.0, "latencyMs": took})
+        for name, (begin_s, finish_s) in spans.items():
+            entry[f"start{name}Ms"], entry[f"end{name}Ms"] = _ms(begin_s), _ms(finish_s)
+        took = {"h2dMs": _ms(h2d_s), "computeMs": _ms(compute_s), "d2hMs": _ms(d2h_s)}
+        entries.append({**entry, **took, "latencyMs": _ms(h2d_s + compute_s + d2h_s)})
         start_s += sample_s
     return entries
 

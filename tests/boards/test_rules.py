@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from harness.boards import rules
-from latency_models import fusion
+from latency_models import fusion, graph
 from tests.report.conftest import FACTS
 
 
@@ -33,6 +33,13 @@ def test_a_boards_facts_name_its_fusion_rules(machine, simd, int8, version, name
     facts = replace(FACTS, machine=machine, simd=simd, int8=int8, runtime_version=version)
     assert rules.fusion_rules(facts) == name
     assert name in fusion.RUNTIMES
+
+
+def test_tensorrt_has_rules_of_its_own_whatever_the_processor():
+    for runtime in ("tensorrt", "tensorrt_rtx"):
+        facts = replace(FACTS, runtime=runtime, runtime_version="8.2.1")
+        assert rules.fusion_rules(facts) == "tensorrt"
+    assert "tensorrt" in graph.RUNTIMES
 
 
 def test_the_fake_engines_version_says_nothing_of_onnxruntimes():

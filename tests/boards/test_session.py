@@ -46,7 +46,9 @@ def _agents(spec: BoardSpec) -> list[int]:
 
 
 def test_runtime_that_no_agent_has_is_a_wrong_setting(local: BoardSpec) -> None:
-    with pytest.raises(ConfigError, match=r"'tensorflow' is none of onnxruntime, fake"):
+    with pytest.raises(
+        ConfigError, match=r"'tensorflow' is none of onnxruntime, tensorrt, tensorrt_rtx, fake"
+    ):
         Session(replace(local, runtime="tensorflow"))
 
 

@@ -246,3 +246,48 @@ def test_the_agent_starts_without_the_doctors_part() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+FULL = {
+    "version": "8.2.1.8",
+    "rtx": None,
+    "trtexec": None,
+    "error": None,
+    "cuda": {"error": None},
+}
+NO_CUDA = {"error": "device_agent.cuda.NoCuda: no libcudart.so was found: install it"}
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({}, None),
+        (
+            {"cuda": NO_CUDA},
+            "TensorRT cannot run here; missing: CUDA (no libcudart.so was found: install it)",
+        ),
+        (
+            {"version": None, "error": "No module named 'tensorrt'"},
+            "TensorRT cannot run here; missing: TensorRT's Python bindings "
+            "(No module named 'tensorrt') and trtexec",
+        ),
+        # TensorRT-RTX alone will do, or trtexec.
+        ({"version": None, "rtx": "1.7.1.116"}, None),
+        ({"version": None, "trtexec": {"path": "/trtexec", "version": "8.2.1"}}, None),
+    ],
+)
+def test_what_tensorrt_lacks_is_one_line(change: dict[str, object], line: str | None) -> None:
+    assert inspection.missing({**FULL, **change}) == line
+
+
+def test_a_machine_without_cuda_says_so_in_its_own_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOARDFIT_CUDART", str(tmp_path / "nothing.so"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.8: not there')")
+    found = inspection.tensorrt("", str(tmp_path))
+    assert found["cuda"]["compute"] is None
+    assert "CUDA (no libcudart.so was found: install CUDA's runtime" in found["missing"]
+    assert "libnvinfer.so.8: not there" in found["missing"]
+    assert "\n" not in found["missing"]

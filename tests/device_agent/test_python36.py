@@ -10,7 +10,11 @@ import pytest
 from tests.boards.support import ROOT, python36
 
 FILES = sorted((ROOT / "device_agent").glob("*.py"))
-RUNTIMES = {"engine_onnxruntime.py": {"numpy", "onnxruntime"}}
+RUNTIMES = {
+    "engine_onnxruntime.py": {"numpy", "onnxruntime"},
+    "engine_tensorrt.py": {"numpy"},
+    "cuda_pycuda.py": {"pycuda"},
+}
 # Keywords of later versions that neither the parser nor vermin's defaults refuse everywhere.
 LATER = ("capture_output", "perf_counter_ns", "from __future__", "text=True", "dataclass")
 

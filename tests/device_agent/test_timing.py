@@ -45,6 +45,22 @@ def test_blocks_alternate_and_their_first_calls_are_dropped() -> None:
     assert rounds == [1, 2]
 
 
+def test_each_call_that_counts_is_asked_about_outside_of_its_time() -> None:
+    script = Scripted()
+    runs = [script.engine("a", 1.0), script.engine("b", 2.0)]
+
+    def ask() -> None:
+        script.order.append("?")
+        script.clock.now_s += 100.0
+
+    a, b = timing.interleave(
+        runs, _plan(rounds=1), script.clock, lambda: None, lambda _: None, [ask, lambda: None]
+    )
+    # Two warm-up calls each; then a dropped call and two that count, of which a's are asked about.
+    assert "".join(script.order) == "aabb" + "aa?a?" + "bbb"
+    assert (a.samples_s, b.samples_s) == ([1.0, 1.0], [2.0, 2.0])
+
+
 def test_a_block_lasts_its_time_where_calls_are_short() -> None:
     script = Scripted()
     (timed,) = timing.interleave(

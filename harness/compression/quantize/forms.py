@@ -6,13 +6,11 @@ import re
 from dataclasses import dataclass
 
 from harness.records import BoardFacts
+from harness.tensorrt import chips, versions
 
 __all__ = ["Form", "available_precisions", "form_of"]
 
 X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
-# The parsers of TensorRT 8 refuse int8 initializers ("invalid weights type of Int8" with 8.0.3 and
-# 8.2.5, megvii-research/Sparsebit#16); NVIDIA's guide to explicit quantization allows them now.
-INTEGER_WEIGHTS_SINCE = 10
 # DequantizeLinear on four bits: opset 21, in onnxruntime's CPU provider since 1.20 at the latest.
 INT4_SINCE = (1, 20)
 
@@ -52,14 +50,14 @@ def form_of(board: BoardFacts) -> Form:
     come faster than three: 0.41 against 0.61 ms for a 3x3 stem at 224 x 224, 0.34 against 1.06
     for one of stride 1 at 112 x 112 (measured on x86 only, so done there only).
     """
-    if board.runtime.startswith("tensorrt"):
-        rtx = "rtx" in board.runtime
+    if versions.is_tensorrt(board.runtime):
+        release = versions.release_of(board.runtime, board.runtime_version)
         return Form(
             runtime=board.runtime,
             symmetric=True,
             at_inputs=True,
             integer_bias=False,
-            integer_weights=rtx or _version(board.runtime_version)[0] >= INTEGER_WEIGHTS_SINCE,
+            integer_weights=release.integer_weights,
             weight_bits=8,
             widens_input=False,
         )
@@ -78,8 +76,11 @@ def available_precisions(board: BoardFacts) -> tuple[str, ...]:
     """The precisions worth trying on a board, the exact one first.
 
     int8 is left out where the board has no fast integer kernels; fp16 on onnxruntime's CPU
-    provider is a storage format with casts around every kernel, so it never pays.
+    provider is a storage format with casts around every kernel, so it never pays. With TensorRT the
+    GPU decides (``tensorrt.chips``): there is no int8 on sm_53 and sm_62, where it only stores.
     """
+    if versions.is_tensorrt(board.runtime):
+        return ("fp32",) if board.gpu is None else chips.capability_of(board.gpu).precisions
     return ("fp32",) if board.int8 == "slow" else ("fp32", "int8")
 
 
