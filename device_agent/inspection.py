@@ -44,7 +44,7 @@ LOAD_SAMPLE_S = 0.4
 # A program below this share of one core is background noise.
 BUSY_SHARE = 0.05
 MOST_PROCESSES = 5
-# A driver that hangs must not take the time that TensorRT's bindings may need.
+# A driver that hangs, or TensorRT-RTX, must not take the time that TensorRT's bindings may need.
 CUDA_TIMEOUT_S = 30
 MOST_FILES = 200000
 
@@ -251,10 +251,11 @@ def onnxruntime(cache_dir):
 
 
 def tensorrt(cache_dir, root=ROOT):
-    """TensorRT for the agent's Python, trtexec, CUDA, and what is missing of them."""
+    """TensorRT and TensorRT-RTX for the agent's Python, trtexec, CUDA, and what is missing."""
     del cache_dir
     found = dict(fast_fp16=None, fast_int8=None, features=[])
     found.update(runtimes.probe("tensorrt"), trtexec=runtimes.trtexec(root, shutil.which))
+    found["rtx"] = runtimes.probe("tensorrt_rtx", CUDA_TIMEOUT_S)["version"]
     gpu = runtimes.probe("cuda", CUDA_TIMEOUT_S)
     found["cuda"] = {name: gpu.get(name) for name in ("runtime", "driver", "compute", "error")}
     found["missing"] = missing(found)
@@ -266,7 +267,7 @@ def missing(facts):
     lacks = []
     if facts["cuda"]["error"]:
         lacks.append("CUDA (%s)" % facts["cuda"]["error"].rpartition("NoCuda: ")[2])
-    if facts["version"] is None and facts["trtexec"] is None:
+    if facts["version"] is None and facts["rtx"] is None and facts["trtexec"] is None:
         lacks.append("TensorRT's Python bindings (%s) and trtexec" % facts["error"])
     return "TensorRT cannot run here; missing: " + ", ".join(lacks) if lacks else None
 

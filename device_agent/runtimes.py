@@ -138,7 +138,12 @@ def _cuda_facts(module):
     gpu.close()
 
 
-FACTS = {"onnxruntime": _onnxruntime_facts, "tensorrt": _tensorrt_facts, "cuda": _cuda_facts}
+FACTS = {
+    "onnxruntime": _onnxruntime_facts,
+    "tensorrt": _tensorrt_facts,
+    "tensorrt_rtx": _tensorrt_facts,
+    "cuda": _cuda_facts,
+}
 # Of the agent itself; the others are the board's.
 MODULES = {"cuda": "device_agent.cuda"}
 

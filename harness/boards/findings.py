@@ -233,16 +233,19 @@ def _onnx_files(facts: Facts) -> Check:
 
 def tensorrt(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:
     """TensorRT's Python bindings and trtexec."""
-    needed = spec.runtime in ("tensorrt", "trtexec")
-    tool, version = facts["trtexec"], facts["version"]
+    needed = spec.runtime in ("tensorrt", "tensorrt_rtx", "trtexec")
+    tool, version, rtx = facts["trtexec"], facts["version"], facts.get("rtx")
     parts = []
     if version is not None:
         known = onnx_limits("tensorrt", version)
         limit = f", opset {known.opset}{'' if known.proven else ' at least'}" if known else ""
         parts.append(f"{version} for {spec.python}{limit}")
+    if rtx is not None:
+        parts.append(f"TensorRT-RTX {rtx} for {spec.python}")
     if tool is not None:
         parts.append(f"trtexec {tool['version'] or 'of unknown version'} in {tool['path']}")
-    usable = tool is not None if spec.runtime == "trtexec" else version is not None
+    by_runtime = {"trtexec": tool, "tensorrt": version, "tensorrt_rtx": rtx}
+    usable = by_runtime.get(spec.runtime, version or rtx) is not None
     if usable:
         if facts["error"] and version is not None:
             parts.append(f"but its builder does not start: {facts['error']}")
@@ -250,7 +253,7 @@ def tensorrt(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:
         if facts.get("missing"):
             parts.append(facts["missing"])
             remedy = "install CUDA's runtime, or name its libcudart.so with BOARDFIT_CUDART there"
-            return (_tensorrt("fail" if needed else "warn", parts, remedy, facts),)
+            return (_tensorrt("fail" if needed else "skip", parts, remedy, facts),)
         return (_tensorrt("ok", parts, None, facts),)
     if not parts and facts.get("missing"):
         parts = [facts["missing"]]

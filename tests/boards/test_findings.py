@@ -200,13 +200,23 @@ def test_tensorrt_without_bindings_depends_on_what_the_board_runs() -> None:
     assert findings.tensorrt(nothing, NANO)[0].status == "skip"
 
 
+def test_tensorrt_rtx_is_a_runtime_of_its_own() -> None:
+    alone = {**TENSORRT, "version": None, "trtexec": None, "error": "none", "rtx": "1.7.1.116"}
+    for runtime, status in (("tensorrt_rtx", "ok"), ("tensorrt", "fail"), ("onnxruntime", "ok")):
+        spec = BoardSpec(name="pc", host="pc", runtime=runtime)
+        (check,) = findings.tensorrt(alone, spec)
+        assert (check.status, check.found[:22]) == (status, "TensorRT-RTX 1.7.1.116")
+    spec = BoardSpec(name="pc", host="pc", runtime="tensorrt_rtx")
+    assert findings.tensorrt({**TENSORRT, "rtx": None}, spec)[0].status == "fail"
+
+
 def test_what_tensorrt_lacks_is_told_in_the_boards_own_line() -> None:
     line = "TensorRT cannot run here; missing: CUDA (no libcudart.so was found)"
-    for runtime, status in (("tensorrt", "fail"), ("onnxruntime", "warn")):
+    for runtime, status in (("tensorrt", "fail"), ("onnxruntime", "skip")):
         spec = BoardSpec(name="nano", host="jetson-nano", runtime=runtime)
         (check,) = findings.tensorrt({**TENSORRT, "missing": line}, spec)
         assert (check.status, check.found.endswith(f"; {line}")) == (status, True)
-        assert check.remedy is not None and "BOARDFIT_CUDART" in check.remedy
+        assert ("BOARDFIT_CUDART" in (check.remedy or "")) is (status == "fail")
     nothing = {**TENSORRT, "version": None, "trtexec": None, "error": "none", "missing": line}
     (check,) = findings.tensorrt(nothing, NANO)
     assert (check.status, check.found) == ("skip", line)

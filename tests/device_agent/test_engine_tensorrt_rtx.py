@@ -1,6 +1,6 @@
 """The same engine module with TensorRT-RTX, which parses and builds real engines without a GPU.
 
-It is taken from this Python or from the one that BOARDFIT_TENSORRT_PYTHON names; without either
+It is taken from this Python or from the one that BOARDFIT_RTX_PYTHON names; without either
 these tests are skipped.
 """
 
@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.boards.support import float_network, int8_network
 from tests.contract.agent import PLAN, Frame, RawAgent
 
-VARIABLE = "BOARDFIT_TENSORRT_PYTHON"
+VARIABLE = "BOARDFIT_RTX_PYTHON"
 TYPED: Frame = {
     "flags": [],
     "layers": {},

@@ -248,7 +248,13 @@ def test_the_agent_starts_without_the_doctors_part() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
-FULL = {"version": "8.2.1.8", "trtexec": None, "error": None, "cuda": {"error": None}}
+FULL = {
+    "version": "8.2.1.8",
+    "rtx": None,
+    "trtexec": None,
+    "error": None,
+    "cuda": {"error": None},
+}
 NO_CUDA = {"error": "device_agent.cuda.NoCuda: no libcudart.so was found: install it"}
 
 
@@ -265,7 +271,8 @@ NO_CUDA = {"error": "device_agent.cuda.NoCuda: no libcudart.so was found: instal
             "TensorRT cannot run here; missing: TensorRT's Python bindings "
             "(No module named 'tensorrt') and trtexec",
         ),
-        # trtexec alone will do.
+        # TensorRT-RTX alone will do, or trtexec.
+        ({"version": None, "rtx": "1.7.1.116"}, None),
         ({"version": None, "trtexec": {"path": "/trtexec", "version": "8.2.1"}}, None),
     ],
 )
