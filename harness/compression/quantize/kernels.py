@@ -24,8 +24,8 @@ INTEGER_OPS = frozenset(
 )
 TENSORRT_CHOSE = "TensorRT timed a float kernel as faster, or fused it into a layer of another name"
 # TensorRT's tactics on integers name their operands and the sum's type (..._i8i8_i8i32_f32_... or
-# ..._i8f32_i8i32_f32_...) or int8 itself; a layer may also tell it as its output's type. From engine
-# dumps that others published, not from a board of ours.
+# ..._i8f32_i8i32_f32_...) or int8 itself; a layer may also tell it as its output's type. From
+# engine dumps that others published, not from a board of ours.
 _INTEGER_TACTIC = re.compile(r"i8i32|int8|imma|idp4a", re.IGNORECASE)
 
 
