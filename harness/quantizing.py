@@ -18,6 +18,8 @@ from harness.boards.session import Session
 from harness.compression import quantize
 from harness.errors import BuildError, ConfigError
 from harness.progress import ConsoleObserver
+from harness.records import BoardFacts
+from harness.tensorrt import storage, versions
 
 __all__ = ["OutputDifference", "QuantizedFile", "quantize_file"]
 
@@ -49,14 +51,15 @@ class QuantizedFile:
     """A network quantized by ``quantize_file``.
 
     ``layers`` were asked for; ``integer_layers`` of them ran as integer kernels on the board,
-    ``float_layers`` says of the others what they ran as and why. With weights of four bits there
-    are no integer kernels, and both are empty.
+    ``float_layers`` says of the others what they ran as and why. Where integers only store weights
+    there are no integer kernels, and both are empty: four bits, and int8 with TensorRT on a chip
+    without fast int8.
     """
 
     network: str
     out: str
     runtime: str
-    precision: Literal["int8", "weights int4"]
+    precision: Literal["int8", "weights int8", "weights int4"]
     calibrate: str
     calibration_images: int
     test_images: int
@@ -81,6 +84,8 @@ def quantize_file(
     int4: bool = False,
 ) -> QuantizedFile:
     """Quantize every layer of an ONNX file but ``exclude``, in the form that the board wants.
+
+    Where TensorRT has no fast int8 the weights alone are stored in it, for the download.
 
     Free dimensions of its input become those of the images, the batch one. Raises ConfigError.
     """
@@ -107,9 +112,14 @@ def quantize_file(
         carriers: tuple[str, ...] = ()
         real: tuple[str, ...] = ()
         floats: tuple[str, ...] = ()
+        stored = _stored(session.facts, int4=int4)
         with observer.stage("quantize"):
-            if int4:
+            if stored == "weights int4":
                 quantize.store_weights_int4(source, out, layers=layers, board=session.facts)
+            elif stored == "weights int8":
+                chosen = [node for node, layer in nodes.items() if layer in layers]
+                packed = storage.pack(model, chosen)
+                networks.write_file(out, packed.SerializeToString(deterministic=True))
             else:
                 report = quantize.quantize(
                     source,
@@ -122,7 +132,7 @@ def quantize_file(
                     progress=observer.progress,
                 )
                 carriers = report.carriers
-        if not int4:
+        if stored is None:
             with observer.stage("profile"):
                 taken = session.profile(out, runs=5)
             real = quantize.real_int8_layers(taken, layers, layer_of_node=nodes)
@@ -135,7 +145,7 @@ def quantize_file(
             network=str(network),
             out=str(out),
             runtime=session.facts.runtime,
-            precision="weights int4" if int4 else "int8",
+            precision=stored or "int8",
             calibrate=calibrate,
             calibration_images=len(calibration),
             test_images=len(test),
@@ -162,6 +172,16 @@ def _files_of(path: Path) -> tuple[Path, ...]:
     if missing := [file for file in sorted(beside) if not file.is_file()]:
         raise ConfigError(f"{path} has its weights in {missing[0]}, which does not exist")
     return path, *beside
+
+
+def _stored(facts: BoardFacts, *, int4: bool) -> Literal["weights int4", "weights int8"] | None:
+    """What integers store on the board; None where they are computed with."""
+    if int4:
+        return "weights int4"
+    slow = versions.is_tensorrt(facts.runtime) and "int8" not in quantize.available_precisions(
+        facts
+    )
+    return "weights int8" if slow else None
 
 
 def _divided(

@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -96,6 +97,20 @@ def test_what_cannot_be_built_is_told_before_anything_is_sent(folder, capsys):
     assert code == 1
     assert "node 'det' (Det)" in err and "was not sent there" in err
     assert not list((folder / "cache").glob("blobs/*"))
+
+
+def test_int8_for_a_chip_without_it_is_a_file_for_the_download(folder, capsys):
+    onnx.save(chain(channels=64), "wide.onnx")
+    rng = np.random.default_rng(0)
+    np.savez("images.npz", train_images=rng.normal(size=(16, 4, 6, 6)).astype(np.float32))
+    arguments = ("wide.onnx", "--data", "images.npz", "--out", "small.onnx")
+    code, out, err = run(capsys, "quantize", *arguments)
+    assert code == 0, err
+    assert "store their weights in int8" in " ".join(out.split())
+    assert Path("small.onnx").stat().st_size < 0.32 * Path("wide.onnx").stat().st_size
+    kinds = [n.op_type for n in onnx.load("small.onnx").graph.node]
+    assert "QuantizeLinear" not in kinds and kinds.count("DequantizeLinear") == 3
+    assert not list((folder / "cache").glob("engines/*.json"))
 
 
 def test_a_built_engine_is_fetched_with_what_came_of_its_build(folder, tmp_path):

@@ -70,7 +70,13 @@ ALLOWED = {
     "harness.proposing": {"harness", "latency_models"},
     "harness.loop": {"harness", "latency_models"},
     "harness.quantizing": FOUNDATION
-    | {"harness.boards", "harness.compression", "harness.networks", "harness.progress"},
+    | {
+        "harness.boards",
+        "harness.compression",
+        "harness.networks",
+        "harness.progress",
+        "harness.tensorrt",
+    },
     "harness.run_commands": FOUNDATION
     | {
         "harness.boards",

@@ -57,6 +57,8 @@ def kernel(content: Frame) -> KernelTime:
         latency_s=content["latency_s"],
         serves=content.get("serves", ""),
         samples_s=tuple(content.get("samples_s", ())),
+        tactic=content.get("tactic", ""),
+        precision=content.get("precision", ""),
     )
 
 

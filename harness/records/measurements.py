@@ -160,7 +160,8 @@ class KernelTime:
     ``op`` is the runtime's operator (``QLinearConv``); ``node`` the ONNX node it came from, "" if
     the runtime put the kernel in itself; one that changes a layout ``serves`` a node then.
     ``samples_s`` holds its time in every profiled run, as coarse as the profiler's clock
-    (onnxruntime: the middle of a microsecond); old profiles have none.
+    (onnxruntime: the middle of a microsecond); old profiles have none. ``tactic`` and ``precision``
+    are the implementation and its output's type in TensorRT's words, as far as its version tells.
     """
 
     name: str
@@ -169,6 +170,8 @@ class KernelTime:
     latency_s: float
     serves: str = ""
     samples_s: tuple[float, ...] = ()
+    tactic: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

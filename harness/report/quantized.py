@@ -74,6 +74,11 @@ def print_quantized(result: Quantized) -> None:
             f"calibrated on {result.calibration_images} images"
         )
         lines += [f"Warning: {text}" for text in result.float_layers]
+    elif result.precision == "weights int8":
+        lines.append(
+            f"{len(result.layers)} layers store their weights in int8, which the board has no fast "
+            "kernels for: a smaller file to download, from which boardfit builds the float engine"
+        )
     else:
         lines.append(
             f"{len(result.layers)} layers hold weights of four bits; they compute in float, and "

@@ -15,7 +15,7 @@ from harness.tensorrt import operators, placement, versions
 from harness.tensorrt.chips import Capability, capability_of
 from harness.tensorrt.versions import Release
 
-__all__ = ["Finding", "check", "findings", "require"]
+__all__ = ["Finding", "check", "findings", "read", "require"]
 
 # Beyond these an error lists no further: one export error repeats itself in every block.
 MOST_TOLD = 5
@@ -142,6 +142,17 @@ def check(model: onnx.ModelProto, facts: BoardFacts) -> tuple[Finding, ...]:
     return findings(model, release, capability)
 
 
+def read(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """The network in a file, with or without weights that lie in other files; ConfigError."""
+    try:
+        model: onnx.ModelProto = onnx.load(path, load_external_data=weights)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{error.filename or path} does not exist; name an .onnx file") from error
+    except Exception as error:  # protobuf raises its own kind, which differs by backend
+        raise ConfigError(f"{path} is not an ONNX file ({error}); export it anew") from error
+    return model
+
+
 def require(path: Path, facts: BoardFacts) -> tuple[str, ...]:
     """Warnings on a file that the board is to build; BuildError names what it cannot read.
 
@@ -149,13 +160,7 @@ def require(path: Path, facts: BoardFacts) -> tuple[str, ...]:
     """
     if not versions.is_tensorrt(facts.runtime):
         return ()
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; name an .onnx file") from error
-    except Exception as error:  # protobuf raises its own kind, which differs by backend
-        raise ConfigError(f"{path} is not an ONNX file ({error}); export it anew") from error
-    found = check(model, facts)
+    found = check(read(path, weights=False), facts)
     errors = [str(one) for one in found if one.status == "error"]
     if errors:
         more = len(errors) - MOST_TOLD

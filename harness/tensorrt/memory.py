@@ -27,12 +27,11 @@ LIBRARIES_BYTES = 852 * MIB
 WEIGHT_COPIES = 3
 # Inputs and outputs of the layer that is being timed are allocated beside those of the network.
 ACTIVATION_COPIES = 2
-# trtexec's default before 8.4, and what the agent asks for where nobody says otherwise.
-WORKSPACE_BYTES = 16 * MIB
+# The agent's limit where nobody says otherwise.
+WORKSPACE_BYTES = 256 * MIB
 # The rest of the system needs some, or the board swaps while it times tactics.
 MARGIN_BYTES = 128 * MIB
 LEAST_WORKSPACE_BYTES = 8 * MIB
-MOST_WORKSPACE_BYTES = 1024 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,15 +122,17 @@ def preflight(
 ) -> Preflight:
     """Whether a board with so much memory, free and in all, can build ``model``.
 
-    For boards whose GPU shares the CPU's memory. Without ``workspace_bytes`` the largest power of
-    two that leaves a margin is taken, from 8 MiB to 1 GiB.
+    For boards whose GPU shares the CPU's memory. Without ``workspace_bytes`` it is the agent's 256
+    MiB, or the largest power of two that leaves a margin, 8 MiB at least.
     """
     bare = estimate(model, workspace_bytes=0)
     limit = workspace_bytes
+    if limit is None and free_bytes is None:
+        limit = WORKSPACE_BYTES
     if limit is None:
         left = (free_bytes or 0) - MARGIN_BYTES - bare.total_bytes
         limit = LEAST_WORKSPACE_BYTES
-        while limit * 2 <= min(left, MOST_WORKSPACE_BYTES):
+        while limit * 2 <= min(left, WORKSPACE_BYTES):
             limit *= 2
     needed = estimate(model, workspace_bytes=limit)
     parts = (

@@ -39,7 +39,7 @@ def prepare(
     What has to be rewritten is written into ``folder``. BuildError names an operator or a Q/DQ pair
     that the board cannot build, ConditionError a lack of memory; both before anything is sent.
     """
-    model = onnx.load(path)
+    model = checks.read(path)
     plan = precision.uniform(
         model,
         options.precision,
@@ -59,7 +59,7 @@ def for_layers(
     settings: BuildSettings | None = None,
 ) -> Prepared:
     """The network in ``path`` for an engine whose layer nodes run in ``layers[node]``."""
-    model = onnx.load(path)
+    model = checks.read(path)
     plan = precision.plan(
         model,
         layers,
@@ -104,6 +104,11 @@ def _written(
     if found.status == "tight":
         notes = (*notes, found.message)
     settings = plan.settings
-    if settings.workspace_bytes is None and found.free_bytes is not None:
+    if (
+        settings.workspace_bytes is None
+        and found.free_bytes is not None
+        and found.workspace_bytes < memory.WORKSPACE_BYTES
+    ):
+        # Only then: another limit is another engine, which is not in the board's cache.
         settings = replace(settings, workspace_bytes=found.workspace_bytes)
     return Prepared(path=target, build=settings, notes=notes)

@@ -6,7 +6,7 @@ TensorRT builds from is the float network that it unpacks to.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
@@ -23,12 +23,13 @@ LEVELS = 127
 _LEAST_SCALE = float(np.finfo(np.float32).tiny) * 2**24
 
 
-def pack(model: onnx.ModelProto) -> onnx.ModelProto:
+def pack(model: onnx.ModelProto, nodes: Collection[str] | None = None) -> onnx.ModelProto:
     """A copy whose weights lie in int8 behind DequantizeLinear, one scale an output channel.
 
-    Symmetric, rounded to nearest: a weight moves by half a step at most, 1/254 of its channel's
-    largest. Everything else stays float. BuildError where there is no weight to pack, or where
-    the opset is below 13, the first with a scale a channel.
+    ``nodes`` are the layers whose weights are packed; None: all. Symmetric, rounded to nearest: a
+    weight moves by half a step at most, 1/254 of its channel's largest. Everything else stays
+    float. BuildError where there is no weight to pack, or where the opset is below 13, the first
+    with a scale a channel.
     """
     opset = model.opset_import[0].version
     if opset < 13:
@@ -37,7 +38,7 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
     packed.CopyFrom(model)
     graph = packed.graph
     weights = {item.name: item for item in graph.initializer}
-    axes = _weight_axes(graph, weights)
+    axes = _weight_axes(graph, weights, nodes)
     if not axes:
         raise BuildError("there is no weight of a convolution or matrix product to pack")
     for name, axis in axes.items():
@@ -62,11 +63,15 @@ def pack(model: onnx.ModelProto) -> onnx.ModelProto:
     return packed
 
 
-def _weight_axes(graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) -> dict[str, int]:
+def _weight_axes(
+    graph: onnx.GraphProto, weights: Mapping[str, TensorProto], nodes: Collection[str] | None
+) -> dict[str, int]:
     """The float weights of layers that are worth packing, and the axis of output channels."""
     found: dict[str, int] = {}
     for node in graph.node:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        if nodes is not None and node.name not in nodes:
             continue
         item = weights.get(node.input[1]) if len(node.input) > 1 else None
         if item is None or item.data_type != TensorProto.FLOAT or len(item.dims) < 2:

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
-from harness.errors import ConditionError
+from harness.errors import ConditionError, ConfigError
 from harness.records import GpuFacts
-from harness.tensorrt import memory
+from harness.tensorrt import memory, preparing
+from harness.tensorrt.options import EngineOptions
 from tests.tensorrt.nets import chain, facts, network, node
 
 MIB = 1 << 20
@@ -64,7 +66,7 @@ def test_a_build_fits_is_tight_or_cannot_be():
 
 
 @pytest.mark.parametrize(
-    ("free", "workspace"), [(0, 8), (1000, 16), (1200, 128), (2000, 512), (9000, 1024)]
+    ("free", "workspace"), [(0, 8), (1000, 16), (1200, 128), (1350, 256), (9000, 256)]
 )
 def test_the_workspace_is_the_largest_power_of_two_that_leaves_a_margin(free, workspace):
     # Of 1,000 MiB 852 are for libraries and 128 stay free; the network itself takes 0.1.
@@ -90,3 +92,21 @@ def test_a_gpu_with_memory_of_its_own_is_asked_and_a_shared_one_is_not():
     assert found.status == "fits" and found.free_bytes == 70 * 10**9
     shared = facts(total_bytes=4156694528, free_bytes=10**9)
     assert memory.require(chain(), shared, free_bytes=2 * 10**9).free_bytes == 2 * 10**9
+
+
+def test_a_limit_is_set_only_where_the_agents_own_does_not_fit(tmp_path):
+    path = tmp_path / "net.onnx"
+    onnx.save(chain(), path)
+    for free, limit in ((2000, None), (1200, 128 * MIB)):
+        found = preparing.prepare(
+            path, facts(), EngineOptions(), folder=tmp_path / "made", free_bytes=free * MIB
+        )
+        assert found.build.workspace_bytes == limit
+        assert found.path == path
+
+
+def test_a_file_that_is_none_is_an_error_of_the_input(tmp_path):
+    path = tmp_path / "net.onnx"
+    path.write_text("nothing")
+    with pytest.raises(ConfigError, match="not an ONNX file"):
+        preparing.prepare(path, facts(), EngineOptions(), folder=tmp_path)

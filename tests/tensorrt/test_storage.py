@@ -36,6 +36,13 @@ def test_no_weight_moves_by_more_than_half_a_step_of_its_channel():
     assert np.array_equal(given["b1"], found["b1"])
 
 
+def test_layers_that_are_not_named_keep_their_weights():
+    model = chain()
+    found = weights(storage.unpack(storage.pack(model, ["conv2"])))
+    assert np.array_equal(found["w1"], weights(model)["w1"])
+    assert not np.array_equal(found["w2"], weights(model)["w2"])
+
+
 def test_a_channel_of_zeros_stays_one():
     model = chain()
     item = next(i for i in model.graph.initializer if i.name == "w2")

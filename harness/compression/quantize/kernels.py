@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from harness.records import KernelTime, Profile
+from harness.tensorrt import versions
 
 __all__ = ["FloatLayer", "float_layers", "real_int8_layers"]
 
@@ -21,6 +22,11 @@ INTEGER_OPS = frozenset(
         "QLinearMatMul",
     }
 )
+TENSORRT_CHOSE = "TensorRT timed a float kernel as faster, or fused it into a layer of another name"
+# TensorRT's tactics on integers name their operands and the sum's type (..._i8i8_i8i32_f32_... or
+# ..._i8f32_i8i32_f32_...) or int8 itself; a layer may also tell it as its output's type. From
+# engine dumps that others published, not from a board of ours.
+_INTEGER_TACTIC = re.compile(r"i8i32|int8|imma|idp4a", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +54,7 @@ def real_int8_layers(
     """
     wanted = set(int8_layers)
     real = (
-        _layer_of_kernel(kernel, layer_of_node)
-        for kernel in profile.kernels
-        if kernel.op in INTEGER_OPS
+        _layer_of_kernel(kernel, layer_of_node) for kernel in profile.kernels if _is_integer(kernel)
     )
     return tuple(dict.fromkeys(layer for layer in real if layer in wanted))
 
@@ -61,20 +65,36 @@ def float_layers(
     *,
     layer_of_node: Mapping[str, str] | None = None,
 ) -> tuple[FloatLayer, ...]:
-    """Those of ``int8_layers`` that ran as something else, with the likely reason of each."""
+    """Those of ``int8_layers`` that ran as something else, with the likely reason of each.
+
+    () where the runtime does not tell: TensorRT before 8.2 names its layers and no more.
+    """
+    if versions.is_tensorrt(profile.runtime) and not any(k.tactic for k in profile.kernels):
+        return ()
     real = set(real_int8_layers(profile, int8_layers, layer_of_node=layer_of_node))
     ran_as = {
         _layer_of_kernel(kernel, layer_of_node): kernel.op
         for kernel in profile.kernels
-        if kernel.op not in INTEGER_OPS
+        if not _is_integer(kernel)
         and kernel.op not in ("QuantizeLinear", "DequantizeLinear", "ReorderOutput", "Transpose")
     }
     dequantizes = sum(kernel.op == "DequantizeLinear" for kernel in profile.kernels)
     return tuple(
-        FloatLayer(layer=layer, ran_as=ran_as.get(layer), why=_why(ran_as.get(layer), dequantizes))
+        FloatLayer(
+            layer=layer,
+            ran_as=ran_as.get(layer),
+            why=TENSORRT_CHOSE
+            if versions.is_tensorrt(profile.runtime)
+            else _why(ran_as.get(layer), dequantizes),
+        )
         for layer in int8_layers
         if layer not in real
     )
+
+
+def _is_integer(kernel: KernelTime) -> bool:
+    told = f"{kernel.tactic} {kernel.precision}"
+    return kernel.op in INTEGER_OPS or _INTEGER_TACTIC.search(told) is not None
 
 
 def _why(op: str | None, dequantizes: int) -> str:
