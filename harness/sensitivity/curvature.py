@@ -77,6 +77,7 @@ def score(
     seven_bit_weights: bool = False,
     around: str | None = None,
     rounded: RoundedWeights | None = None,
+    inputs: bool = True,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivities:
@@ -87,7 +88,8 @@ def score(
     runs for int8. ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
     layer is rounded to, where a quantizer of its own is used. ``around`` is a precision: gradients
     are then those of the network with all its weights in it, nearer to where a policy of few bits
-    ends, and a removed channel is what it gives there.
+    ends, and a removed channel is what it gives there. Without ``inputs`` activations are taken as
+    exact: where all options round them alike they decide nothing, and the pass is faster.
 
     Hooks hold at most ``max_bytes`` at a time, for which batches are made smaller than ``batch``
     where need be; apart from that stand the changes of the weights (4 bytes a weight and
@@ -104,13 +106,15 @@ def score(
         folded = fold_batchnorm(network, images[:1])
         for parameter in folded.parameters():
             parameter.requires_grad_(False)
-        run = _Pass(folded, groups, options, images, seven_bit_weights, around, rounded or {})
+        run = _Pass(
+            folded, groups, options, images, seven_bit_weights, around, rounded or {}, inputs
+        )
         run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), progress)
         return run.result()
 
     if cache is None:
         return compute()
-    settings = (draws, seed, seven_bit_weights, around)
+    settings = (draws, seed, seven_bit_weights, around, inputs)
     key = _key(network, groups, options, images, labels, settings, rounded or {})
     return cached(cache, key, compute)
 
@@ -165,11 +169,12 @@ class _Pass:
         seven_bit: bool,
         around: str | None,
         rounded: RoundedWeights,
+        inputs: bool,
     ) -> None:
         self.network = network
-        self.totals = [_Totals(group, options[group.name]) for group in groups]
+        self.totals = [_Totals(group, options[group.name], inputs) for group in groups]
         ranges = {}
-        if any(_input_of(p) == "int8" for total in self.totals for p in total.precisions):
+        if any("int8" in total.inputs for total in self.totals):
             ranges = input_ranges(network, images)
         rounders: dict[str, dict[str, Rounding]] = {
             name: {"fp16": lambda a: a.half().float(), "int8": interval.rounded}
@@ -189,9 +194,9 @@ class _Pass:
                     else given
                     for precision, given in weights.items()
                 }
-                inputs = rounders.get(name, {"fp16": lambda a: a.half().float()})
+                ways = rounders.get(name, {"fp16": lambda a: a.half().float()})
                 changes = changes_of(
-                    complete, layer.weight, {kind: inputs[kind] for kind in total.inputs}
+                    complete, layer.weight, {kind: ways[kind] for kind in total.inputs}
                 )
                 self.recorders[name] = Recorder(layer, changes, per_channel=total.prunes)
         if around is not None:
@@ -322,11 +327,11 @@ class _Totals:
     Double precision: channels are summed with mixed signs before squaring.
     """
 
-    def __init__(self, group: Group, options: tuple[Option, ...]) -> None:
+    def __init__(self, group: Group, options: tuple[Option, ...], inputs: bool) -> None:
         self.group, self.options = group, options
         self.prunes = any(option.channels < group.channels for option in options)
         self.precisions = sorted({option.precision for option in options} - {"fp32"})
-        self.inputs = sorted({_input_of(precision) for precision in self.precisions})
+        self.inputs = sorted({_input_of(precision) for precision in self.precisions if inputs})
         self._squares = torch.zeros(group.channels, dtype=torch.float64)
         self._count = 0
         self._rows: list[Rows] = []
@@ -360,8 +365,9 @@ class _Totals:
                 by_weights += removed[:, ~keep].sum(1)
             if option.precision != "fp32":
                 by_weights += weights[self.precisions.index(option.precision)][:, chosen].sum(1)
-                kind = self.inputs.index(_input_of(option.precision))
-                by_inputs += inputs[kind][:, chosen].sum(1)
+                if self.inputs:
+                    kind = self.inputs.index(_input_of(option.precision))
+                    by_inputs += inputs[kind][:, chosen].sum(1)
             found.append(
                 tuple(
                     float(inner.square().mean() / 2)

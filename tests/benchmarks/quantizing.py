@@ -92,6 +92,7 @@ class Bench:
             self.subject.calibration_labels[:images] if images is None else None,
             draws=1,
             batch=BATCH,
+            inputs=False,
         )
         assert found.weights is not None
         return dict(found.weights)
