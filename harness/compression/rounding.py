@@ -45,15 +45,18 @@ __all__ = [
 
 # Share of the mean of H's diagonal that is added to it (GPTQ's "percdamp"), and what comes on top
 # for every column per independent sample: a covariance estimated from few samples says that most
-# directions never occur, and rounding errors flee into them. Both constants by divergence on other
-# images, at 3 bits. EfficientNet-Lite0's classifier (1280 inputs, 300 images): 0.026 with a damping
-# of 0.01, 0.022 for plain rounding, 0.017 to 0.018 between 0.5 and 2. All of ResNet-20 (144 to 576
-# inputs, 512 images): 0.031 with 0.01, 0.026 with 0.06, 0.032 with 0.2.
+# directions never occur, and rounding errors flee into them. Chosen in 3 bits by divergence from
+# the exact network on calibration images that were kept out, never on test images. The last seven
+# blocks of EfficientNet-Lite0, fitted to 200 images and judged on 100: 0.376 with 0.25 a column and
+# 0.318 with 1, at the best single scale of the outputs 0.160 and 0.146 (the latter with a quarter
+# of the positions and half the sweeps). ResNet-20, fitted to 352 and judged on 160: 0.0042 and
+# 0.0033. Flipped and cropped images besides (0.528 and 0.188 with 0.25), or following by halves
+# (0.483 and 0.155), did not help the former.
 DAMPING = 0.01
-_DAMPING_PER_COLUMN = 0.25
+_DAMPING_PER_COLUMN = 1.0
 _INDEPENDENT = 4  # the positions of an image count as at most so many samples
 # At most so many positions a weight column are looked at, spread over the images.
-_ROWS_PER_COLUMN, _LEAST_ROWS = 96, 8192
+_ROWS_PER_COLUMN, _LEAST_ROWS = 32, 2048
 _BLOCK = 128  # columns whose errors are passed on at once
 _SWEEPS = 8
 _SETTLED = 1e-3  # a share of levels whose moves are not worth another sweep
@@ -228,8 +231,9 @@ def compensate(
     ``sweeps`` bounds the improvement after rounding; 0 leaves it out. ``unbiased`` ends with the
     scale at which outputs are, on average, as far from their mean as they should be. That of least
     error is smaller; layers that follow make up for it, but where none does, in the logits, it is
-    a softmax of higher temperature: EfficientNet-Lite0's classifier in 2 bits diverges by 0.21
-    with the one and by 0.09 with the other, in 3 bits by 0.018 and 0.012.
+    a softmax of higher temperature: EfficientNet-Lite0's classifier alone, fitted to 200
+    calibration images and judged on 100 others, diverges in 2 bits by 0.243 with the one and by
+    0.059 with the other, in 3 bits by 0.019 and 0.010.
     """
     weight = layer.weight.detach()
     matrix = _by_group(weight, moments.covariance.shape[0]).double()

@@ -87,12 +87,12 @@ def test_moments_are_those_of_all_batches_together() -> None:
 
 def test_of_large_images_some_positions_are_looked_at_the_same_in_both_networks() -> None:
     torch.manual_seed(0)
-    images = torch.randn(2, 1, 90, 90)  # 16,200 positions; 8,192 are enough
+    images = torch.randn(2, 1, 90, 90)  # 16,200 positions; 2,048 are enough
     moments = InputMoments(nn.Conv2d(1, 1, 1), 2)
     moments.add(images, 2 * images)
     assert float(moments.cross) == pytest.approx(2 * float(moments.covariance) / 4, rel=1e-6)
     assert float(moments.covariance) == pytest.approx(4.0, rel=0.1)
-    assert moments.rows == 8192
+    assert moments.rows == 2048
 
 
 def output_error(layer: nn.Linear, x: Tensor, q: Tensor, weight: Tensor, bias: Tensor) -> float:
