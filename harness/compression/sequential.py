@@ -18,6 +18,8 @@ from harness.compression.rounding import (
     Rounded,
     compensate,
     compensated_share,
+    enlarged,
+    lacking_gain,
 )
 from harness.errors import BuildError
 from harness.networks import fold_batchnorm, layers_in_order
@@ -49,6 +51,7 @@ def quantize_in_turn(
     damping: float = DAMPING,
     sweeps: int = 8,
     follow: float = 1.0,
+    apart: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Quantized:
     """``network`` with the weights of every layer in ``bits`` rounded, errors compensated.
@@ -57,9 +60,13 @@ def quantize_in_turn(
     that the layers before it, already quantized, make of ``images``, and aims at what the original
     gives. ``ranges`` are those of the inputs (None: 8 bits over the range seen in the original;
     an empty mapping: inputs are not rounded). ``damping``, ``sweeps`` and ``follow`` are those of
-    ``rounding.compensate``. ``progress(done, of)`` counts layers. What one layer reads of all
-    images is held twice, of the original and of the quantized network. Raises BuildError.
+    ``rounding.compensate``. The last ``apart`` images are kept out of the moments: they tell how
+    much too small the outputs are on images that nothing was fitted to, and the last layer's
+    scales make up for it. ``progress(done, of)`` counts layers. What one layer reads of all images
+    is held twice, of the original and of the quantized network. Raises BuildError.
     """
+    if not 0 <= apart < len(images):
+        raise BuildError(f"cannot keep {apart} of {len(images)} images apart: leave some to fit to")
     original = fold_batchnorm(network, images[:1])
     layers = layers_in_order(original, images[:1])
     if unknown := sorted(bits.keys() - layers.keys()):
@@ -73,6 +80,10 @@ def quantize_in_turn(
     round_inputs(result, ranges)
     rounded: dict[str, Rounded] = {}
     visited: set[str] = set()
+    fitted = len(images) - apart
+    batches = [images[start : min(start + batch, fitted)] for start in range(0, fitted, batch)]
+    used = len(batches)
+    batches += [images[start : start + batch] for start in range(fitted, len(images), batch)]
     last = list(layers)[-1]  # no layer after it can make up for outputs that are too small
 
     def visit(name: str, inputs: list[Tensor]) -> None:
@@ -80,9 +91,9 @@ def quantize_in_turn(
             return  # a layer called again keeps the weights it has
         visited.add(name)
         if name in bits:
-            half = len(inputs) // 2
-            moments = InputMoments(layers[name], len(images))
-            for before, after in zip(inputs[:half], inputs[half:], strict=True):
+            pairs = list(zip(inputs[: len(batches)], inputs[len(batches) :], strict=True))
+            moments = InputMoments(layers[name], fitted)
+            for before, after in pairs[:used]:
                 moments.add(before, after)
             found = compensate(
                 layers[name],
@@ -93,6 +104,10 @@ def quantize_in_turn(
                 follow=follow,
                 unbiased=name == last,
             )
+            if name == last and apart:
+                before, after = (torch.cat(part) for part in zip(*pairs[used:], strict=True))
+                gain = lacking_gain(layers[name], found, before, after)
+                found = enlarged(found, moments, gain)
             rounded[name] = found
             with torch.no_grad():
                 own[name].weight.copy_(found.weight.dequantized())
@@ -100,7 +115,6 @@ def quantize_in_turn(
         if progress is not None:
             progress(len(visited), len(layers))
 
-    batches = [images[start : start + batch] for start in range(0, len(images), batch)]
     runs = [(original, part) for part in batches] + [(result, part) for part in batches]
     run_in_step(runs, [layers, own], visit)
     return Quantized(

@@ -52,7 +52,7 @@ from harness.networks import LAYER_TYPES, Layer, fingerprint, fold_batchnorm
 from harness.records import Group, Option, dump, weight_bits
 from harness.sensitivity.inner import Recorder, Rounding, changes_of
 from harness.sensitivity.results import Sensitivities, Together, cached, digest
-from harness.sensitivity.totals import Totals, input_of
+from harness.sensitivity.totals import Totals
 
 __all__ = ["Sensitivities", "Together", "rounded_weights", "score", "score_together"]
 
@@ -78,6 +78,7 @@ def score(
     seven_bit_weights: bool = False,
     around: str | None = None,
     rounded: RoundedWeights | None = None,
+    inputs: bool = True,
     cache: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivities:
@@ -88,7 +89,8 @@ def score(
     runs for int8. ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
     layer is rounded to, where a quantizer of its own is used. ``around`` is a precision: gradients
     are then those of the network with all its weights in it, nearer to where a policy of few bits
-    ends, and a removed channel is what it gives there.
+    ends, and a removed channel is what it gives there. Without ``inputs`` activations are taken as
+    exact: where all options round them alike they decide nothing, and the pass is faster.
 
     Hooks hold at most ``max_bytes`` at a time, for which batches are made smaller than ``batch``
     where need be; apart from that stand the changes of the weights (4 bytes a weight and
@@ -101,13 +103,15 @@ def score(
     """
 
     def compute() -> Sensitivities:
-        run = _Pass(network, groups, options, images, seven_bit_weights, around, rounded or {})
+        run = _Pass(
+            network, groups, options, images, seven_bit_weights, around, rounded or {}, inputs
+        )
         run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), progress)
         return run.result()
 
     if cache is None:
         return compute()
-    settings = (draws, seed, seven_bit_weights, around)
+    settings = (draws, seed, seven_bit_weights, around, inputs)
     key = _key(network, groups, options, images, labels, settings, rounded or {})
     return cached(cache, key, compute)
 
@@ -132,7 +136,7 @@ def score_together(
     layers of a policy before they are squared, so that errors of two layers that push the loss the
     same way count for more than the sum of both, and errors that make up for each other for less.
     """
-    run = _Pass(network, groups, options, images, False, around, rounded or {})
+    run = _Pass(network, groups, options, images, False, around, rounded or {}, True)
     run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), None)
     return Together(
         options={total.group.name: total.options for total in run.totals},
@@ -190,14 +194,15 @@ class _Pass:
         seven_bit: bool,
         around: str | None,
         rounded: RoundedWeights,
+        inputs: bool,
     ) -> None:
         if not len(images):
             raise BuildError("no images to compute sensitivities on")
         network = fold_batchnorm(network, images[:1]).requires_grad_(False)
         self.network = network
-        self.totals = [Totals(group, options[group.name]) for group in groups]
+        self.totals = [Totals(group, options[group.name], inputs=inputs) for group in groups]
         ranges = {}
-        if any(input_of(p) == "int8" for total in self.totals for p in total.precisions):
+        if any("int8" in total.inputs for total in self.totals):
             ranges = input_ranges(network, images)
         rounders: dict[str, dict[str, Rounding]] = {
             name: {"fp16": lambda a: a.half().float(), "int8": interval.rounded}
@@ -217,9 +222,9 @@ class _Pass:
                     else given
                     for precision, given in weights.items()
                 }
-                inputs = rounders.get(name, {"fp16": lambda a: a.half().float()})
+                ways = rounders.get(name, {"fp16": lambda a: a.half().float()})
                 changes = changes_of(
-                    complete, layer.weight, {kind: inputs[kind] for kind in total.inputs}
+                    complete, layer.weight, {kind: ways[kind] for kind in total.inputs}
                 )
                 self.recorders[name] = Recorder(layer, changes, per_channel=total.prunes)
         if around is not None:

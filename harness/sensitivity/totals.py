@@ -20,14 +20,15 @@ def input_of(precision: str) -> str:
 class Totals:
     """What a group's inner products add up to; rows of channels only where options differ in them.
 
-    Double precision: channels are summed with mixed signs before squaring.
+    Double precision: channels are summed with mixed signs before squaring. Without ``inputs``
+    options count by their weights alone.
     """
 
-    def __init__(self, group: Group, options: tuple[Option, ...]) -> None:
+    def __init__(self, group: Group, options: tuple[Option, ...], *, inputs: bool = True) -> None:
         self.group, self.options = group, options
         self.prunes = any(option.channels < group.channels for option in options)
         self.precisions = sorted({option.precision for option in options} - {"fp32"})
-        self.inputs = sorted({input_of(precision) for precision in self.precisions})
+        self.inputs = sorted({input_of(precision) for precision in self.precisions if inputs})
         self._squares = torch.zeros(group.channels, dtype=torch.float64)
         self._count = 0
         self._rows: list[Rows] = []
@@ -63,8 +64,9 @@ class Totals:
                 by_weights[j] += removed[:, ~keep].sum(1)
             if option.precision != "fp32":
                 by_weights[j] += weights[self.precisions.index(option.precision)][:, chosen].sum(1)
-                kind = self.inputs.index(input_of(option.precision))
-                by_inputs[j] += inputs[kind][:, chosen].sum(1)
+                if self.inputs:
+                    kind = self.inputs.index(input_of(option.precision))
+                    by_inputs[j] += inputs[kind][:, chosen].sum(1)
         return by_weights, by_inputs
 
     def columns(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:

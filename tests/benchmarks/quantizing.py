@@ -27,6 +27,8 @@ from tests.benchmarks.compression_networks import Subject
 FULL_MENU, PEERS_MENU = (2, 3, 4, 5, 6, 7, 8), (2, 4, 8)
 # Scores settle with far fewer images than moments do: the pass is what the wall time goes into.
 _SCORED = 128
+# One calibration image in so many is kept apart, for the scale of the outputs.
+_APART = 15
 BATCH = 16
 
 
@@ -92,6 +94,7 @@ class Bench:
             self.subject.calibration_labels[:images] if images is None else None,
             draws=1,
             batch=BATCH,
+            inputs=False,
         )
         assert found.weights is not None
         return dict(found.weights)
@@ -119,7 +122,14 @@ class Bench:
     def compensated(self, bits: Mapping[str, int]) -> nn.Module:
         """Quantized by this project, in full: each layer by the inputs that it will have."""
         images = self.subject.calibration
-        return quantize_in_turn(self.folded, images, bits, ranges=self.ranges, batch=BATCH).network
+        return quantize_in_turn(
+            self.folded,
+            images,
+            bits,
+            ranges=self.ranges,
+            batch=BATCH,
+            apart=len(images) // _APART,
+        ).network
 
     def plain(self, bits: Mapping[str, int]) -> nn.Module:
         """Quantized as in the peers' common engine: error search and analytic bias correction."""

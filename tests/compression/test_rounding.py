@@ -11,6 +11,8 @@ from harness.compression.rounding import (
     InputMoments,
     compensate,
     compensated_share,
+    enlarged,
+    lacking_gain,
     unfolded,
 )
 from harness.errors import BuildError
@@ -51,6 +53,7 @@ def test_what_a_convolution_reads_times_its_weights_is_its_output(layer: nn.Conv
         )
         out = out.transpose(0, 1).reshape(expected.shape) + layer.bias.view(1, -1, 1, 1)  # type: ignore[union-attr]
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(unfolded(layer, a.contiguous(memory_format=torch.channels_last)), read)
     some = torch.tensor([0, 7, 11])
     chosen = read.reshape(layer.groups, 3, -1, read.shape[2])[:, :, some]
     assert torch.equal(unfolded(layer, a, some), chosen.flatten(1, 2))
@@ -84,12 +87,12 @@ def test_moments_are_those_of_all_batches_together() -> None:
 
 def test_of_large_images_some_positions_are_looked_at_the_same_in_both_networks() -> None:
     torch.manual_seed(0)
-    images = torch.randn(2, 1, 90, 90)  # 16,200 positions; 8,192 are enough
+    images = torch.randn(2, 1, 90, 90)  # 16,200 positions; 2,048 are enough
     moments = InputMoments(nn.Conv2d(1, 1, 1), 2)
     moments.add(images, 2 * images)
     assert float(moments.cross) == pytest.approx(2 * float(moments.covariance) / 4, rel=1e-6)
     assert float(moments.covariance) == pytest.approx(4.0, rel=0.1)
-    assert moments.rows == 8192
+    assert moments.rows == 2048
 
 
 def output_error(layer: nn.Linear, x: Tensor, q: Tensor, weight: Tensor, bias: Tensor) -> float:
@@ -231,3 +234,20 @@ def test_unbiased_outputs_are_as_large_as_they_should_be() -> None:
         slopes.append((made * centred).sum(0) / centred.square().sum(0))
     assert float(slopes[0].max()) < 0.98
     torch.testing.assert_close(slopes[1], torch.ones(8), atol=1e-3, rtol=0)
+
+
+def test_outputs_half_as_large_lack_a_gain_of_two_and_get_it_around_their_mean() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8)
+    x = correlated(500, 16)
+    rounded = compensate(layer, moments_of(layer, x, x), 8)
+    assert lacking_gain(layer, rounded, x, x) == pytest.approx(1, abs=0.01)
+    assert lacking_gain(layer, rounded, x, x / 2) == pytest.approx(2, abs=0.02)
+    # Nothing in common with what is wanted: no gain would help.
+    assert lacking_gain(layer, rounded, x, torch.zeros_like(x)) == 1
+    moments = moments_of(layer, x, x / 2)
+    held = compensate(layer, moments, 8, follow=0)
+    larger = enlarged(held, moments, 2.0)
+    made = functional.linear(x / 2, larger.weight.dequantized(), larger.bias)
+    assert torch.equal(larger.weight.levels, held.weight.levels)
+    torch.testing.assert_close(made, layer(x).detach(), atol=0.05, rtol=0)

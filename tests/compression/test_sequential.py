@@ -52,6 +52,29 @@ def test_compensated_networks_are_nearer_to_the_original_than_plainly_rounded_on
         assert error(found.network, original, x) < 0.6 * error(plain, original, x)
 
 
+def slope(network: nn.Module, original: nn.Module, x: torch.Tensor) -> float:
+    """Of the network's outputs on the original's, channel means taken off."""
+    with torch.no_grad():
+        wanted, made = original(x), network(x)
+    wanted = wanted - wanted.mean(0)
+    return float((wanted * made).sum() / wanted.square().sum())
+
+
+def test_images_kept_apart_tell_how_much_too_small_outputs_are() -> None:
+    original = fold_batchnorm(seeded(Residual), CALIBRATION[:1])
+    bits = dict.fromkeys(layers_in_order(original, CALIBRATION[:1]), 2)
+    fitted, others = CALIBRATION[:16], CALIBRATION[16:]
+    alone = quantize_in_turn(original, fitted, bits)
+    judged = quantize_in_turn(original, CALIBRATION, bits, apart=48, ranges=alone.ranges)
+    assert slope(judged.network, original, others) == pytest.approx(1, abs=1e-3)
+    assert slope(alone.network, original, others) < 0.99
+    # All but the last layer is as if those images did not exist.
+    for name, weight in alone.weights.items():
+        assert torch.equal(weight.levels, judged.weights[name].levels)
+    with pytest.raises(BuildError, match="cannot keep 16 of 16 images apart"):
+        quantize_in_turn(original, fitted, bits, apart=16)
+
+
 def test_what_is_returned_builds_the_network_again() -> None:
     network = seeded(Residual)
     bits = {"stem": 8, "inner": 3, "wide": 2, "classifier": 4}

@@ -120,6 +120,17 @@ def test_scores_equal_per_sample_gradients_times_changes(kind: type[nn.Module]) 
             assert value == pytest.approx(expected, rel=1e-3, abs=1e-12)
 
 
+def test_exact_activations_leave_what_the_weights_cost_and_no_more() -> None:
+    network = seeded(Residual)
+    groups = find_groups(network, IMAGES[:1])
+    whole = score(network, groups, options_of(groups), IMAGES, LABELS)
+    alone = score(network, groups, options_of(groups), IMAGES, LABELS, inputs=False)
+    assert alone.values == alone.weights == whole.weights
+    assert alone.activations is not None
+    assert all(not any(values) for values in alone.activations.values())
+    assert whole.values != whole.weights
+
+
 def test_a_joint_option_adds_rounded_kept_and_removed_channels() -> None:
     """On a linear network the change of the outputs is exact and can be computed directly."""
     torch.manual_seed(0)

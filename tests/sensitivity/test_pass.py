@@ -153,6 +153,7 @@ def test_hooks_hold_no_more_than_they_may(max_bytes: int) -> None:
         False,
         None,
         {},
+        True,
     )
     batch = run.fitting(images, 64, max_bytes)
     assert 1 <= batch < 64  # else the bound would not bind
