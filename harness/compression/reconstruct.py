@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.compression.patches import channels_second, patches, plain_shapes, reading
+from harness.compression.shortcuts import Shortcut, added, shortcuts
 from harness.errors import BuildError
 from harness.networks import BATCH_NORMS, LAYER_TYPES, Layer
 from harness.networks.structure import outputs_of, same_outputs
@@ -57,7 +58,9 @@ def reconstruct(
     after the other: ``sum |y - W' x - b'|^2 + ridge * s * |W' - W|^2`` is minimised, where ``y`` is
     what the layer gives in the original, before batch norm and activation, ``x`` what it reads in
     the pruned network so far, ``W`` its weights as they were and ``s`` the mean square of the
-    inputs. So the error at the places sampled of ``images`` ``(n, ...)``, up to ``positions`` an
+    inputs. Where the layer's output is added to a shortcut, the sum is what is fitted: ``y`` also
+    takes up what the shortcut lacks of the original's, so that errors do not pile up in a residual
+    stream. So the error at the places sampled of ``images`` ``(n, ...)``, up to ``positions`` an
     image by ``seed``, never rises, and what earlier layers still lack is made up for in part.
 
     Batch norm stays: give a network fresh from pruning, whose statistics are the original's and fit
@@ -82,13 +85,14 @@ def reconstruct(
     original.eval()
     plan = _planned(original, groups, kept, layers, images[:1], positions)
     done: list[Refit] = []
+    ways = shortcuts(original, [layer.name for layer in plan], images[:2])
     with torch.no_grad():
         for chunk in _chunks(plan, len(images)):
             for layer in chunk:
                 layer.choose(len(images), seed)
-            _record_targets(original, chunk, images, batch)
+            _record_targets(original, chunk, ways, images, batch)
             for layer in chunk:
-                done.append(_refit(pruned, layer, images, ridge, batch))
+                done.append(_refit(pruned, layer, ways.get(layer.name), images, ridge, batch))
                 layer.forget()
                 if progress is not None:
                     progress(len(done), len(plan))
@@ -129,9 +133,17 @@ class _Target:
 
     def record(self, output: Tensor, start: int) -> None:
         """Keep a batch's outputs ``(count, channels, ...)`` at the chosen places."""
+        self._rows.append(self.picked(output, start)[:, list(self.outputs)])
+
+    def add(self, other: Tensor, start: int) -> None:
+        """Add what a shortcut brings to the batch that was kept last."""
+        self._rows[-1] = self._rows[-1] + self.picked(other, start)[:, list(self.outputs)]
+
+    def picked(self, output: Tensor, start: int) -> Tensor:
+        """A batch's values at the chosen places, ``(count * samples, channels)``."""
         rows = torch.arange(len(output))[:, None]
         picked = output.movedim(1, -1)[(rows, *self.coordinates(start, len(output)))]
-        self._rows.append(picked[..., list(self.outputs)].flatten(0, 1))
+        return picked.flatten(0, 1)
 
     def rows(self, start: int, count: int) -> Tensor:
         """The outputs ``(count * samples, channels)`` of some of the images."""
@@ -193,9 +205,19 @@ def _chunks(plan: Sequence[_Target], images: int) -> Iterator[list[_Target]]:
 
 
 def _record_targets(
-    original: nn.Module, chunk: Sequence[_Target], images: Tensor, batch: int
+    original: nn.Module,
+    chunk: Sequence[_Target],
+    ways: Mapping[str, Shortcut],
+    images: Tensor,
+    batch: int,
 ) -> None:
     start = 0
+    targets = {layer.name: layer for layer in chunk}
+    wanted = {name: way for name, way in ways.items() if name in targets}
+
+    def add(name: str, other: Tensor) -> None:
+        targets[name].add(other, start)
+
     with contextlib.ExitStack() as hooks:
         for layer in chunk:
 
@@ -207,10 +229,17 @@ def _record_targets(
             module = original.get_submodule(layer.name)
             hooks.callback(module.register_forward_hook(keep).remove)
         for start in range(0, len(images), batch):
-            original(images[start : start + batch])
+            added(original, wanted, images[start : start + batch], add)
 
 
-def _refit(pruned: nn.Module, target: _Target, images: Tensor, ridge: float, batch: int) -> Refit:
+def _refit(
+    pruned: nn.Module,
+    target: _Target,
+    way: Shortcut | None,
+    images: Tensor,
+    ridge: float,
+    batch: int,
+) -> Refit:
     """Solve one layer's least squares and write the weights."""
     layer = pruned.get_submodule(target.name)
     assert isinstance(layer, LAYER_TYPES)
@@ -218,8 +247,10 @@ def _refit(pruned: nn.Module, target: _Target, images: Tensor, ridge: float, bat
     sums = _Sums(layer, offset=layer.bias is not None or norm is not None)
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
-        read = _input_of(pruned, layer, part)
+        read, other = _reads(pruned, target.name, way, part)
         wanted = target.rows(start, len(part))
+        if other is not None:
+            wanted = wanted - target.picked(other, start)
         sums.add(patches(layer, read, target.coordinates(start, len(part))), wanted)
     weight, offset, before, after = sums.solved(ridge)
     layer.weight += weight.view_as(layer.weight).to(layer.weight.dtype)
@@ -335,14 +366,23 @@ class _Reached(Exception):
     """The forward pass has come to the layer that it was run for."""
 
 
-def _input_of(network: nn.Module, layer: Layer, images: Tensor) -> Tensor:
-    """What ``layer`` reads for ``images``; the pass stops there."""
+def _reads(
+    network: nn.Module, name: str, way: Shortcut | None, images: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """What a layer reads for ``images``, and what a shortcut adds to it; the pass stops there."""
+    layer = network.get_submodule(name)
+    assert isinstance(layer, LAYER_TYPES)
     seen: list[Tensor] = []
 
-    def stop(read: Tensor) -> None:
+    def see(read: Tensor) -> None:
         seen.append(read)
+        if way is None:
+            raise _Reached
+
+    def stop(_name: str, other: Tensor) -> None:
+        seen.append(other)
         raise _Reached
 
-    with reading(layer, stop), contextlib.suppress(_Reached):
-        network(images)
-    return seen[0]
+    with reading(layer, see), contextlib.suppress(_Reached):
+        added(network, {} if way is None else {name: way}, images, stop)
+    return seen[0], seen[1] if way is not None else None

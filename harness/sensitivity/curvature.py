@@ -305,6 +305,11 @@ def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tenso
     """A sum over the batch whose gradient is, image by image, that of the image's own loss."""
     if labels is not None:
         return functional.cross_entropy(outputs, labels, reduction="sum")
+    return label_free_loss(outputs, stream)
+
+
+def label_free_loss(outputs: Any, stream: torch.Generator) -> Tensor:
+    """A sum whose gradients, drawn from ``stream``, have the Gauss-Newton form on average."""
     losses = []
     for output in _tensors(outputs):
         signs = torch.randint(0, 2, output.shape, generator=stream).to(output.dtype) * 2 - 1

