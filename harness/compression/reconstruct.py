@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from harness.compression.lockstep import run_together, stop_at
 from harness.compression.patches import channels_second, patches, plain_shapes, reading
 from harness.compression.shortcuts import Shortcut, added, shortcuts
 from harness.errors import BuildError
@@ -91,11 +93,17 @@ def reconstruct(
             for layer in chunk:
                 layer.choose(len(images), seed)
             _record_targets(original, chunk, ways, images, batch)
-            for layer in chunk:
-                done.append(_refit(pruned, layer, ways.get(layer.name), images, ridge, batch))
-                layer.forget()
+            targets = {layer.name: layer for layer in chunk}
+
+            def visit(name: str, values: list[_Reading], targets: Any = targets) -> None:
+                done.append(_refit(pruned, targets[name], values, ridge))
+                targets[name].forget()
                 if progress is not None:
                     progress(len(done), len(plan))
+
+            for layer in chunk:
+                layer.norm = _batchnorm_after(pruned, layer.name, images[:2])
+            _walk(pruned, list(targets), ways, images, batch, visit)
     return tuple(done)
 
 
@@ -107,6 +115,7 @@ class _Target:
     ) -> None:
         self.name = name
         self.outputs = outputs
+        self.norm: Any = None
         self._index, self._places, self._limit = index, places, limit
         self._chosen = torch.empty(0)
         self._rows: list[Tensor] = []
@@ -232,26 +241,73 @@ def _record_targets(
             added(original, wanted, images[start : start + batch], add)
 
 
+# What a batch brings to a layer, and what a shortcut adds to the layer's output.
+_Reading: TypeAlias = tuple[Tensor, Tensor | None]
+
+
+def _walk(
+    network: nn.Module,
+    layers: Sequence[str],
+    ways: Mapping[str, Shortcut],
+    images: Tensor,
+    batch: int,
+    visit: Callable[[str, list[_Reading]], None],
+) -> None:
+    """Run all batches in step; ``visit(layer, readings)`` where they come to a layer's output.
+
+    There it may change the layer's weights: the batches go on with what the layer then gives.
+    """
+    own = {name: way for name, way in ways.items() if name in layers}
+    held = threading.local()
+
+    def run(part: Tensor) -> None:
+        held.reads, held.inputs = {}, {}
+        added(network, own, part, summed)
+
+    def summed(name: str, other: Tensor) -> Tensor:
+        stop_at(name, (held.reads.pop(name), other))
+        output: Tensor = network.get_submodule(name)(held.inputs.pop(name))
+        return output
+
+    with contextlib.ExitStack() as hooks:
+        for name in layers:
+            layer = network.get_submodule(name)
+            assert isinstance(layer, LAYER_TYPES)
+
+            def take(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                held.inputs[name] = inputs[0]
+
+            def see(read: Tensor, name: str = name) -> None:
+                if name in own:
+                    held.reads[name] = read
+                else:
+                    stop_at(name, (read, None))
+
+            if name in own:
+                hooks.callback(layer.register_forward_pre_hook(take).remove)
+            hooks.enter_context(reading(layer, see))
+        parts = [images[start : start + batch] for start in range(0, len(images), batch)]
+        run_together([(run, part) for part in parts], visit)
+
+
 def _refit(
     pruned: nn.Module,
     target: _Target,
-    way: Shortcut | None,
-    images: Tensor,
+    readings: Sequence[_Reading],
     ridge: float,
-    batch: int,
 ) -> Refit:
     """Solve one layer's least squares and write the weights."""
     layer = pruned.get_submodule(target.name)
     assert isinstance(layer, LAYER_TYPES)
-    norm = None if layer.bias is not None else _batchnorm_after(pruned, target.name, images[:2])
+    norm = None if layer.bias is not None else target.norm
     sums = _Sums(layer, offset=layer.bias is not None or norm is not None)
-    for start in range(0, len(images), batch):
-        part = images[start : start + batch]
-        read, other = _reads(pruned, target.name, way, part)
-        wanted = target.rows(start, len(part))
+    start = 0
+    for read, other in readings:
+        wanted = target.rows(start, len(read))
         if other is not None:
             wanted = wanted - target.picked(other, start)
-        sums.add(patches(layer, read, target.coordinates(start, len(part))), wanted)
+        sums.add(patches(layer, read, target.coordinates(start, len(read))), wanted)
+        start += len(read)
     weight, offset, before, after = sums.solved(ridge)
     layer.weight += weight.view_as(layer.weight).to(layer.weight.dtype)
     if layer.bias is not None:
@@ -360,29 +416,3 @@ def _batchnorm_after(network: nn.Module, name: str, example: Tensor) -> Any:
     finally:
         hook.remove()
         norm.running_mean.copy_(mean)
-
-
-class _Reached(Exception):
-    """The forward pass has come to the layer that it was run for."""
-
-
-def _reads(
-    network: nn.Module, name: str, way: Shortcut | None, images: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """What a layer reads for ``images``, and what a shortcut adds to it; the pass stops there."""
-    layer = network.get_submodule(name)
-    assert isinstance(layer, LAYER_TYPES)
-    seen: list[Tensor] = []
-
-    def see(read: Tensor) -> None:
-        seen.append(read)
-        if way is None:
-            raise _Reached
-
-    def stop(_name: str, other: Tensor) -> None:
-        seen.append(other)
-        raise _Reached
-
-    with reading(layer, see), contextlib.suppress(_Reached):
-        added(network, {} if way is None else {name: way}, images, stop)
-    return seen[0], seen[1] if way is not None else None

@@ -40,9 +40,12 @@ class Shortcut:
 
 
 class _Additions(TorchFunctionMode):
-    """Has ``see`` called with the number and the operands of every addition of two tensors."""
+    """Has ``see`` called with the number and the operands of every addition of two tensors.
 
-    def __init__(self, see: Callable[[int, tuple[Tensor, Tensor]], None]) -> None:
+    What it returns takes the operands' place.
+    """
+
+    def __init__(self, see: Callable[[int, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self._see = see
         self._count = 0
@@ -51,7 +54,7 @@ class _Additions(TorchFunctionMode):
         plain = func in _ADDITIONS and len(args) == 2 and not kwargs
         if plain and all(isinstance(arg, Tensor) and arg.ndim > 1 for arg in args):
             number, self._count = self._count, self._count + 1
-            self._see(number, args)
+            args = self._see(number, args)
         return func(*args, **(kwargs or {}))
 
 
@@ -60,13 +63,14 @@ def shortcuts(network: nn.Module, layers: Collection[str], example: Tensor) -> d
 
     The output may go through a batch norm on the way, and through nothing else, and what it is
     added to must not depend on it: a shortcut from further up, not what the next layers make of
-    the output. Layers that run more than once in a pass are left out.
+    the output. Of two layers whose outputs are added to each other the later one is named. Layers
+    that run more than once in a pass are left out.
     """
 
     def shift(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         return output + 1
 
-    independent = {}
+    independent: dict[int, tuple[str, Shortcut]] = {}
     others: list[Tensor] = []
 
     def see(_name: str, other: Tensor) -> None:
@@ -78,28 +82,34 @@ def shortcuts(network: nn.Module, layers: Collection[str], example: Tensor) -> d
         with network.get_submodule(name).register_forward_hook(shift):
             added(network, {name: shortcut}, example, see)
         if same_outputs(others[:1], others[1:]):
-            independent[name] = shortcut
-    return independent
+            independent[shortcut.addition] = name, shortcut
+    return dict(independent.values())
 
 
 def _candidates(
     network: nn.Module, layers: Collection[str], example: Tensor
 ) -> dict[str, Shortcut]:
-    made: dict[str, list[Tensor]] = {name: [] for name in layers}
+    """By layer, in the order in which they run, the last sum that its output enters."""
+    made: dict[str, list[Tensor]] = {}
     normed: list[tuple[str, Tensor, Tensor]] = []
     sums: list[tuple[Tensor, Tensor]] = []
     with contextlib.ExitStack() as hooks:
         for name, module in network.named_modules():
 
             def keep(_module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-                if name in made:
-                    made[name].append(output)
+                if name in layers:
+                    made.setdefault(name, []).append(output)
                 else:
                     normed.append((name, inputs[0], output))
 
-            if name in made or isinstance(module, BATCH_NORMS):
+            if name in layers or isinstance(module, BATCH_NORMS):
                 hooks.callback(module.register_forward_hook(keep).remove)
-        hooks.enter_context(_Additions(lambda _, operands: sums.append(operands)))
+
+        def note(_number: int, operands: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            sums.append(operands)
+            return operands
+
+        hooks.enter_context(_Additions(note))
         hooks.enter_context(torch.no_grad())
         network(example)
     found = {}
@@ -120,22 +130,30 @@ def added(
     network: nn.Module,
     wanted: Mapping[str, Shortcut],
     images: Tensor,
-    see: Callable[[str, Tensor], None],
+    see: Callable[[str, Tensor], Tensor | None],
 ) -> None:
     """Run a pass in which ``see(layer, other)`` gets what each layer's output is added to.
 
-    In the units of the layer's own output: divided by what its batch norm multiplies by.
+    In the units of the layer's own output: divided by what its batch norm multiplies by. Where
+    ``see`` returns a tensor, the pass goes on as if it were the layer's output.
     """
     by_addition = {shortcut.addition: name for name, shortcut in wanted.items()}
 
-    def look(number: int, operands: tuple[Tensor, Tensor]) -> None:
+    def look(number: int, operands: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         name = by_addition.get(number)
         if name is None:
-            return
+            return operands
         shortcut = wanted[name]
         other = operands[1 - shortcut.operand]
         layer = network.get_submodule(name)
-        see(name, channels_second(layer, other) / _scale(network, shortcut, other.ndim))
+        scaled = channels_second(layer, other) / _scale(network, shortcut, other.ndim)
+        output = see(name, scaled)
+        if output is None:
+            return operands
+        if shortcut.norm is not None:
+            output = network.get_submodule(shortcut.norm)(output)
+        assert output is not None
+        return (output, other) if shortcut.operand == 0 else (other, output)
 
     with _Additions(look), torch.no_grad():
         network(images)

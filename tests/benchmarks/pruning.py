@@ -9,7 +9,7 @@ allocation is this project's: groups, losses of channels that are removed and ma
 (``harness.sensitivity.refitted``), a latency model calibrated here, exact tables. It is built
 without training and measured beside fp32, the model is fitted again, and so on until the measured
 ratio keeps the budget with its interval. Then the variant is fitted to the original layer by layer
-in closed form, on the calibration images, ResNet-56's with their mirror images (nothing is trained, no label is
+in closed form, on the calibration images and their mirror images (nothing is trained, no label is
 seen), and, where the row says so, fine-tuned by the fixed recipe. ``loss`` is the change of top-1
 with its 95 % interval, paired by image.
 
@@ -25,7 +25,6 @@ import csv
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -68,9 +67,9 @@ FINAL = MeasurePlan(warmup_s=0.5, rounds=40, block_s=0.1, block_min=15, drop=3)
 QUICK = 0.03
 # A ratio that is less certain than this is measured again, and the most certain one taken.
 CERTAIN, TRIES = 0.04, 4
-SCORED = 128
+SCORED = {"resnet56": 128, "efl0": 150}
 BATCH = {"resnet56": 64, "efl0": 20}
-POSITIONS = {"resnet56": 32, "efl0": 49}
+POSITIONS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +132,15 @@ def _plans() -> tuple[Plan, ...]:
 PLANS = _plans()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Allocated:
+    """What the rounds of allocating and measuring came to."""
+
+    strategy: Strategy
+    rounds: int
+    note: str
+
+
 class _Said:
     """An observer that tells the stages and nothing else."""
 
@@ -173,9 +181,7 @@ class Bench:
         # The pass for sensitivities wants channels first.
         self.network = self.subject.network.to(memory_format=torch.contiguous_format)
         self.images = self.subject.calibration.contiguous()
-        # What layers are fitted to. Lite0's fit takes minutes without mirror images.
         self.mirrored = torch.cat([self.images, self.images.flip(3)])
-        self.fitted_to = self.images if name == "efl0" else self.mirrored
         self.training = None if name == "efl0" else _training(images)
         data = Data(self.images, None, self.subject.test.contiguous(), self.subject.test_labels)
         self.bench = Workbench(
@@ -224,7 +230,7 @@ class Bench:
             ).model.to_json()
 
         def scored() -> curvature.Sensitivities:
-            some = self.images[:SCORED]
+            some = self.images[: SCORED[self.name]]
             return curvature.score(self.network, self.groups, options, some, batch=16)
 
         return Problem(
@@ -247,10 +253,12 @@ class Bench:
                 self.groups,
                 self.mirrored,
                 widths,
-                positions=POSITIONS[self.name],
+                positions=POSITIONS,
                 batch=BATCH[self.name],
             )
-            values = refitted.scores(self.network, removed, self.images[:SCORED], batch=10)
+            values = refitted.scores(
+                self.network, removed, self.images[: SCORED[self.name]], batch=10
+            )
             return refitted.refitted(self.problem.sensitivities, removed, values)
 
         return self.bench.folder.stage("refitted", curvature.Sensitivities, computed)
@@ -259,9 +267,11 @@ class Bench:
 
     def found(self, plan: Plan) -> dict[str, Any]:
         """The row of ``plan``: allocated, built, measured and evaluated."""
-        start = time.perf_counter()
-        strategy, rounds, note = self._allocated(plan)
-        allocated_s = time.perf_counter() - start
+        allocated = self.bench.folder.stage(
+            f"allocate {plan.label}", _Allocated, lambda: self._allocated(plan)
+        )
+        strategy = allocated.strategy
+        wall_s = self.bench.folder.stages[-1].wall_s
         stem = self.folder / "variants" / plan.label
         path = self._built(plan, strategy, stem)
         ratio, interval = ratio_of(self.session, self.bench.baseline_path, path, FINAL)
@@ -281,14 +291,14 @@ class Bench:
             "latency_low": interval.low,
             "latency_high": interval.high,
             "met": interval.high <= plan.latency and (plan.size is None or size <= plan.size),
-            "wall_s": allocated_s,
-            "note": f"{note}; {rounds} rounds; {rounded} of {len(strategy.entries)} groups int8; "
-            f"n={len(self.subject.test)}",
+            "wall_s": wall_s,
+            "note": f"{allocated.note}; {allocated.rounds} rounds; {rounded} of "
+            f"{len(strategy.entries)} groups int8; n={len(self.subject.test)}",
             "file": path.name,
             **asdict(found),
         }
 
-    def _allocated(self, plan: Plan) -> tuple[Strategy, int, str]:
+    def _allocated(self, plan: Plan) -> _Allocated:
         """The allocation with the least predicted loss of those that were measured to fit.
 
         Where none fits, the one that came nearest.
@@ -336,7 +346,9 @@ class Bench:
         fitting = [one for one in tried if one[2].high <= plan.latency]
         best = min(fitting, key=lambda one: one[3], default=min(tried, key=lambda one: one[1]))
         note = "" if fitting else f"out of reach, nearest {best[1]:.3f}; "
-        return best[0], len(tried), f"{note}predicted loss {best[3]:.4g}"
+        return _Allocated(
+            strategy=best[0], rounds=len(tried), note=f"{note}predicted loss {best[3]:.4g}"
+        )
 
     def _limits(self, aim: float, plan: Plan) -> Limits:
         size = None if plan.size is None else 0.99 * plan.size * self.bench.baseline_size_bytes
@@ -376,8 +388,8 @@ class Bench:
             self.network,
             self.groups,
             kept,
-            self.fitted_to,
-            positions=POSITIONS[self.name],
+            self.mirrored,
+            positions=POSITIONS,
             batch=BATCH[self.name],
         )
         stem.parent.mkdir(parents=True, exist_ok=True)

@@ -56,6 +56,11 @@ def test_what_depends_on_the_output_itself_is_no_shortcut() -> None:
     assert shortcuts(network, ["outer", "wide"], IMAGES[:2]).keys() == {"outer", "wide"}
 
 
+def test_of_two_layers_that_are_added_the_later_makes_up_for_both() -> None:
+    found = shortcuts(seeded(Residual), ["wide", "shortcut"], IMAGES[:2])
+    assert found.keys() == {"shortcut"}
+
+
 def test_what_is_added_is_in_the_units_of_the_layers_output() -> None:
     network = trained()
     norm = network.norm
