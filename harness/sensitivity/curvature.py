@@ -71,6 +71,7 @@ def score(
     labels: Tensor | None = None,
     *,
     draws: int = 2,
+    temperature: float = 1.0,
     seed: int = 0,
     batch: int = 64,
     max_bytes: int = MAX_BYTES,
@@ -84,7 +85,10 @@ def score(
 
     With ``labels`` the loss is the cross-entropy of the true class (empirical Fisher); without, the
     Gauss-Newton form, from ``draws`` draws an image. ``seven_bit_weights`` is what an AVX2 board
-    runs for int8. ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
+    runs for int8. Without labels, logits are divided by ``temperature`` before the softmax and
+    losses multiplied by its square, as in distillation: on images that the network was trained on
+    it is so certain that the form at 1 hardly sees a change, however large.
+    ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
     layer is rounded to, where a quantizer of its own is used. ``around`` is a precision: gradients
     are then those of the network with all its weights in it, nearer to where a policy of few bits
     ends, and a removed channel is what it gives there.
@@ -105,12 +109,13 @@ def score(
         for parameter in folded.parameters():
             parameter.requires_grad_(False)
         run = _Pass(folded, groups, options, images, seven_bit_weights, around, rounded or {})
-        run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), progress)
+        fitting = run.fitting(images, batch, max_bytes)
+        run.collect(images, labels, draws, temperature, seed, fitting, progress)
         return run.result()
 
     if cache is None:
         return compute()
-    settings = (draws, seed, seven_bit_weights, around)
+    settings = (draws, temperature, seed, seven_bit_weights, around)
     key = _key(network, groups, options, images, labels, settings, rounded or {})
     return cached(cache, key, compute)
 
@@ -230,6 +235,7 @@ class _Pass:
         images: Tensor,
         labels: Tensor | None,
         draws: int,
+        temperature: float,
         seed: int,
         batch: int,
         progress: Callable[[int, int], None] | None,
@@ -248,7 +254,7 @@ class _Pass:
                 known = None if labels is None else labels[start : start + batch]
                 outputs = self.network(part)
                 for index, stream in enumerate(streams):
-                    loss = _loss(outputs, known, stream)
+                    loss = _loss(outputs, known, stream, temperature)
                     torch.autograd.grad(
                         loss, part, retain_graph=index < rounds - 1, allow_unused=True
                     )
@@ -301,20 +307,25 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
         yield from _tensors(output)
 
 
-def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tensor:
+def _loss(
+    outputs: Any, labels: Tensor | None, stream: torch.Generator, temperature: float
+) -> Tensor:
     """A sum over the batch whose gradient is, image by image, that of the image's own loss."""
     if labels is not None:
         return functional.cross_entropy(outputs, labels, reduction="sum")
-    return label_free_loss(outputs, stream)
+    return label_free_loss(outputs, stream, temperature)
 
 
-def label_free_loss(outputs: Any, stream: torch.Generator) -> Tensor:
-    """A sum whose gradients, drawn from ``stream``, have the Gauss-Newton form on average."""
+def label_free_loss(outputs: Any, stream: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """A sum whose gradients, drawn from ``stream``, have the Gauss-Newton form on average.
+
+    Of the divergence of logits divided by ``temperature``, times its square.
+    """
     losses = []
     for output in _tensors(outputs):
         signs = torch.randint(0, 2, output.shape, generator=stream).to(output.dtype) * 2 - 1
         if output is outputs and output.ndim == 2 and output.shape[1] > 1:
-            shares = output.detach().softmax(1)
+            shares = (output.detach() / temperature).softmax(1)
             roots = shares.sqrt() * signs
             signs = roots - shares * roots.sum(1, keepdim=True)
         losses.append((output * signs).sum())

@@ -34,13 +34,17 @@ def scores(
     images: Tensor,
     *,
     draws: int = 2,
+    temperature: float = 4.0,
     seed: int = 0,
     batch: int = 16,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[int, float]]:
     """The expected loss of every width of every group in ``removed``, label-free.
 
-    From one pass over ``images`` ``(n, ...)`` with ``draws`` draws an image, as ``curvature.score``
+    At the ``temperature`` of distillation: on 64 training images of ResNet-56 and one group cut to
+    24, 16 and 8 of 64 channels, the form at 1 expects 0.001, 0.002 and 0.003 where the divergence on
+    fresh images is 0.009, 0.021 and 0.051, and at 4 it expects 0.10, 0.20 and 0.43 where
+    it is 0.17, 0.35 and 1.15. From one pass over ``images`` ``(n, ...)`` with ``draws`` draws an image, as ``curvature.score``
     has them. ``progress(done, of)`` counts images.
     """
     folded = fold_batchnorm(network, images[:1])
@@ -60,7 +64,7 @@ def scores(
             part = images[start : start + batch].detach().requires_grad_(True)
             outputs = folded(part)
             for index, stream in enumerate(streams):
-                loss = curvature.label_free_loss(outputs, stream)
+                loss = curvature.label_free_loss(outputs, stream, temperature)
                 torch.autograd.grad(loss, part, retain_graph=index < draws - 1, allow_unused=True)
                 for group, removal in removed.items():
                     rows[group].append(sum(watched[name].take() for name in removal.changes))  # type: ignore[arg-type]

@@ -22,11 +22,11 @@ def test_a_width_costs_what_its_change_of_weights_and_bias_does_to_the_loss() ->
     groups = find_groups(network, IMAGES)
     found = removals(network, groups, IMAGES, {"inner": [3, 6]}, positions=64)
     draws = 400
-    got = scores(network, found, IMAGES, draws=draws, batch=5)
+    got = scores(network, found, IMAGES, draws=draws, temperature=2.0, batch=5)
     # By hand: with J the change of the logits to first order, the mean over random signs is
-    # 1/2 * sum_c (J^T (diag(p) - p p^T) J), image by image.
+    # 1/2 * J^T (diag(p) - p p^T) J, image by image; 1/T in the logits and T^2 cancel.
     folded = fold_batchnorm(network, IMAGES[:1])
-    shares = folded(IMAGES).softmax(1).detach()
+    shares = (folded(IMAGES) / 2).softmax(1).detach()
     (consumer,) = found["inner"].changes
     for width in (3, 6):
         step = 1e-3
