@@ -69,7 +69,7 @@ QUICK = 0.03
 CERTAIN, TRIES = 0.04, 4
 # ResNet-56 is calibrated on training images, which it is certain of; Lite0 on others.
 TEMPERATURE = {"resnet56": 4.0, "efl0": 1.0}
-SCORED = {"resnet56": 128, "efl0": 150}
+SCORED = {"resnet56": 64, "efl0": 150}
 BATCH = {"resnet56": 64, "efl0": 20}
 POSITIONS = 32
 
