@@ -69,8 +69,9 @@ def reconstruct(
     outputs that are fitted to the original's; to estimate them again, before or afterwards, is not
     needed. A layer without a bias whose output only a batch norm reads has its ``b'`` taken off the
     running mean; any other layer without one goes without. A layer that runs more than once in a
-    pass, or does more than multiply and add, is left as it is. Both networks are left in evaluation
-    mode; ``progress(done, of)`` counts layers. BuildError for unknown layers or settings out of
+    pass, or does more than multiply and add, is left as it is. What one layer reads of all images
+    is held at a time. Both networks are left in evaluation mode; ``progress(done, of)`` counts
+    layers. BuildError for unknown layers or settings out of
     range.
 
     Source: He, Zhang, Sun, *Channel pruning*, ICCV 2017, section 3.1, the reconstruction step, with
