@@ -20,10 +20,11 @@ from harness.networks import BATCH_NORMS, LAYER_TYPES, Layer
 from harness.networks.structure import outputs_of, same_outputs
 from harness.records import Group
 
-__all__ = ["Refit", "reconstruct"]
+__all__ = ["Refit", "enough_ridge", "reconstruct"]
 
 # What the original's outputs, sampled for several layers in one pass, may take up.
 TARGET_BYTES = 256 << 20
+SCARCE = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -319,6 +320,16 @@ def _refit(
     return Refit(layer=target.name, before=before, after=after)
 
 
+def enough_ridge(ridge: float, *, inputs: int, samples: int) -> float:
+    """``ridge``, or what a layer wants that has fewer than four samples an input.
+
+    A classifier behind a pooling layer sees one place an image: 480 inputs fitted to 200 images
+    agree with them exactly and with no others. With its head alone cut to 480 of 1,280 channels,
+    EfficientNet-Lite0 loses 16 points on fresh images so damped, and 22 without.
+    """
+    return max(ridge, SCARCE * inputs / samples) if samples < 4 * inputs else ridge
+
+
 class _Sums:
     """Normal equations of one layer's change, gathered batch by batch in double precision.
 
@@ -367,6 +378,7 @@ class _Sums:
         diagonal = xx.diagonal(dim1=1, dim2=2)
         # A block that reads nothing but zeros has nothing to fit; the floor keeps it solvable.
         scale = diagonal.mean(1).clamp_min(torch.finfo(torch.double).tiny ** 0.5)
+        ridge = enough_ridge(ridge, inputs=xx.shape[1], samples=n)
         damped = xx + torch.diag_embed(ridge * scale[:, None].expand_as(diagonal))
         change = torch.linalg.solve(damped, xr)
         offset = r - torch.einsum("bi,bio->bo", x, change) if self._offset else torch.zeros_like(r)

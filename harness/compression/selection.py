@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.compression.fakequant import watch_inputs
 from harness.compression.patches import patches, plain_shapes
+from harness.compression.reconstruct import enough_ridge
 from harness.errors import BuildError
 from harness.networks import LAYER_TYPES, Layer, fold_batchnorm
 from harness.records import Group
@@ -166,6 +167,7 @@ class _Consumer:
         self.original = weight
         self.weight = weight.clone()
         self.power = max(float(((weight @ covariance) * weight).sum()), 1e-30)
+        ridge = enough_ridge(ridge, inputs=len(covariance), samples=moments.count)
         scale = covariance.diagonal().mean().clamp_min(torch.finfo(torch.double).tiny ** 0.5)
         damped = covariance + ridge * scale * torch.eye(len(covariance), dtype=torch.double)
         self.inverse: Tensor = torch.linalg.inv(damped)
