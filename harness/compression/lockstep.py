@@ -11,15 +11,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from harness.networks import Layer
 
-__all__ = ["run_in_step"]
+__all__ = ["run_in_step", "run_together", "stop_at"]
 
-Visit = Callable[[str, list[Tensor]], None]
+Visit = Callable[[str, list[Any]], None]
 
 
 class _Abandoned(Exception):
@@ -29,9 +30,9 @@ class _Abandoned(Exception):
 class _Runner:
     """One batch on its way through a network, in a thread that runs only when it is told to."""
 
-    def __init__(self, network: nn.Module, batch: Tensor) -> None:
+    def __init__(self, network: Callable[[Tensor], object], batch: Tensor) -> None:
         self.layer: str | None = None
-        self.input: Tensor | None = None
+        self.input: Any = None
         self.error: BaseException | None = None
         self._network, self._batch = network, batch
         self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
@@ -53,7 +54,7 @@ class _Runner:
         self.layer = None
         self._stopped.release()
 
-    def wait_at(self, layer: str, a: Tensor) -> None:
+    def wait_at(self, layer: str, a: Any) -> None:
         """Called in the thread: stop in front of a layer."""
         self.layer, self.input = layer, a
         self._stopped.release()
@@ -105,6 +106,20 @@ def run_in_step(
     with contextlib.ExitStack() as stack:
         for owned in layers:
             stack.enter_context(_stopping(owned))
+        run_together(runs, visit)
+
+
+def stop_at(place: str, value: Any) -> None:
+    """Called within a run of ``run_together``: wait until all runs have come to this place."""
+    _CURRENT.runner.wait_at(place, value)
+
+
+def run_together(runs: Sequence[tuple[Callable[[Tensor], object], Tensor]], visit: Visit) -> None:
+    """Run every ``(network, batch)``; call ``visit(place, values)`` when all have stopped there.
+
+    Runs stop where they call ``stop_at``, all at the same places in the same order.
+    """
+    with contextlib.ExitStack() as stack:
         runners = [_Runner(network, batch) for network, batch in runs]
         for runner in runners:
             stack.callback(runner.abandon)

@@ -72,6 +72,7 @@ def score(
     labels: Tensor | None = None,
     *,
     draws: int = 2,
+    temperature: float = 1.0,
     seed: int = 0,
     batch: int = 64,
     max_bytes: int = MAX_BYTES,
@@ -86,7 +87,10 @@ def score(
 
     With ``labels`` the loss is the cross-entropy of the true class (empirical Fisher); without, the
     Gauss-Newton form, from ``draws`` draws an image. ``seven_bit_weights`` is what an AVX2 board
-    runs for int8. ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
+    runs for int8. Without labels, logits are divided by ``temperature`` before the softmax and
+    losses multiplied by its square, as in distillation: on images that the network was trained on
+    it is so certain that the form at 1 hardly sees a change, however large.
+    ``rounded[layer][precision]`` replaces the weights (batch norm folded) that a
     layer is rounded to, where a quantizer of its own is used. ``around`` is a precision: gradients
     are then those of the network with all its weights in it, nearer to where a policy of few bits
     ends, and a removed channel is what it gives there. Without ``inputs`` activations are taken as
@@ -106,12 +110,13 @@ def score(
         run = _Pass(
             network, groups, options, images, seven_bit_weights, around, rounded or {}, inputs
         )
-        run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), progress)
+        fitting = run.fitting(images, batch, max_bytes)
+        run.collect(images, labels, draws, temperature, seed, fitting, progress)
         return run.result()
 
     if cache is None:
         return compute()
-    settings = (draws, seed, seven_bit_weights, around, inputs)
+    settings = (draws, temperature, seed, seven_bit_weights, around, inputs)
     key = _key(network, groups, options, images, labels, settings, rounded or {})
     return cached(cache, key, compute)
 
@@ -137,7 +142,8 @@ def score_together(
     same way count for more than the sum of both, and errors that make up for each other for less.
     """
     run = _Pass(network, groups, options, images, False, around, rounded or {}, True)
-    run.collect(images, labels, draws, seed, run.fitting(images, batch, max_bytes), None)
+    fitting = run.fitting(images, batch, max_bytes)
+    run.collect(images, labels, draws, 1.0, seed, fitting, None)
     return Together(
         options={total.group.name: total.options for total in run.totals},
         products={total.group.name: torch.add(*total.products()).numpy() for total in run.totals},
@@ -267,6 +273,7 @@ class _Pass:
         images: Tensor,
         labels: Tensor | None,
         draws: int,
+        temperature: float,
         seed: int,
         batch: int,
         progress: Callable[[int, int], None] | None,
@@ -285,7 +292,7 @@ class _Pass:
                 known = None if labels is None else labels[start : start + batch]
                 outputs = self.network(part)
                 for index, stream in enumerate(streams):
-                    loss = _loss(outputs, known, stream)
+                    loss = _loss(outputs, known, stream, temperature)
                     torch.autograd.grad(
                         loss, part, retain_graph=index < rounds - 1, allow_unused=True
                     )
@@ -338,7 +345,9 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
             yield from _tensors(output)
 
 
-def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tensor:
+def _loss(
+    outputs: Any, labels: Tensor | None, stream: torch.Generator, temperature: float
+) -> Tensor:
     """A sum over the batch whose gradient is, image by image, that of the image's own loss."""
     if labels is not None:
         if not isinstance(outputs, Tensor) or outputs.ndim != 2:
@@ -347,11 +356,19 @@ def _loss(outputs: Any, labels: Tensor | None, stream: torch.Generator) -> Tenso
                 "without labels"
             )
         return functional.cross_entropy(outputs, labels, reduction="sum")
+    return label_free_loss(outputs, stream, temperature)
+
+
+def label_free_loss(outputs: Any, stream: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """A sum whose gradients, drawn from ``stream``, have the Gauss-Newton form on average.
+
+    Of the divergence of logits divided by ``temperature``, times its square.
+    """
     losses = []
     for output in _tensors(outputs):
         signs = torch.randint(0, 2, output.shape, generator=stream).to(output.dtype) * 2 - 1
         if output is outputs and output.ndim == 2 and output.shape[1] > 1:
-            shares = output.detach().softmax(1)
+            shares = (output.detach() / temperature).softmax(1)
             roots = shares.sqrt() * signs
             signs = roots - shares * roots.sum(1, keepdim=True)
         losses.append((output * signs).sum())

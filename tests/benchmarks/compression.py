@@ -6,6 +6,8 @@
     python -m tests.benchmarks.compression --task correlation-prune --images ../shared/images
         [--json] [--only resnet20] [--cache FOLDER]
 
+T2 and T3, pruning to measured time, alone and with quantization: ``tests.benchmarks.pruning``.
+
 T1: weights of 2 to 8 bits within a budget of average bits, activations of 8 bits (a range a
 tensor), every layer included, nothing trained, no label seen: only the calibration images. Rows
 are those of ``peers/results.csv`` beside the images, with this project's as peer ``boardfit``, and
@@ -37,7 +39,7 @@ from tests.benchmarks.compression_networks import NETWORKS, Absent, subject
 from tests.benchmarks.quantizing import FULL_MENU, PEERS_MENU, Bench, Quality, logits, quality
 
 BUDGETS = (6, 5, 4, 3)
-TASKS = ("T1", "correlation-quant", "correlation-prune")
+TASKS = ("T1", "T2", "T3", "correlation-quant", "correlation-prune")
 COLUMNS = ("task", "network", "peer", "setting", "budget", "achieved", "top1", "agreement")
 COLUMNS += ("latency_ratio", "wall_s", "note")
 
@@ -231,9 +233,12 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, default="T1")
     parser.add_argument("--images", type=Path, required=True, help="holds cifar10, imagenet_sample")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=["resnet20", "efl0"])
+    parser.add_argument("--only", nargs="+", choices=NETWORKS)
     parser.add_argument("--bits", nargs="+", type=int, choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--cache", type=Path, help="a folder where rows are kept")
+    parser.add_argument(
+        "--measure-again", action="store_true", help="T2, T3: time the cached variants anew"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -253,9 +258,14 @@ def main() -> None:
             arguments.images, only=arguments.only, folder=arguments.cache, as_json=arguments.json
         )
         return
+    if arguments.task in ("T2", "T3"):
+        from tests.benchmarks import pruning
+
+        pruning.main(arguments, say)
+        return
     rows = quantization(
         arguments.images,
-        networks=arguments.only,
+        networks=arguments.only or ["resnet20", "efl0"],
         budgets=arguments.bits,
         cache=arguments.cache,
         say=say,

@@ -132,7 +132,7 @@ def subject(name: str, images: Path) -> Subject:
 
 
 def _resnet(name: str, folder: Path) -> Subject:
-    data = _cifar10(folder)
+    data = training_data(folder.parent)
     (weights,) = folder.glob(f"{name}-*.th")
     assert data.train_labels is not None
     chosen = np.random.default_rng(0).permutation(len(data.train_images))[:512]
@@ -146,14 +146,9 @@ def _resnet(name: str, folder: Path) -> Subject:
     )
 
 
-def training_images(images: Path) -> tuple[Tensor, Tensor]:
-    """All training images of CIFAR-10 that are here, as the ResNets want them, and their labels."""
-    data = _cifar10(images / "cifar10")
-    assert data.train_labels is not None
-    return data.train_images, data.train_labels
-
-
-def _cifar10(folder: Path) -> Data:
+def training_data(images: Path) -> Data:
+    """CIFAR-10 as the ResNets want it: all training and test images that are here."""
+    folder = images / "cifar10"
     if not folder.is_dir():
         raise Absent(f"{folder} is absent: give the folder that holds cifar10 with --images")
     return load_data(folder / "lossless_subset.npz", mean=_CIFAR_MEAN, std=_CIFAR_STD)

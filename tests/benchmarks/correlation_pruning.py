@@ -60,7 +60,7 @@ from harness.sensitivity.dynamic_bn import (
     judge,
 )
 from harness.strategies.generator import options_for
-from tests.benchmarks.compression_networks import Subject, training_images
+from tests.benchmarks.compression_networks import Subject, training_data
 from tests.benchmarks.correlation import Cache, correlated, say, show, subjects
 from tests.benchmarks.policies import HOW, TRIED_ON
 
@@ -315,9 +315,9 @@ def rows_of(
     for kind in KINDS:
         fill(kind, "reconstructed", bench.reconstructed, range(min(reconstructed, count)))
     if fine_tuned:
-        train, labels = training_images(images)
+        known = training_data(images)
         chosen = spread([result["sensitivity"] for result in results["pruning"]], fine_tuned)
-        tune = partial(bench.fine_tuned, train=train, labels=labels)
+        tune = partial(bench.fine_tuned, train=known.train_images, labels=known.train_labels)
         fill("pruning", "fine-tuned", tune, chosen)
     return [row for kind in KINDS for row in correlations(item.name, kind, results[kind])]
 
