@@ -123,7 +123,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that the board says it has."""
     path = tmp_path / "engine"
     path.write_bytes(ENGINE)
-    monkeypatch.setattr(session, "_sha256", lambda _: SHA256)
+    monkeypatch.setattr(session, "sha256_of", lambda _: SHA256)
     return path
 
 
