@@ -187,7 +187,11 @@ class _Run:
             onnx.save(packed.model, path)
             begun_s = time.monotonic()
             taken, pace, measured_s = pacing.paced_profile(
-                self.session, self.store, path, self.yardstick if self.paced else None
+                self.session,
+                self.store,
+                path,
+                self.yardstick if self.paced else None,
+                precision=packed.precision,
             )
             planned_s = pacing.RUNS * packed.call_s + self._pace_s
             self._told(1, planned_s, measured_s, time.monotonic() - begun_s)
@@ -268,8 +272,9 @@ class _Run:
         return self.left_s * (self.took_s / self.now_s if self.now_s else 1.0)
 
 
-def _works(path: Path, runtime: str) -> tuple[graph.Work, ...]:
-    return tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
+def _works(path: Path, runtime: str, *, precision: str = "fp32") -> tuple[graph.Work, ...]:
+    kernels = graph.read(path, runtime=runtime, precision=graph.base_of(precision))
+    return tuple(graph.work(kernel) for kernel in kernels)
 
 
 def _predicted_s(works: Sequence[graph.Work], prior: BoardProfile) -> float:
@@ -302,7 +307,8 @@ def validate(
 
         def prepare() -> tuple[EngineRequest, EngineRequest]:
             path = make()
-            predicted[label] = _prediction(model, _works(path, runtime), coverage)
+            works = _works(path, runtime, precision=precision)
+            predicted[label] = _prediction(model, works, coverage)
             return yardstick.request(), EngineRequest(label=label, path=path, precision=precision)
 
         return campaign.Entry(label=label, prepare=prepare)
