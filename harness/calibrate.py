@@ -13,6 +13,7 @@ import onnx
 from harness import campaign, pacing, stats
 from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
+from harness.errors import ConfigError
 from harness.folder import Observer
 from harness.records import Interval, SweepTimes
 from harness.store import Store
@@ -33,7 +34,7 @@ __all__ = [
 MEASURING_S = 180.0
 # Networks measured interleaved in one job; more would only lengthen what an interruption costs.
 NETWORKS_PER_CAMPAIGN = 8
-DEFAULT_PROFILE = "generic-cpu"
+DEFAULT_PROFILE = {False: "generic-cpu", True: "generic-gpu"}
 
 
 # A network to validate with: name, precision, and what makes its ONNX file.
@@ -95,9 +96,7 @@ def calibrate(
     """
     with tempfile.TemporaryDirectory(prefix="boardfit-sweep-") as scratch:
         run = _Run(session, store, observer, yardstick, Path(scratch), list(known), budget_s)
-        prior = profiles.load(session.spec.profile or DEFAULT_PROFILE)
-        # Whoever predicts with the model reads networks as this board's runtime does.
-        prior = dataclasses.replace(prior, runtime=rules.fusion_rules(session.facts))
+        prior = _prior(session, precisions)
         plan = run.plan(reference, precisions, prior)
         run.profile(plan.networks)
         run.measure()
@@ -270,6 +269,21 @@ class _Run:
     def _time_left_s(self) -> float:
         """What is left as planned, stretched by how much longer the jobs so far took in all."""
         return self.left_s * (self.took_s / self.now_s if self.now_s else 1.0)
+
+
+def _prior(session: Session, precisions: Sequence[str]) -> BoardProfile:
+    """The datasheet that calibration starts from: the board's, else that of any such board."""
+    runtime = rules.fusion_rules(session.facts)
+    prior = profiles.load(session.spec.profile or DEFAULT_PROFILE[graph.is_gpu(runtime)])
+    missing = [precision for precision in precisions if precision not in prior.peak_flops]
+    if missing:
+        raise ConfigError(
+            f"the profile {prior.name} has no peak for {', '.join(missing)}, in which board "
+            f"{session.spec.name} computes with {session.spec.runtime}; name another profile for "
+            f"it in boards.toml ({', '.join(profiles.available())}), or none"
+        )
+    # Whoever predicts with the model reads networks as this board's runtime does.
+    return dataclasses.replace(prior, runtime=runtime)
 
 
 def _works(path: Path, runtime: str, *, precision: str = "fp32") -> tuple[graph.Work, ...]:
