@@ -17,6 +17,7 @@ import pytest
 from harness.boards.session import PRESETS, MeasurePlan
 from harness.records import FitResult, Measurement, Prediction, Profile, load
 from harness.store import Store
+from harness.strategies import generator
 from latency_models import calibration, graph, sweep
 from tests.tensorrt.nets import chain
 from tests.test_cli import TINY, run
@@ -30,7 +31,6 @@ def brief(monkeypatch):
     """Measurements of the stand-in say nothing, and may be short."""
     for name in ("quick", "standard"):
         monkeypatch.setitem(PRESETS, name, SHORT)
-    monkeypatch.setenv("BOARDFIT_TENSORRT8_HALF", "1")
 
 
 @pytest.fixture
@@ -49,11 +49,27 @@ def data(folder):  # noqa: F811
     return folder
 
 
+@pytest.fixture
+def half(monkeypatch):
+    """Every group of a fit has to be fp16: by the stand-in's times any choice would be chance."""
+    every = generator.options_for
+
+    def options_for(*arguments, **named):
+        found = every(*arguments, **named)
+        return {
+            group: tuple(option for option in options if option.precision == "fp16")
+            for group, options in found.items()
+        }
+
+    monkeypatch.setattr(generator, "options_for", options_for)
+
+
+@pytest.mark.usefixtures("half")
 def test_a_fit_in_fp16_is_calibrated_built_and_predicted_as_fp16(data, capsys):
     arguments = ("tiny.py:factory", "--data", "data.npz", "--methods", "quantize", "--latency")
     limits = ("1%", "--max-drop", "100", "--rounds", "1", "--epochs", "0", "--out", "run")
     code, _, err = run(capsys, "fit", *arguments, *limits)
-    # No allocation reaches 1 %: the nearest is all that the chip computes faster in.
+    # No allocation reaches 1 %, and the nearest was built and measured.
     assert code == 4, err
     result = load(FitResult, Path("run/result.json").read_bytes())
     assert {group.precision for group in result.result.allocation} == {"fp16"}
@@ -73,7 +89,10 @@ def test_a_fit_in_fp16_is_calibrated_built_and_predicted_as_fp16(data, capsys):
     assert len({profile.engine_key for profile in own}) == 2
     assert {m.precision for m in taken if m.label == "joint 1"} == {"fp16"}
     model = calibration.LatencyModel.from_json(Path("run/latency_model.json").read_text())
-    assert set(model.precisions) == {"fp32", "fp16"}
+    for precision in ("fp32", "fp16"):
+        kernels = graph.read("run/model.onnx", runtime="tensorrt", precision=precision)
+        weights = tuple(graph.work(kernel) for kernel in kernels if kernel.weight)
+        assert model.unsupported(weights) == ()  # the sweep measured their kinds
     assert any("FP16" in str(call) for call in calls(data))
     assert Path("run/engine.plan").stat().st_size > 0
 

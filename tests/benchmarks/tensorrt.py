@@ -239,14 +239,14 @@ def target(version: str) -> BoardFacts:
 def table(found: list[Row]) -> str:
     """The rows as text."""
     lines = [
-        f"{'network':10} {'variant':14} {'built':5} {'file':>9} {'engine':>9} {'build':>7} "
+        f"{'network':13} {'variant':14} {'built':5} {'file':>9} {'engine':>9} {'build':>7} "
         f"{'agree':>6}  types"
     ]
     for row in found:
         size = "-" if row.engine_bytes is None else f"{row.engine_bytes / 1e6:.2f} MB"
         took = "-" if row.build_s is None else f"{row.build_s:.2f} s"
         lines.append(
-            f"{row.network:10} {row.variant:14} {'yes' if row.built else 'NO':5} "
+            f"{row.network:13} {row.variant:14} {'yes' if row.built else 'NO':5} "
             f"{row.file_bytes / 1e6:6.2f} MB {size:>9} {took:>7} {row.agreement:6.1%}  {row.types}"
             + (f"  {row.why}" if row.why else "")
         )

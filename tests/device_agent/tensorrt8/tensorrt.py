@@ -4,8 +4,7 @@ Written from NVIDIA's Python API reference and bindings of those versions. A nam
 order of calls that the documentation does not have raises. BOARDFIT_TENSORRT8 picks the version,
 BOARDFIT_TENSORRT8_CALLS names a file to which every call is appended, BOARDFIT_TENSORRT8_NEEDS the
 bytes of workspace that kill the process (a negative number: that fail the build),
-BOARDFIT_TENSORRT8_SLEEP the seconds that a build takes, and with BOARDFIT_TENSORRT8_HALF all layers
-take the same under the profiler, a quarter of it in engines that may use fp16.
+BOARDFIT_TENSORRT8_SLEEP the seconds that a build takes.
 
 What it cannot prove: that TensorRT fuses, names, rounds or times as this does; which tactics it
 finds; that a network which parses here parses there; that memory suffices; that two threads, two

@@ -286,7 +286,6 @@ class Builder(Strict):
             "version": __version__,
             "compute": compute(),
             "layers": layers,
-            "half": int(BuilderFlag.FP16) in config._flags,
             "detailed": config._verbosity.name in ("DETAILED", "VERBOSE"),
             "tensors": [
                 [tensor.name, tensor in network._in, tensor.shape, tensor.dtype.name]
