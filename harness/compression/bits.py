@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from harness.compression.quantizers import check_bits, round_weights
 from harness.errors import BuildError
 from harness.networks import Layer
 from harness.records import Group, Option
 
-__all__ = ["expected_losses", "layer_options"]
+__all__ = ["expected_losses", "layer_options", "rounded_options"]
 
 # Two bits lose more than their squared error says: three levels of least error draw all outputs
 # towards zero, an error that does not average out. EfficientNet-Lite0's classifier, rounded to
@@ -34,7 +36,7 @@ def layer_options(
 
     Activations have 8 bits in all of them. Raises BuildError.
     """
-    words = [f"w{b}a8" if check_bits(b) < 8 else "int8" for b in bits]
+    words = [_precision(b) for b in bits]
     groups = [
         Group(
             name=name,
@@ -52,11 +54,30 @@ def layer_options(
     return groups, options
 
 
+def rounded_options(
+    layers: Mapping[str, Layer], bits: Sequence[int]
+) -> dict[str, dict[str, Tensor]]:
+    """``[layer][precision]``: weights rounded to nearest at the scales of least squared error.
+
+    As ``curvature.score`` takes them as ``rounded``, for options of ``layer_options``.
+    """
+    return {
+        name: {_precision(b): round_weights(layer.weight, b) for b in bits}
+        for name, layer in layers.items()
+    }
+
+
+def _precision(bits: int) -> str:
+    return f"w{bits}a8" if check_bits(bits) < 8 else "int8"
+
+
 def expected_losses(
     layers: Mapping[str, Layer],
     bits: Sequence[int],
     scores: Mapping[str, Sequence[float]],
     shares: Mapping[str, float] | None = None,
+    *,
+    rounded: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> dict[str, tuple[float, ...]]:
     """For every layer, the loss that each of ``bits`` is expected to cost.
 
@@ -64,12 +85,15 @@ def expected_losses(
     rounded to nearest, ``shares`` what compensated rounding leaves of an error
     (``sequential.compensated_shares``; None: all of it). With ``e`` the squared error of all the
     layer's weights, the loss is ``e[j] * share * geometric mean over i of scores[i] / e[i]``, and
-    three times that with two bits.
+    three times that with two bits. ``rounded`` is that of ``rounded_options``, where it is at hand:
+    the search for scales is the longest part.
     """
+    if rounded is None:
+        rounded = rounded_options(layers, bits)
     losses = {}
     for name, layer in layers.items():
         weight = layer.weight.detach()
-        errors = [float((round_weights(weight, b) - weight).square().sum()) for b in bits]
+        errors = [float((rounded[name][_precision(b)] - weight).square().sum()) for b in bits]
         ratios = [
             score / error
             for score, error in zip(scores[name], errors, strict=True)

@@ -93,8 +93,9 @@ class InputMoments:
         self.rows += q.shape[1]
         self.samples += min(q.shape[1], _INDEPENDENT * len(quantized))
         # One batch in single precision, the sum of the batches in double.
-        self._sums += q.sum(1)
-        self._original_sums += x.sum(1)
+        sums = _row_sums(q)
+        self._sums += sums
+        self._original_sums += sums if x is q else _row_sums(x)
         product = q.transpose(1, 2) @ q
         self._products += product
         self._crosses += product if x is q else x.transpose(1, 2) @ q
@@ -131,6 +132,11 @@ class InputMoments:
         """Of the original inputs (rows) with the quantized ones (columns)."""
         outer = self.original_mean[:, :, None] * self.mean[:, None, :]
         return self._crosses / self.rows - outer
+
+
+def _row_sums(a: Tensor) -> Tensor:
+    """``a.sum(1)`` as a product: torch's own sum takes ten times as long over few columns."""
+    return (a.new_ones(1, 1, a.shape[1]).expand(len(a), -1, -1) @ a)[:, 0]
 
 
 def _output_size(layer: Any, a: Tensor) -> tuple[int, int]:
