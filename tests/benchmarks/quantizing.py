@@ -29,8 +29,6 @@ FULL_MENU, PEERS_MENU = (2, 3, 4, 5, 6, 7, 8), (2, 4, 8)
 # EfficientNet-Lite0's policies of 3 and 4 bits from 32 or 64 other calibration images cost at most
 # 2 % more by the scores of 128 than the best by these.
 _SCORED = 64
-# As many as the peers' figures were taken on.
-_THREADS = 2
 # One calibration image in so many is kept apart, for the scale of the outputs.
 _APART = 15
 BATCH = 16
@@ -78,11 +76,8 @@ class Bench:
         """``"ours"``, or ``"fisher"``: the empirical Fisher of weights rounded to nearest."""
 
         def timed() -> dict[str, Any]:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(_THREADS)
             start, cpu = time.perf_counter(), time.process_time()
             values = self._ours() if kind == "ours" else self._fisher()
-            torch.set_num_threads(threads)
             wall_s, cpu_s = time.perf_counter() - start, time.process_time() - cpu
             return {"values": values, "wall_s": wall_s, "cpu_s": cpu_s}
 
