@@ -31,6 +31,15 @@ def test_two_bits_cost_more_than_their_error_says() -> None:
     assert losses == pytest.approx([3 * found[0], found[1]])
 
 
+def test_few_bits_cost_depthwise_layers_twice() -> None:
+    layer = nn.Conv2d(4, 4, 3, groups=4)
+    weight = layer.weight.detach()
+    bits = (2, 3, 4)
+    found = [float((round_weights(weight, b) - weight).square().sum()) for b in bits]
+    losses = expected_losses({"a": layer}, bits, {"a": found})["a"]
+    assert losses == pytest.approx([6 * found[0], 2 * found[1], found[2]])
+
+
 def test_what_compensation_leaves_is_all_that_counts() -> None:
     found = errors((3, 5))
     losses = expected_losses({"a": LAYER}, (3, 5), {"a": found}, {"a": 0.25})["a"]
