@@ -37,6 +37,8 @@ RangeMethod = Literal["minmax", "percentile", "error"]
 BITS = range(2, 9)
 # The scales that the error search tries: 51, from 0.2 to 1.2 of the one that holds the maximum.
 _FACTORS = torch.linspace(0.2, 1.2, 51)
+# Weights of so many channels are searched at once that they stay in a core's own cache.
+_SEARCHED = 1 << 17
 # Where the range is searched, it is one of so many fractions of the range that was seen.
 _SHRINKS = torch.linspace(0.1, 1.0, 91)
 _BINS = 2048
@@ -104,16 +106,45 @@ def round_weights(weight: Tensor, bits: int, *, scale: ScaleMethod = "error") ->
 
 def error_scale(weight: Tensor, bits: int, importance: Tensor | None = None) -> Tensor:
     """The scale ``(out,)`` of every output channel with the least (weighted) squared error."""
+    rows = weight.flatten(1)
+    if importance is not None:
+        importance = importance.expand_as(weight).flatten(1)
     largest = _max_scale(weight, bits)
-    best, least = largest, torch.full_like(largest, torch.inf)
-    for factor in _FACTORS:
-        scale = largest * factor
-        error = (_levels(weight, scale, bits) * _rows(scale, weight) - weight).square()
+    # In units of its channel's scale all weights are divided by the same numbers.
+    units = rows / largest[:, None]
+    at_once = max(1, _SEARCHED // units.shape[1])
+    parts = [slice(start, start + at_once) for start in range(0, len(units), at_once)]
+    best = [
+        _best_factors(units[part], bits, None if importance is None else importance[part])
+        for part in parts
+    ]
+    return largest * torch.cat(best)
+
+
+def _best_factors(units: Tensor, bits: int, importance: Tensor | None) -> Tensor:
+    """Which of the 51 is best for every channel of ``(out, weights)``, the largest tried first.
+
+    A scale that clips the largest weight alone by more than the least error found is no better,
+    nor is any smaller one: at many bits few of the 51 are left to be tried.
+    """
+    most = largest_level(bits)
+    peak, place = units.abs().max(1)
+    clipped = peak.square()
+    if importance is not None:
+        clipped = clipped * importance.gather(1, place[:, None])[:, 0]
+    ones = units.new_ones(units.shape[1])
+    best = torch.ones_like(peak)
+    least = torch.full_like(peak, torch.inf)
+    for factor in _FACTORS.flip(0):
+        if factor < 1 and bool((clipped * (1 - factor).square() > least).all()):
+            break
+        exact = units / factor
+        error = exact.round().clamp_(-most, most).sub_(exact).square_()
         if importance is not None:
-            error = error * importance
-        error = error.flatten(1).sum(1)
-        best = torch.where(error < least, scale, best)
-        least = torch.minimum(error, least)
+            error *= importance
+        total = (error @ ones) * factor.square()
+        best = torch.where(total <= least, factor, best)
+        least = torch.minimum(total, least)
     return best
 
 

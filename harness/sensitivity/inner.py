@@ -5,7 +5,8 @@ Let the layer be ``y = W * a + b`` and ``g = d loss_n / d y``. Two ways lead to
 
 - *by outputs*: ``sum_hw g * (dw_j * a)``, the layer run once more for every change;
 - *by gradients*: the image's own weight gradient ``G_n = sum_hw g a^T``, which costs as much as
-  running the layer once, and then ``<G_n, dw_j>`` for all j in one matrix product.
+  running the layer once (more for some kernels), and then ``<G_n, dw_j>`` for all j in one matrix
+  product.
 
 The weight gradients exist for one layer and a few images at a time, never for the network. The
 second way wins wherever an output has more positions than there are changes to spare; the count of
@@ -31,6 +32,9 @@ __all__ = ["Changes", "Recorder", "Rows"]
 FLOAT_BYTES = 4
 # Of the largest output: convolutions in float32 differ by less from one algorithm to another.
 LINEAR = 1e-3
+# How much longer than the layer its own weight gradient takes where the library has no kernel for
+# it: depthwise convolutions of other sizes than 3 took oneDNN 10 to 20 times, those of 3 once.
+_SLOW_GRADIENT = 12
 Rounding = Callable[[Tensor], Tensor]
 
 
@@ -170,7 +174,7 @@ class Recorder:
             removed = -self._products(gradient, y)
         weights = empty.weights
         if len(weights):
-            by_gradients = self._macs(y) + weights.shape[0] * self.layer.weight.numel()
+            by_gradients = self._gradient_macs(y) + weights.shape[0] * self.layer.weight.numel()
             if self._gradient_of is None or by_gradients >= weights.shape[0] * self._macs(y):
                 weights = torch.stack(
                     [self._summed(gradient, self._apply(a, dw)) for dw in self.changes.weights]
@@ -190,6 +194,11 @@ class Recorder:
     def _macs(self, y: Tensor) -> int:
         """Multiplications of the layer for one image."""
         return y[0].numel() * math.prod(self.layer.weight.shape[1:])
+
+    def _gradient_macs(self, y: Tensor) -> int:
+        """What an image's own weight gradient costs, in multiplications of the forward pass."""
+        slow = self._depthwise and max(self.layer.weight.shape[2:], default=3) != 3
+        return self._macs(y) * (_SLOW_GRADIENT if slow else 1)
 
     def _positions(self, values: Tensor) -> Tensor:
         """An output or its gradient as ``(n, C, positions)``."""

@@ -14,8 +14,8 @@ are those of ``peers/results.csv`` beside the images, with this project's as pee
 the divergence from the exact network (``kl``). The peers' file has no divergence: rows of the peer
 ``stand-in`` repeat two of its settings with this project's code, and their top-1 can be held
 against the file's. ``loss`` is the change of top-1 with its 95 % interval, paired by image. Wall
-times are of sensitivity and allocation, and compare only within a run. ``--cache`` keeps every row
-as it is found, so that a run that was stopped goes on.
+times are of sensitivity and allocation, on one thread, and compare only within a run. ``--cache``
+keeps every row as it is found, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations

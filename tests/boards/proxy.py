@@ -143,6 +143,8 @@ class Proxy:
             link = self._loop.create_task(self._carry(client, moving))
             self._links[link] = moving
             link.add_done_callback(self._links.pop)
+            # A link that is cut before it has begun closes nothing itself.
+            link.add_done_callback(lambda _link, client=client: client.close())
 
     async def _carry(self, client: socket.socket, moving: asyncio.Event) -> None:
         server = socket.socket()

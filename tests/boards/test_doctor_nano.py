@@ -49,6 +49,8 @@ def spec(
     modules = tmp_path / "modules"
     modules.mkdir()
     (modules / "tensorrt.py").write_text(TENSORRT)
+    # What this computer may have is not the Nano's.
+    (modules / "tensorrt_rtx.py").write_text("raise ImportError('not on a Nano')")
     monkeypatch.setenv("PYTHONPATH", str(modules))
     monkeypatch.setenv("BOARDFIT_BOARD_ROOT", str(nano.root))
     python = python_of(request.param)

@@ -1,10 +1,12 @@
 import pytest
 import torch
+from torch import Tensor
 
 from harness.compression.quantizers import (
     QuantizedWeight,
     Range,
     activation_range,
+    error_scale,
     quantize_weight,
     round_activations,
     round_weights,
@@ -41,6 +43,26 @@ def test_the_error_search_finds_the_best_of_its_51_scales(bits: int) -> None:
             errors.append(float((rounded - row).square().sum()))
         error = float((found.dequantized()[channel] - row).square().sum())
         assert error == pytest.approx(min(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("weights", [9, 70_000])
+def test_the_search_gives_each_weight_its_importance(bits: int, weights: int) -> None:
+    """Also where a channel has more weights than are searched at once."""
+    torch.manual_seed(bits)
+    weight = torch.randn(3, weights)
+    importance = torch.rand(3, weights).pow(4)
+    importance[0] *= 1e-3
+    found = error_scale(weight, bits, importance)
+    most = 2 ** (bits - 1) - 1
+    for row, matters, scale in zip(weight, importance, found, strict=True):
+
+        def error(s: Tensor, row: Tensor = row, matters: Tensor = matters) -> float:
+            rounded = (row / s).round().clamp(-most, most) * s
+            return float(((rounded - row).square() * matters).sum())
+
+        tried = [row.abs().max() / most * (0.2 + 0.02 * step) for step in range(51)]
+        assert error(scale) == pytest.approx(min(map(error, tried)), rel=1e-4)
 
 
 def test_an_outlier_is_clipped_unless_it_is_what_matters() -> None:

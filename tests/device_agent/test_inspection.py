@@ -285,7 +285,9 @@ def test_a_machine_without_cuda_says_so_in_its_own_words(
 ) -> None:
     monkeypatch.setenv("BOARDFIT_CUDART", str(tmp_path / "nothing.so"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "tensorrt.py").write_text("raise ImportError('libnvinfer.so.8: not there')")
+    for module in ("tensorrt", "tensorrt_rtx"):
+        lacking = "raise ImportError('libnvinfer.so.8: not there')"
+        (tmp_path / f"{module}.py").write_text(lacking)
     found = inspection.tensorrt("", str(tmp_path))
     assert found["cuda"]["compute"] is None
     assert "CUDA (no libcudart.so was found: install CUDA's runtime" in found["missing"]

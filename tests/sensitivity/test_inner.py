@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "1x1 strided": (lambda: nn.Conv2d(3, 4, 1, 2), (3, 5, 5)),
     "grouped": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 5, 5)),
     "depthwise": (lambda: nn.Conv2d(4, 4, 3, padding=1, groups=4), (4, 5, 5)),
+    "depthwise of 5x5": (lambda: nn.Conv2d(4, 4, 5, padding=2, groups=4), (4, 6, 6)),
     "same": (lambda: nn.Conv2d(3, 4, 3, padding="same"), (3, 5, 5)),
     "reflecting": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 5, 5)),
     "padded inside": (lambda: PaddedInside(3, 4, 3, 2), (3, 6, 6)),
@@ -78,7 +79,7 @@ def test_inner_products_are_those_of_per_image_gradients(name: str, count: int) 
         torch.testing.assert_close(rows.weights[:, n], expected, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(sums.weights[:, n, 0], expected.sum(1), rtol=1e-3, atol=1e-3)
         removed = -bias_gradient * own_bias
-        if name != "depthwise":
+        if not name.startswith("depthwise"):
             removed = removed - by_channel(gradient * own_weight)
         torch.testing.assert_close(rows.removed[n], removed, rtol=1e-3, atol=1e-3)
         assert image.grad is not None
@@ -112,3 +113,22 @@ def test_rows_are_taken_once_and_are_zero_where_nothing_reaches_the_loss() -> No
     assert empty.weights.shape == (2, 6, 1)
     assert empty.inputs.shape == (1, 6, 1)
     assert not empty.removed.any() and not empty.weights.any() and not empty.inputs.any()
+
+
+def test_kernels_whose_gradient_is_slow_go_by_outputs_up_to_more_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Eight changes of a depthwise 3x3 are worth one weight gradient, of a 5x5 they are not."""
+    taken = []
+    by_images = Recorder._image_by_image
+
+    def watched(self: Recorder, gradient: Tensor, a: Tensor) -> Tensor:
+        taken.append(self.layer.kernel_size)
+        return by_images(self, gradient, a)
+
+    monkeypatch.setattr(Recorder, "_image_by_image", watched)
+    for size in (3, 5):
+        layer = nn.Conv2d(4, 4, size, padding=size // 2, groups=4)
+        changes = torch.randn(8, *layer.weight.shape)
+        recorded(layer, torch.randn(1, 4, 16, 16), per_channel=False, changes=changes)
+    assert taken == [(3, 3)]
