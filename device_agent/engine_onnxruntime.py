@@ -45,7 +45,15 @@ def _options(threads):
 
 
 def _session(path, options):
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    # Another provider, a GPU's, is for benchmarks alone: it is asked for or it is an error.
+    provider = os.environ.get("BOARDFIT_ONNXRUNTIME_PROVIDER") or "CPUExecutionProvider"
+    session = onnxruntime.InferenceSession(path, options, providers=[provider])
+    if provider not in session.get_providers():
+        raise RuntimeError(
+            "onnxruntime %s did not take %s up, only %s: is onnxruntime-gpu there, and its CUDA?"
+            % (onnxruntime.__version__, provider, ", ".join(session.get_providers()))
+        )
+    return session
 
 
 def _shape(node):

@@ -13,6 +13,7 @@ import onnx
 from harness import campaign, pacing, stats
 from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
+from harness.errors import ConfigError
 from harness.folder import Observer
 from harness.records import Interval, SweepTimes
 from harness.store import Store
@@ -33,7 +34,7 @@ __all__ = [
 MEASURING_S = 180.0
 # Networks measured interleaved in one job; more would only lengthen what an interruption costs.
 NETWORKS_PER_CAMPAIGN = 8
-DEFAULT_PROFILE = "generic-cpu"
+DEFAULT_PROFILE = {False: "generic-cpu", True: "generic-gpu"}
 
 
 # A network to validate with: name, precision, and what makes its ONNX file.
@@ -95,9 +96,7 @@ def calibrate(
     """
     with tempfile.TemporaryDirectory(prefix="boardfit-sweep-") as scratch:
         run = _Run(session, store, observer, yardstick, Path(scratch), list(known), budget_s)
-        prior = profiles.load(session.spec.profile or DEFAULT_PROFILE)
-        # Whoever predicts with the model reads networks as this board's runtime does.
-        prior = dataclasses.replace(prior, runtime=rules.fusion_rules(session.facts))
+        prior = _prior(session, precisions)
         plan = run.plan(reference, precisions, prior)
         run.profile(plan.networks)
         run.measure()
@@ -187,7 +186,11 @@ class _Run:
             onnx.save(packed.model, path)
             begun_s = time.monotonic()
             taken, pace, measured_s = pacing.paced_profile(
-                self.session, self.store, path, self.yardstick if self.paced else None
+                self.session,
+                self.store,
+                path,
+                self.yardstick if self.paced else None,
+                precision=packed.precision,
             )
             planned_s = pacing.RUNS * packed.call_s + self._pace_s
             self._told(1, planned_s, measured_s, time.monotonic() - begun_s)
@@ -268,8 +271,24 @@ class _Run:
         return self.left_s * (self.took_s / self.now_s if self.now_s else 1.0)
 
 
-def _works(path: Path, runtime: str) -> tuple[graph.Work, ...]:
-    return tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
+def _prior(session: Session, precisions: Sequence[str]) -> BoardProfile:
+    """The datasheet that calibration starts from: the board's, else that of any such board."""
+    runtime = rules.fusion_rules(session.facts)
+    prior = profiles.load(session.spec.profile or DEFAULT_PROFILE[graph.is_gpu(runtime)])
+    missing = [precision for precision in precisions if precision not in prior.peak_flops]
+    if missing:
+        raise ConfigError(
+            f"the profile {prior.name} has no peak for {', '.join(missing)}, in which board "
+            f"{session.spec.name} computes with {session.spec.runtime}; name another profile for "
+            f"it in boards.toml ({', '.join(profiles.available())}), or none"
+        )
+    # Whoever predicts with the model reads networks as this board's runtime does.
+    return dataclasses.replace(prior, runtime=runtime)
+
+
+def _works(path: Path, runtime: str, *, precision: str = "fp32") -> tuple[graph.Work, ...]:
+    kernels = graph.read(path, runtime=runtime, precision=graph.base_of(precision))
+    return tuple(graph.work(kernel) for kernel in kernels)
 
 
 def _predicted_s(works: Sequence[graph.Work], prior: BoardProfile) -> float:
@@ -302,7 +321,8 @@ def validate(
 
         def prepare() -> tuple[EngineRequest, EngineRequest]:
             path = make()
-            predicted[label] = _prediction(model, _works(path, runtime), coverage)
+            works = _works(path, runtime, precision=precision)
+            predicted[label] = _prediction(model, works, coverage)
             return yardstick.request(), EngineRequest(label=label, path=path, precision=precision)
 
         return campaign.Entry(label=label, prepare=prepare)

@@ -95,9 +95,23 @@ class Workbench:
         """The ONNX file that was measured."""
         return self.folder.networks / f"{measured.candidate.label.replace(' ', '-')}.onnx"
 
-    def kernels(self, path: Path) -> tuple[graph.Kernel, ...]:
-        """The kernels that the board's runtime executes for the network in ``path``."""
-        return graph.read(path, runtime=rules.fusion_rules(self.session.facts))
+    def kernels(
+        self, path: Path, layers: Sequence[LayerPrecision] = ()
+    ) -> tuple[graph.Kernel, ...]:
+        """The kernels that the board's runtime executes for the network in ``path``.
+
+        ``layers`` are the precisions of nodes that are asked for beside the file.
+        """
+        return graph.read(
+            path,
+            runtime=rules.fusion_rules(self.session.facts),
+            layers={one.node: one.precision for one in layers},
+        )
+
+    def kernels_of(self, measured: Measured) -> tuple[graph.Kernel, ...]:
+        """The kernels of the engine that was measured."""
+        path = self.path_of(measured)
+        return self.kernels(path, _bound(path, measured.candidate.allocation))
 
     def measure_baseline(self) -> Measured:
         """Export the original, measure it alone, profile it, evaluate it."""
@@ -134,15 +148,16 @@ class Workbench:
         predicted_loss: float,
     ) -> Measured:
         """Freeze the prediction, then measure ``variant`` interleaved with the baseline."""
-        prediction = self._predict(variant.onnx, strategy.label, model, coverage)
+        layers = _bound(variant.onnx, _allocation(strategy, groups))
+        prediction = self._predict(variant.onnx, strategy.label, model, coverage, layers=layers)
         base, ours = self.session.measure(
             [
                 EngineRequest(label="baseline", path=self.baseline_path, precision="fp32"),
                 EngineRequest(
                     label=strategy.label,
                     path=variant.onnx,
-                    precision="mixed" if variant.int8_layers else "fp32",
-                    layers=_bound(variant.onnx, _allocation(strategy, groups)),
+                    precision=_told(len(variant.int8_layers), layers),
+                    layers=layers,
                 ),
             ],
             plan=PRESETS["standard"],
@@ -214,11 +229,12 @@ class Workbench:
 
     def _request(self, measured: Measured) -> EngineRequest:
         path = self.path_of(measured)
+        layers = _bound(path, measured.candidate.allocation)
         return EngineRequest(
             label=measured.candidate.label,
             path=path,
-            precision="mixed" if measured.candidate.int8_layers else "fp32",
-            layers=_bound(path, measured.candidate.allocation),
+            precision=_told(measured.candidate.int8_layers, layers),
+            layers=layers,
         )
 
     def _remeasured(self, measured: Measured, taken: Mapping[str, Measurement]) -> Measured:
@@ -262,14 +278,20 @@ class Workbench:
         )
 
     def _predict(
-        self, path: Path, label: str, model: calibration.LatencyModel, coverage: float
+        self,
+        path: Path,
+        label: str,
+        model: calibration.LatencyModel,
+        coverage: float,
+        *,
+        layers: tuple[LayerPrecision, ...],
     ) -> Prediction:
         """The frozen prediction of ``path``; written now if this network has none yet."""
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        known = self.store.first_prediction(digest)
+        known = self.store.first_prediction(digest, layers)
         if known is not None:
             return known
-        works = tuple(graph.work(kernel) for kernel in self.kernels(path))
+        works = tuple(graph.work(kernel) for kernel in self.kernels(path, layers))
         low, high = model.interval(works, coverage)
         prediction = Prediction(
             label=label,
@@ -278,6 +300,7 @@ class Workbench:
             interval=Interval(low, high, coverage),
             latency_model_sha256=model.sha256,
             made_at=datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            layers=layers,
         )
         self.store.add(prediction)
         return prediction
@@ -335,7 +358,7 @@ class Workbench:
         """The kernels of some candidates: work, predicted and profiled time."""
         points = []
         for m in measured:
-            kernels = self.kernels(self.path_of(m))
+            kernels = self.kernels_of(m)
             works = tuple(graph.work(kernel) for kernel in kernels)
             times = graph.match(kernels, pacing.kernel_rows(m.profile))
             for kernel, work, predicted in zip(
@@ -394,6 +417,14 @@ class _Latency(TypedDict):
 
 def _warnings(label: str, found: MeasurementVerdict) -> tuple[str, ...]:
     return tuple(f"{label}: {c.finding}: {c.remedy}" for c in found.violated)
+
+
+def _told(int8_layers: int, layers: Sequence[LayerPrecision]) -> str:
+    """A measurement's word for its precision: the one of all layers, or mixed."""
+    if int8_layers:
+        return "mixed"
+    kinds = {one.precision for one in layers} or {"fp32"}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def _bound(path: Path, allocation: Sequence[GroupAllocation]) -> tuple[LayerPrecision, ...]:

@@ -315,7 +315,10 @@ def predict(
 def validate(
     files: Sequence[Path], *, board: str, latency_model: Path | None, int8: bool, out: Path
 ) -> tuple[calibrating.Validation, ...]:
-    """``boardfit validate``: predict each file, and its int8 form, then measure them all."""
+    """``boardfit validate``: predict each file, and its int8 form, then measure them all.
+
+    Where the board computes fast in fp16, in that as well.
+    """
     spec = inventory.find(board)
     out.mkdir(parents=True, exist_ok=True)
     with (
@@ -333,7 +336,12 @@ def validate(
         targets = [
             target
             for file in files
-            for target in _targets(file, out, int8=int8 and "int8" in precisions)
+            for target in _targets(
+                file,
+                out,
+                precisions=[p for p in precisions if p != "int8" or int8],
+                symmetric=graph.is_gpu(rules.fusion_rules(session.facts)),
+            )
         ]
         digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
         rows = calibrating.validate(
@@ -349,21 +357,33 @@ def validate(
     return rows
 
 
-def _targets(file: Path, out: Path, *, int8: bool) -> list[calibrating.Target]:
-    """The network in a file, its weights filled in, and its int8 form: name, precision, maker."""
-    complete, quantized = out / f"{file.stem}.onnx", out / f"{file.stem}.int8.onnx"
+def _targets(
+    file: Path, out: Path, *, precisions: Sequence[str], symmetric: bool
+) -> list[calibrating.Target]:
+    """The network in a file, its weights filled in, in each precision: name, precision, maker.
+
+    fp16 is the same file, which the board's builder is told of; int8 a file with ``symmetric`` Q/DQ
+    or not.
+    """
+    complete, half, quantized = (out / f"{file.stem}{end}.onnx" for end in ("", ".fp16", ".int8"))
     network = _read(file)  # now, so that a file which is none is an error before the board is used
 
     def fill() -> Path:
         onnx.save(synthetic.fill(network), complete)
         return complete
 
+    def fill_half() -> Path:
+        onnx.save(synthetic.fill(network), half)
+        return half
+
     def quantize_it() -> Path:
-        synthetic.quantize(complete if complete.exists() else fill(), quantized)
+        synthetic.quantize(
+            complete if complete.exists() else fill(), quantized, symmetric=symmetric
+        )
         return quantized
 
-    targets: list[calibrating.Target] = [(file.stem, "fp32", fill)]
-    return [*targets, (file.stem, "int8", quantize_it)] if int8 else targets
+    makers = {"fp32": fill, "fp16": fill_half, "int8": quantize_it}
+    return [(file.stem, precision, makers[precision]) for precision in precisions]
 
 
 def _yardstick_beside(latency_model: Path, session: Session) -> pacing.Yardstick:

@@ -192,7 +192,7 @@ def _build_and_measure(
 
 def _recalibrate(problem: Problem, baseline: Measured, measured: Measured) -> None:
     """Correct the latency model and the size prediction by what was just measured."""
-    works = tuple(graph.work(k) for k in problem.bench.kernels(problem.bench.path_of(measured)))
+    works = tuple(graph.work(k) for k in problem.bench.kernels_of(measured))
     # As a ratio in the baseline's terms, so that drift between the campaigns cancels.
     latency_s = measured.candidate.ratio * baseline.candidate.latency_s
     problem.model = calibration.refit(problem.model, network_samples=((works, latency_s),))

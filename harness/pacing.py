@@ -38,21 +38,35 @@ def kernel_rows(profile: Profile) -> tuple[tuple[str, str, str, float], ...]:
     return tuple((k.name, k.op, k.node, k.latency_s) for k in profile.kernels)
 
 
-def profile(session: Session, path: Path, store: Store, *, runs: int = PROFILE_RUNS) -> Profile:
-    """The per-kernel profile of ``path``: the store's if it has one of this network and runtime."""
-    known = _known_profile(session, store, session.put(path))
+def profile(
+    session: Session,
+    path: Path,
+    store: Store,
+    *,
+    runs: int = PROFILE_RUNS,
+    precision: str | None = None,
+) -> Profile:
+    """The per-kernel profile of ``path``: the store's if it has one of this network and runtime.
+
+    Of its engine as it was measured last, unless ``precision`` says which.
+    """
+    known = _known_profile(session, store, path, precision)
     if known is not None:
         return known
-    taken = session.profile(path, runs=runs)
+    taken = session.profile(path, runs=runs, precision=precision)
     store.add(taken)
     return taken
 
 
-def _known_profile(session: Session, store: Store, digest: str) -> Profile | None:
+def _known_profile(
+    session: Session, store: Store, path: Path, precision: str | None
+) -> Profile | None:
+    digest, key = digest_of(path), session.engine_key(path, precision=precision)
     for known in store.all(Profile):
         if (
             known.network_sha256 == digest
             and known.runtime_version == session.facts.runtime_version
+            and known.engine_key == key
         ):
             return known
     return None
@@ -113,7 +127,12 @@ def measure(
 
 
 def paced_profile(
-    session: Session, store: Store, path: Path, yardstick: Yardstick | None
+    session: Session,
+    store: Store,
+    path: Path,
+    yardstick: Yardstick | None,
+    *,
+    precision: str | None = None,
 ) -> tuple[Profile, float, float]:
     """A profile, how much slower than at first the board ran, and the seconds measured now.
 
@@ -127,9 +146,9 @@ def paced_profile(
         return measure(session, store, [yardstick.request()], campaign=campaign)
 
     digest = digest_of(path)
-    known = _known_profile(session, store, digest)
+    known = _known_profile(session, store, path, precision)
     before, before_s = pace("before")
-    taken = known or profile(session, path, store)
+    taken = known or profile(session, path, store, precision=precision)
     after, after_s = pace("after")
     measured_s = before_s + after_s
     if known is None:

@@ -19,6 +19,7 @@ from harness.errors import ConfigError
 from harness.records import (
     Failure,
     ImportedSummary,
+    LayerPrecision,
     Measurement,
     Prediction,
     Profile,
@@ -151,14 +152,16 @@ class Store:
                 found[index] = (found[index][0], record)
         return tuple(found)
 
-    def first_prediction(self, network_sha256: str) -> Prediction | None:
-        """The frozen prediction of a network: the first that was ever written for it."""
-        row = self._connection.execute(
-            "SELECT json FROM record WHERE kind = 'Prediction' AND network_sha256 = ?"
-            " ORDER BY id LIMIT 1",
+    def first_prediction(
+        self, network_sha256: str, layers: tuple[LayerPrecision, ...] = ()
+    ) -> Prediction | None:
+        """The frozen prediction of a network with its ``layers`` so: the first ever written."""
+        rows = self._connection.execute(
+            "SELECT json FROM record WHERE kind = 'Prediction' AND network_sha256 = ? ORDER BY id",
             (network_sha256,),
-        ).fetchone()
-        return None if row is None else load(Prediction, row[0])
+        )
+        found = (load(Prediction, text) for (text,) in rows)
+        return next((one for one in found if one.layers == layers), None)
 
     def export_csv(self, folder: Path) -> None:
         """Write ``measurements.csv`` (one row a measurement) and ``predictions.csv``."""

@@ -35,9 +35,12 @@ __all__ = [
     "Kernel",
     "ProfileRow",
     "Work",
+    "base_of",
+    "is_gpu",
     "lowered",
     "match",
     "operators",
+    "precisions_of",
     "read",
     "rewrite",
     "work",
@@ -49,25 +52,43 @@ _Path = str | Path
 RUNTIMES: dict[str, Runtime | GpuRuntime] = {**CPU_RUNTIMES, **GPU_RUNTIMES}
 
 
+def is_gpu(runtime: str) -> bool:
+    """Whether the rules of that name are a GPU's."""
+    return isinstance(_runtime(runtime), GpuRuntime)
+
+
+def precisions_of(runtime: str) -> tuple[str, ...]:
+    """The precisions that ``runtime`` has kernels for, the exact one first."""
+    return ("fp32", "fp16", "int8") if is_gpu(runtime) else ("fp32", "int8")
+
+
+def base_of(precision: str) -> str:
+    """What of a network in ``precision`` is not told by its Q/DQ pairs: fp16, else fp32."""
+    return "fp16" if precision == "fp16" else "fp32"
+
+
 def read(
     model: ModelProto | _Path,
     *,
     runtime: str = "onnxruntime-cpu",
     precision: str = "fp32",
+    layers: Mapping[str, str] | None = None,
     batch: int | None = None,
 ) -> tuple[Kernel, ...]:
     """The kernels that ``runtime`` executes for ``model``, in a possible order of execution.
 
     The ONNX may lack its weights. ``runtime`` is a key of ``RUNTIMES``.
     ``precision`` is that of the whole network, ``fp32`` or, on a GPU, ``fp16``; what stands
-    between Q/DQ pairs is int8 all the same. ``batch`` takes the place of a free batch (without it,
-    1). ``UnknownOperator`` and ``UnsupportedGraph`` say what to do.
+    between Q/DQ pairs is int8 all the same. ``layers`` gives nodes a precision of their own, where
+    a GPU's builder is told it beside the file. ``batch`` takes the place of a free batch (without
+    it, 1). ``UnknownOperator`` and ``UnsupportedGraph`` say what to do.
     """
     target = _runtime(runtime)
     _check_precision(target, "the network", precision, ("fp32", "fp16"))
     ops = without_repeats(parse(load(model), batch=batch))
+    _check(ops, {}, layers or {}, target)
     if isinstance(target, GpuRuntime):
-        return lower_gpu(ops, runtime=target, base=precision)
+        return lower_gpu(ops, runtime=target, base=precision, precision=layers)
     return lower(ops, runtime=target)
 
 

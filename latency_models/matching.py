@@ -18,6 +18,7 @@ _LAYOUT_KINDS = {
     "ReorderInput": "reorder_input",
     "ReorderOutput": "reorder_output",
     "Transpose": "transpose",
+    "Reformat": "reformat",
 }
 
 
@@ -25,8 +26,8 @@ def match(kernels: Sequence[Kernel], rows: Sequence[ProfileRow]) -> dict[str, fl
     """Seconds by kernel name, for those of ``kernels`` that are found in the profile ``rows``.
 
     ``rows`` are in order of execution. A row is found by the node it came from, by its own name, or
-    by the tensor it writes. Reorders and transposes have no node: they belong to the kernel next
-    in the profile that reads, or last that wrote, the tensor they move.
+    by the tensor it writes. Reorders, reformats and transposes have no node: they belong to the
+    kernel next in the profile that reads, or last that wrote, the tensor they move.
     """
     by_node = {node: k for k in kernels for node in k.nodes}
     by_output = {k.output: k for k in kernels if k.nodes}

@@ -100,7 +100,8 @@ def candidates(
     """Everything that may be measured so that networks like ``reference`` are predicted well.
 
     A grid of the shapes of common networks, the operators between their convolutions, and the
-    reference's own shapes with their pruned widths; in each of ``precisions`` (fp32, int8).
+    reference's own shapes with their pruned widths; in each of ``precisions`` (fp32, int8 and, on a
+    GPU, fp16).
     """
     near = [shape for shape in _of_reference(reference) if shape.affordable]
     known = set(near)
@@ -118,12 +119,15 @@ def candidates(
 def _in_precisions(branch: Branch, precisions: Sequence[str], runtime: str) -> Iterator[Candidate]:
     builder = Builder(branch.name, seed=None)
     branch.build(builder)
-    kernels = graph.read(builder.model(), runtime=runtime)
+    exact = graph.read(builder.model(), runtime=runtime)
     for precision in precisions:
-        if precision == "int8":
-            names = [op.name for k in kernels for op in k.ops if op.op in QUANTIZABLE]
+        kernels = exact
+        if precision == "fp16":
+            kernels = graph.rewrite(exact, precision=precision, runtime=runtime)
+        elif precision == "int8":
+            names = [op.name for k in exact for op in k.ops if op.op in QUANTIZABLE]
             wanted = dict.fromkeys(names, "int8")
-            kernels = graph.rewrite(kernels, precision=wanted, followers="all", runtime=runtime)
+            kernels = graph.rewrite(exact, precision=wanted, followers="all", runtime=runtime)
         works = [graph.work(k) for k in kernels]
         along = [w.kind in _ALONG or w.name.startswith(SCAFFOLD) for w in works]
         yield Candidate(

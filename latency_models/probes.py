@@ -34,7 +34,7 @@ def probes(
             build(builder)
             model = builder.model()
             if precision == "int8":
-                model = synthetic.quantized(model)
+                model = synthetic.quantized(model, symmetric=graph.is_gpu(runtime))
             yield _probe(builder.name, precision, model, runtime)
     if set(precisions) >= {"fp32", "int8"}:
         builder = Builder("probe-residual-48-mixed", seed=seed)
@@ -42,11 +42,13 @@ def probes(
         model = builder.model()
         nodes = [node.name for node in model.graph.node]
         exclude = frozenset(nodes[len(nodes) // 2 : -3])
-        yield _probe(builder.name, "mixed", synthetic.quantized(model, exclude=exclude), runtime)
+        mixed = synthetic.quantized(model, exclude=exclude, symmetric=graph.is_gpu(runtime))
+        yield _probe(builder.name, "mixed", mixed, runtime)
 
 
 def _probe(name: str, precision: str, model: ModelProto, runtime: str) -> ProbeNetwork:
-    works = tuple(graph.work(kernel) for kernel in graph.read(model, runtime=runtime))
+    kernels = graph.read(model, runtime=runtime, precision=graph.base_of(precision))
+    works = tuple(graph.work(kernel) for kernel in kernels)
     return ProbeNetwork(name=name, precision=precision, model=model, works=works)
 
 

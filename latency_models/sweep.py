@@ -118,10 +118,11 @@ def plan(
     predicted seconds for one call of all of them. ``whole`` is all of ``probes.probes`` unless
     given. ``CalibrationError`` if none of ``precisions`` can be built.
     """
-    wanted = [p for p in precisions if p in ("fp32", "int8")]
+    known = graph.precisions_of(runtime)
+    wanted = [p for p in precisions if p in known]
     if not wanted:
         raise CalibrationError(
-            f"no kernels can be built in {', '.join(precisions)}: fp32 and int8 can"
+            f"no kernels can be built in {', '.join(precisions)}: {' and '.join(known)} can"
         )
     profile = profile or profiles.load("generic-cpu")
     candidates = pool.candidates(reference, precisions=wanted, runtime=runtime)
@@ -244,10 +245,10 @@ def _packed_by_precision(
 def _packed(builder: Builder, precision: str, runtime: str, *, call_s: float) -> PackedNetwork:
     model = builder.model()
     if precision == "int8":
-        model = synthetic.quantized(model)
+        model = synthetic.quantized(model, symmetric=graph.is_gpu(runtime))
     works = {
         kernel.name: graph.work(kernel)
-        for kernel in graph.read(model, runtime=runtime)
+        for kernel in graph.read(model, runtime=runtime, precision=graph.base_of(precision))
         if not (kernel.nodes and kernel.name.startswith(SCAFFOLD))
     }
     return PackedNetwork(
@@ -266,16 +267,20 @@ def collect(
     """The works of ``packed`` with the seconds that the profile ``kernel_times`` gives them.
 
     Kernels that the profile does not show (the runtime did something else) are left out.
-    ``CalibrationError`` if that is most of them.
+    ``CalibrationError`` if that is most of those that stand for nodes.
     """
-    kernels = graph.read(packed.model, runtime=packed.runtime)
+    base = graph.base_of(packed.precision)
+    kernels = graph.read(packed.model, runtime=packed.runtime, precision=base)
     times = graph.match(kernels, kernel_times)
     found = tuple(
         (work, times[name]) for name, work in packed.expected.items() if times.get(name, 0.0) > 0
     )
-    if 2 * len(found) < len(packed.expected):
+    # GPUs move data between precisions in other places than are known here.
+    nodes = [k.name for k in kernels if k.nodes and k.name in packed.expected]
+    shown = sum(times.get(name, 0.0) > 0 for name in nodes)
+    if 2 * shown < len(nodes):
         raise CalibrationError(
-            f"the profile of {packed.name} shows {len(found)} of its {len(packed.expected)} "
+            f"the profile of {packed.name} shows {shown} of its {len(nodes)} "
             "kernels: the runtime fuses otherwise than is known here; its version?"
         )
     return found

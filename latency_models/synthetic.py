@@ -114,17 +114,24 @@ _SCALE = 0.05
 _RECTIFIED = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid"})
 
 
-def quantize(source: Path, target: Path) -> None:
+def quantize(source: Path, target: Path, *, symmetric: bool = False) -> None:
     """Write the network in ``source`` to ``target`` in int8, with the Q/DQ pairs of a real export.
 
     Weights are int8, symmetric, one scale an output channel; activations uint8 with one made-up
-    scale. For timing alone: what such a network answers means nothing.
+    scale. For timing alone: what such a network answers means nothing. ``symmetric`` as in
+    ``quantized``.
     """
-    onnx.save(quantized(onnx.load(str(source))), str(target))
+    onnx.save(quantized(onnx.load(str(source)), symmetric=symmetric), str(target))
 
 
-def quantized(model: ModelProto, *, exclude: Set[str] = frozenset()) -> ModelProto:
-    """``model`` in int8 but for the nodes in ``exclude``, for timing alone; see ``quantize``."""
+def quantized(
+    model: ModelProto, *, exclude: Set[str] = frozenset(), symmetric: bool = False
+) -> ModelProto:
+    """``model`` in int8 but for the nodes in ``exclude``, for timing alone; see ``quantize``.
+
+    ``symmetric`` is the one form that all versions of TensorRT read: activations int8 with zero
+    point 0, weights floats behind Q and DQ, biases float.
+    """
     plain = ModelProto()
     plain.CopyFrom(model)
     _own_constants(plain)
@@ -133,20 +140,22 @@ def quantized(model: ModelProto, *, exclude: Set[str] = frozenset()) -> ModelPro
     after = insert_pairs(
         ops, {op.name for op in ops if op.op in QUANTIZABLE and op.name not in exclude}
     )
-    return _Export(plain, before, after).model
+    return _Export(plain, before, after, symmetric=symmetric).model
 
 
 class _Export:
     """ONNX nodes for operators with Q/DQ pairs, around the nodes of the float network."""
 
-    def __init__(self, model: ModelProto, before: dict[str, Op], after: tuple[Op, ...]) -> None:
-        self.model = model
+    def __init__(
+        self, model: ModelProto, before: dict[str, Op], after: tuple[Op, ...], *, symmetric: bool
+    ) -> None:
+        self.model, self.symmetric = model, symmetric
         self.graph = model.graph
         self.tensors = {t.name: t for t in self.graph.initializer}
         nodes = {n.name or f"{n.op_type}_{i}": n for i, n in enumerate(self.graph.node)}
         outputs = {o.name for o in self.graph.output}
-        self._scalar("quantize/rectified", np.uint8(0))
-        self._scalar("quantize/signed", np.uint8(128))
+        self._scalar("quantize/rectified", np.int8(0) if symmetric else np.uint8(0))
+        self._scalar("quantize/signed", np.int8(0) if symmetric else np.uint8(128))
         self._rectified: set[str] = set()
         self._same_scale: dict[str, str] = {}
         self._scales: dict[str, float] = {}
@@ -226,6 +235,10 @@ class _Export:
             if place == 1:
                 other = tuple(i for i in range(values.ndim) if i != axis)
                 scale = np.maximum(np.abs(values).max(axis=other), 1e-8) / 127
+                if self.symmetric:
+                    made += self._around(name, scale.astype(np.float32), axis)
+                    node.input[place] = made[-1].output[0]
+                    break
                 shape = [-1 if i == axis else 1 for i in range(values.ndim)]
                 integers = np.round(values / scale.reshape(shape)).astype(np.int8)
                 weight_scale = scale
@@ -236,6 +249,20 @@ class _Export:
             made.append(self._dequantized(name, integers, scale.astype(np.float32), axis))
             node.input[place] = made[-1].output[0]
         return made
+
+    def _around(self, name: str, scale: np.ndarray, axis: int) -> list[NodeProto]:
+        """Q and DQ around a weight that stays float."""
+        constants = [f"{name}/scale", f"{name}/zero_point"]
+        self.graph.initializer.append(numpy_helper.from_array(scale, constants[0]))
+        zeros = np.zeros(scale.shape, np.int8)
+        self.graph.initializer.append(numpy_helper.from_array(zeros, constants[1]))
+        stages = [name, f"{name}/quantized", f"{name}/dequantized"]
+        return [
+            helper.make_node(op, [before, *constants], [after], f"{name}_{op}", axis=axis)
+            for op, before, after in zip(
+                ("QuantizeLinear", "DequantizeLinear"), stages[:-1], stages[1:], strict=True
+            )
+        ]
 
     def _dequantized(
         self, name: str, integers: np.ndarray, scale: np.ndarray, axis: int

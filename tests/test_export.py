@@ -1,6 +1,7 @@
 """Networks written as ONNX and .pt2 files."""
 
 import hashlib
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,15 @@ def test_outputs_are_the_same_but_for_rounding(
     wanted: list[float], got: list[float], same: bool
 ) -> None:
     assert same_outputs([torch.tensor(wanted)], [torch.tensor(got)]) is same
+
+
+def test_weights_in_channels_last_are_written_without_a_warning(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    network = network.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No complete tensor")
+        networks.save_pt2(network, images, tmp_path / "n.pt2")
+    read = torch.export.load(tmp_path / "n.pt2").module()
+    assert torch.allclose(read(images), network(images), atol=1e-6)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)

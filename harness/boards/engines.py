@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from harness.boards.plans import EngineRequest
+from harness.boards.requests import sha256_of
 from harness.records import BoardFacts, BuildSettings
 from harness.tensorrt import versions
 
-__all__ = ["Engines", "Sent"]
+__all__ = ["Engines", "Sent", "engine_key"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +22,14 @@ class Sent:
 
     path: Path
     build: BuildSettings | None
+
+
+def engine_key(sent: Sent) -> str:
+    """A hash of the file that is sent and how it is built; "" where no engine is built."""
+    if sent.build is None:
+        return ""
+    text = json.dumps([sha256_of(sent.path), asdict(sent.build)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Engines:
@@ -42,8 +53,12 @@ class Engines:
         self._last[self._key(request.path)] = found
         return found
 
-    def again(self, path: Path, build: BuildSettings | None) -> Sent:
-        """What to send for a network without a precision: as it was measured, else in fp32."""
+    def again(self, path: Path, build: BuildSettings | None, precision: str | None = None) -> Sent:
+        """What to send for a network: in ``precision``, else as it was measured, else in fp32."""
+        if precision is not None:
+            return self.of(
+                EngineRequest(label=path.name, path=path, precision=precision, build=build)
+            )
         known = self._last.get(self._key(path))
         if known is not None and build in (None, known.build):
             return known

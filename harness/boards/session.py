@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from harness.boards import answers, bindings, controls
-from harness.boards.engines import Engines
+from harness.boards.engines import Engines, engine_key
 from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan, TrtexecRun
@@ -364,9 +364,23 @@ class Session:
                 for engine, timed in zip(engines, found["engines"], strict=True)
             )
 
-    def profile(self, path: Path, *, runs: int = 60, build: BuildSettings | None = None) -> Profile:
-        """Per-kernel times of a network, from the runtime's own profiler."""
-        sent = self._sending.again(path, build)
+    def engine_key(self, path: Path, *, precision: str | None = None) -> str:
+        """What sets the network's engine apart from others of the same file; see ``Profile``."""
+        return engine_key(self._sending.again(path, None, precision))
+
+    def profile(
+        self,
+        path: Path,
+        *,
+        runs: int = 60,
+        build: BuildSettings | None = None,
+        precision: str | None = None,
+    ) -> Profile:
+        """Per-kernel times of a network, from the runtime's own profiler.
+
+        Of the engine as it was measured last, unless ``precision`` says for what to make it.
+        """
+        sent = self._sending.again(path, build, precision)
         self._hold.ensure()
         params = {"seed": SEED, "network": self.put(sent.path), "runs": runs, **asking(sent.build)}
         found = self._run("profile", params, files=[sent.path])
@@ -379,6 +393,7 @@ class Session:
                 kernels=tuple(answers.kernel(one) for one in found["kernels"]),
                 runs_s=tuple(found.get("runs_s", ())),
                 trace=None if trace is None else answers.trace(trace),
+                engine_key=engine_key(sent),
             )
 
     def build(self, request: EngineRequest, into: Path) -> BuiltEngine:

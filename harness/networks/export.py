@@ -236,6 +236,8 @@ def layer_of_node(model: onnx.ModelProto) -> dict[str, str]:
 def save_pt2(network: nn.Module, example: Tensor, path: Path) -> None:
     """Write the network as a ``.pt2`` file (``torch.export``), its batch free where it can be."""
     network = copy.deepcopy(network).eval()
+    for weight in network.parameters():  # in any other layout (channels last) the archive warns
+        weight.data = weight.data.contiguous()
     # torch.export takes a batch of one for a constant.
     inputs = example[:1].expand(2, *example.shape[1:]).contiguous()
     shapes = ({0: torch.export.Dim.AUTO},)

@@ -200,7 +200,8 @@ class Profile:
     a measurement is what profiling costs. Both it and ``trace`` are empty where the runtime cannot
     tell, and in profiles that older versions stored. Run ``i`` belongs to pass ``rounds[i]``, each
     in a session of its own, of the ``campaign`` in which several engines were profiled in turn;
-    a single pass has neither.
+    a single pass has neither. ``engine_key`` sets apart engines that TensorRT made of one file;
+    "" for runtimes whose engines the file alone decides, and in profiles of old.
     """
 
     network_sha256: str
@@ -211,6 +212,7 @@ class Profile:
     trace: Trace | None = None
     campaign: str = ""
     rounds: tuple[int, ...] = ()
+    engine_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

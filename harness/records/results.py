@@ -9,6 +9,7 @@ from typing import Literal
 from harness.records.allocations import AllocationProof, Front, Shortlist
 from harness.records.base import require_positive
 from harness.records.boards import BoardFacts
+from harness.records.engines import LayerPrecision
 from harness.records.measurements import SoakSummary
 from harness.records.verdicts import Interval, MeasurementVerdict
 
@@ -52,7 +53,10 @@ class BudgetVerdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """A predicted latency, with the latency model that made it; frozen before the measurement."""
+    """A predicted latency, with the latency model that made it; frozen before the measurement.
+
+    ``layers`` are the precisions of nodes where the file does not tell them.
+    """
 
     label: str
     network_sha256: str
@@ -60,6 +64,7 @@ class Prediction:
     interval: Interval
     latency_model_sha256: str
     made_at: str
+    layers: tuple[LayerPrecision, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """What TensorRT-RTX makes of every variant of a network.
 
-``python -m tests.benchmarks.tensorrt [--json] [--networks demo,resnet20,efl0] [--images DIR]``
+``python -m tests.benchmarks.tensorrt [--json] [--networks demo,resnet20,...] [--images DIR]``
 
-Without a GPU each variant is parsed and built; with one (``--measure``) its engine is measured on
-this computer as well, interleaved with fp32's, and its outputs are held against onnxruntime's.
-``--latency-model`` adds what it predicts. TensorRT-RTX may live in another environment:
-``BOARDFIT_RTX_PYTHON`` names its Python.
+Without a GPU each variant is parsed and built: all of the demo network and ResNet-20, and fp32,
+fp16 and int8 of the larger ones, with random weights where none come with boardfit. With one,
+``--measure --out FOLDER`` measures, profiles and compares networks there, calibrates the latency
+model and writes a measurement table (``tensorrt_gpu``). TensorRT-RTX may live in another
+environment: ``BOARDFIT_RTX_PYTHON`` names its Python.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,31 +24,32 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from harness import networks, stats
-from harness.boards.session import PRESETS, EngineRequest, Session
-from harness.commands import load_model
+from harness import networks
 from harness.compression import batchnorm, prune, quantize
 from harness.compression.groups import find_groups
-from harness.records import BoardFacts, BoardSpec, BuildSettings, GpuFacts
+from harness.records import BoardFacts, BuildSettings, GpuFacts
 from harness.tensorrt import checks, chips, precision, versions
-from latency_models import graph
+from tests.benchmarks import tensorrt_gpu
 from tests.benchmarks.compression_networks import NETWORKS, Absent, subject
+from tests.benchmarks.tensorrt_networks import PUBLISHED
 from tests.tensorrt import rtx
 
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT.parent / "shared" / "images"
 # Enough for ranges and to see a class change; more costs time on a busy computer alone.
 CALIBRATION, COMPARED = 64, 64
+# Of the networks that see 224 x 224 pixels, which take half a second an image on one core.
+LARGE = 4
+DEFAULT = ("demo", "resnet20", "efl0", "resnet18", "mobilenet_v2")
 # All from Turing on compute all three precisions fast; a GPU that is there says so itself.
 TARGET = GpuFacts(name="a GPU of compute capability 8.9", compute="8.9")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One variant: what the builder made of it, and what was measured where there is a GPU.
+    """One variant, and what the builder made of it; times are seconds.
 
-    ``agreement`` is the share of images whose class is fp32's, by onnxruntime on the host;
-    ``engine_agreement`` the same of the engine. Times are seconds.
+    ``agreement`` is the share of images whose class is fp32's, by onnxruntime on the host.
     """
 
     network: str
@@ -60,21 +62,17 @@ class Row:
     build_s: float | None
     types: str
     agreement: float
-    median_s: float | None = None
-    p99_s: float | None = None
-    ratio: float | None = None
-    engine_agreement: float | None = None
-    predicted_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network with images to calibrate on and others to compare on."""
+    """A network with images to calibrate and to compare on; ``brief``: in three variants alone."""
 
     name: str
     network: nn.Module
     calibration: Tensor
     test: Tensor
+    brief: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +100,33 @@ def subjects(names: list[str], images: Path) -> Iterator[Subject]:
                 test=data.test_images[:COMPARED],
             )
             continue
+        if name in PUBLISHED:
+            yield _random(name)
+            continue
         try:
             found = subject(name, images)
         except Absent as error:
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
+        large = found.test.shape[-1] > 64
         yield Subject(
             name=name,
             network=found.network,
-            calibration=found.calibration[:CALIBRATION].contiguous(),
-            test=found.test[:COMPARED].contiguous(),
+            calibration=found.calibration[: LARGE if large else CALIBRATION].contiguous(),
+            test=found.test[: LARGE if large else COMPARED].contiguous(),
+            brief=large,
         )
+
+
+def _random(name: str) -> Subject:
+    """A network with random weights and images: whether it is built does not depend on them."""
+    torch.manual_seed(0)
+    one = PUBLISHED[name]
+    images = torch.randn(2 * LARGE, *one.shape)
+    network = one.make().eval()
+    return Subject(
+        name=name, network=network, calibration=images[:LARGE], test=images[LARGE:], brief=True
+    )
 
 
 def pruned(one: Subject) -> nn.Module:
@@ -131,11 +145,11 @@ def pruned(one: Subject) -> nn.Module:
 
 
 def variants(one: Subject, folder: Path, facts: BoardFacts) -> Iterator[Variant]:
-    """fp32, fp16, int8, int8 beside fp16, layers of all three; the first three pruned too."""
+    """fp32, fp16, int8; unless brief int8 beside fp16, all three mixed, and three pruned too."""
     release = versions.release_of(facts.runtime, facts.runtime_version)
     assert facts.gpu is not None
     chip = chips.capability_of(facts.gpu)
-    for prefix, network in (("", one.network), ("pruned ", None)):
+    for prefix, network in (("", one.network), ("pruned ", None))[: 1 if one.brief else 2]:
         network = pruned(one) if network is None else network
         stem = folder / f"{one.name}-{prefix.strip() or 'whole'}"
         plain = stem.with_suffix(".onnx")
@@ -145,13 +159,13 @@ def variants(one: Subject, folder: Path, facts: BoardFacts) -> Iterator[Variant]
 
         int8 = _integer(one, plain, "int8", layers, facts)
         plans = [("fp32", plain, "fp32"), ("fp16", plain, "fp16"), ("int8", int8, "int8")]
-        if not prefix:
+        if not prefix and not one.brief:
             plans.append(("int8 + fp16", int8, "best"))
         for name, source, word in plans:
             model = onnx.load(source)
             plan = precision.uniform(model, word, release=release, capability=chip)
             yield _written(prefix + name, stem, plan)
-        if not prefix:
+        if not prefix and not one.brief:
             half = _integer(one, plain, "mixed", layers[::2], facts)
             wanted = {
                 node: "int8" if layer in layers[::2] else "fp16" for node, layer in nodes.items()
@@ -202,33 +216,6 @@ def rows(one: Subject, folder: Path, interpreter: str, facts: BoardFacts) -> Ite
         )
 
 
-def measured(
-    one: Subject, found: list[Row], folder: Path, session: Session, latency_model: Path | None
-) -> Iterator[Row]:
-    """The rows with what the GPU of this computer measured, all engines interleaved."""
-    made = list(variants(one, folder, session.facts))
-    requests = [
-        EngineRequest(label=v.name, path=v.path, precision=v.name, build=v.build) for v in made
-    ]
-    taken = session.measure(requests, plan=PRESETS["standard"], campaign=f"tensorrt {one.name}")
-    exact = networks.onnx_outputs(made[0].path, one.test.numpy())[0].argmax(1)
-    model = None if latency_model is None else load_model(latency_model)
-    for row, variant, timed in zip(found, made, taken, strict=True):
-        outputs = session.infer(variant.path, one.test.numpy(), build=variant.build)
-        predicted = None
-        if model is not None:
-            kernels = graph.read(variant.path, runtime=model.runtime)
-            predicted = model.predict(tuple(graph.work(kernel) for kernel in kernels))
-        yield replace(
-            row,
-            median_s=stats.median(timed.samples_s),
-            p99_s=stats.percentile(timed.samples_s, 99),
-            ratio=stats.median(stats.ratio_by_round(timed, taken[0])),
-            engine_agreement=float(np.mean(outputs.argmax(1) == exact)),
-            predicted_s=predicted,
-        )
-
-
 def target(version: str) -> BoardFacts:
     """The facts of a board that is not here: TensorRT-RTX of a version, on ``TARGET``."""
     return BoardFacts(
@@ -252,25 +239,15 @@ def target(version: str) -> BoardFacts:
 def table(found: list[Row]) -> str:
     """The rows as text."""
     lines = [
-        f"{'network':10} {'variant':14} {'built':5} {'file':>9} {'engine':>9} {'build':>7} "
-        f"{'agree':>6} {'median':>9} {'p99':>9} {'ratio':>6} {'engine agrees':>13} {'predicted':>9}"
-        "  types"
+        f"{'network':13} {'variant':14} {'built':5} {'file':>9} {'engine':>9} {'build':>7} "
+        f"{'agree':>6}  types"
     ]
-
-    def ms(value: float | None) -> str:
-        return "-" if value is None else f"{value * 1e3:.3f} ms"
-
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
     for row in found:
         size = "-" if row.engine_bytes is None else f"{row.engine_bytes / 1e6:.2f} MB"
         took = "-" if row.build_s is None else f"{row.build_s:.2f} s"
         lines.append(
-            f"{row.network:10} {row.variant:14} {'yes' if row.built else 'NO':5} "
-            f"{row.file_bytes / 1e6:6.2f} MB {size:>9} {took:>7} {share(row.agreement):>6} "
-            f"{ms(row.median_s):>9} {ms(row.p99_s):>9} {share(row.ratio):>6} "
-            f"{share(row.engine_agreement):>13} {ms(row.predicted_s):>9}  {row.types}"
+            f"{row.network:13} {row.variant:14} {'yes' if row.built else 'NO':5} "
+            f"{row.file_bytes / 1e6:6.2f} MB {size:>9} {took:>7} {row.agreement:6.1%}  {row.types}"
             + (f"  {row.why}" if row.why else "")
         )
     return "\n".join(lines)
@@ -280,29 +257,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
-        "--networks", default="demo,resnet20", help=f"of demo, {', '.join(NETWORKS)}"
+        "--networks",
+        default=",".join(DEFAULT),
+        help=f"of demo, {', '.join((*NETWORKS, *PUBLISHED))}",
     )
     parser.add_argument(
         "--images", type=Path, default=IMAGES, help="holds cifar10, imagenet_sample"
     )
     parser.add_argument("--measure", action="store_true", help="measure on this computer's GPU")
-    parser.add_argument("--latency-model", type=Path, help="predict by it, with --measure")
+    parser.add_argument("--out", type=Path, help="with --measure: the folder for what it finds")
     asked = parser.parse_args()
     interpreter = rtx.python()
+    torch.set_num_threads(1)
+    if asked.measure:
+        if asked.out is None:
+            parser.error("--measure needs --out FOLDER, where the measurement table goes")
+        (demo,) = subjects(["demo"], asked.images)
+        one = tensorrt_gpu.Subject(
+            name="demo", family="demo", network=demo.network, shape=tuple(demo.test.shape[1:])
+        )
+        return tensorrt_gpu.run(interpreter, tuple(PUBLISHED), one, asked.out)
     if interpreter is None:
         print(f"TensorRT-RTX is absent: pip install 'boardfit[tensorrt]', or set {rtx.OTHER}")
         return 1
-    torch.set_num_threads(1)
     found: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="boardfit-") as name:
         folder = Path(name)
         for one in subjects(asked.networks.split(","), asked.images):
-            mine = list(rows(one, folder, interpreter, target(rtx.version(interpreter))))
-            if asked.measure:
-                spec = BoardSpec(name="local", python=interpreter, runtime="tensorrt_rtx")
-                with Session(spec) as session:
-                    mine = list(measured(one, mine, folder, session, asked.latency_model))
-            found += mine
+            found += rows(one, folder, interpreter, target(rtx.version(interpreter)))
     if asked.json:
         print(json.dumps([asdict(row) for row in found], indent=2))
     else:

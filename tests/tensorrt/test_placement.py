@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from harness.tensorrt import placement, versions
+from latency_models import probes
 from tests.tensorrt.nets import chain, node
 
 NANO = versions.release_of("tensorrt", "8.2.1")
@@ -136,3 +137,10 @@ def test_activations_have_one_scale():
         item = next(i for i in model.graph.initializer if i.name == name)
         item.CopyFrom(numpy_helper.from_array(value, name))
     assert broken(model) == [("conv2", "its input has 16 scales, and activations may have one")]
+
+
+@pytest.mark.parametrize("release", versions.RELEASES, ids=lambda release: release.name)
+def test_the_networks_of_a_sweep_are_quantized_as_every_version_reads_them(release):
+    (probe, *_) = [p for p in probes.probes(("int8",), runtime="tensorrt")]
+    assert {w.precision for w in probe.works if w.macs} == {"int8"}
+    assert not [v for v in placement.violations(probe.model, release) if v.fatal]

@@ -30,8 +30,9 @@ from tensorrt8_base import (
 from tensorrt8_file import fields, one_of
 
 KNOWN = (
-    "Add AveragePool BatchNormalization Concat Constant Conv DequantizeLinear Flatten Gemm "
-    "GlobalAveragePool Identity MatMul MaxPool Mul QuantizeLinear Relu Reshape Sigmoid Softmax"
+    "Add AveragePool BatchNormalization Clip Concat Constant Conv DequantizeLinear Flatten Gemm "
+    "GlobalAveragePool HardSigmoid Identity MatMul MaxPool Mul QuantizeLinear ReduceMean Relu "
+    "Reshape Sigmoid Slice Softmax Split"
 )
 FUSED = {"Conv": ("Add", "Relu", "BatchNormalization"), "Gemm": ("Relu",)}
 
