@@ -12,10 +12,10 @@ def group(channels: int, name: str = "g") -> Group:
     return Group(name=name, channels=channels, producers=(name,), consumers=("c",), prunable=True)
 
 
-def test_widths_are_whole_steps_and_for_residual_networks_half_of_one() -> None:
-    assert pruning.widths_of("resnet56", group(16)) == [8, 16]
-    assert pruning.widths_of("resnet56", group(32)) == [8, 16, 32]
-    assert pruning.widths_of("resnet56", group(64)) == [8, 16, 32, 48, 64]
+def test_widths_are_whole_steps_and_a_few_below_one() -> None:
+    assert pruning.widths_of("resnet56", group(16)) == [2, 4, 8, 16]
+    assert pruning.widths_of("resnet56", group(32)) == [2, 4, 8, 16, 32]
+    assert pruning.widths_of("resnet56", group(64)) == [2, 4, 8, 16, 32, 48, 64]
     assert pruning.widths_of("efl0", group(96)) == [16, 32, 48, 64, 80, 96]
 
 
