@@ -22,7 +22,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import itertools
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +44,20 @@ from harness.compression import distill, groups, prune, quantize, reconstruct, s
 from harness.folder import Folder
 from harness.networks import Data
 from harness.posing import FitSettings, Problem
-from harness.records import BoardSpec, Group, Interval, Measurement, Option, Stage, Strategy
+from harness.records import (
+    BoardSpec,
+    Group,
+    Interval,
+    Measurement,
+    Option,
+    Stage,
+    Strategy,
+    StrategyEntry,
+)
 from harness.sensitivity import curvature, refitted
 from harness.store import Store
 from harness.strategies import generator
+from harness.strategies.generator import Options
 from harness.strategies.proposal import ANCHORED, MISSED, propose
 from harness.strategies.requirements import Limits
 from latency_models import calibration, graph
@@ -59,7 +71,9 @@ from tests.benchmarks.quantizing import quality
 EIGHTHS = range(1, 8)
 STEP = 16
 NARROW = {"resnet56": (2, 4, 8), "efl0": ()}
-ROUNDS = 4
+ROUNDS, UNIFORM_ROUNDS = 4, 3
+# So many uniform allocations are looked at.
+COMBINATIONS = 500
 # An allocation that comes as near to its budget as this is not improved on by measuring more.
 NEAR = 0.97
 # The plan of all ratios: the peers' 12 rounds of 15 runs, or more.
@@ -332,6 +346,12 @@ class Bench:
             # fp32's share is not int8's: it is found by measuring, as everything else.
             aim = min(1.0, 1.8 * plan.latency)
         tried: list[tuple[Strategy, float, Interval, float]] = []
+        # Uniform widths first: they are cheap to find, and what is measured of them is known to
+        # the model when it allocates.
+        for number in range(1, 1 + UNIFORM_ROUNDS if "prune" in plan.methods else 1):
+            strategy, loss = self._uniform(plan, options, aim)
+            if not self._tried(plan, f"uniform-{number}", strategy, loss, tried):
+                break
         for number in range(1, ROUNDS + 1):
             proposal = propose(
                 self.problem.costs,
@@ -343,17 +363,9 @@ class Bench:
                 seed=0,
                 coverages=coverages,
             )
-            strategy = _rounded(proposal.strategy) if plan.afterwards else proposal.strategy
-            if any(strategy.entries == earlier.entries for earlier, *_ in tried):
+            if not self._tried(plan, str(number), proposal.strategy, proposal.loss, tried):
                 break
-            path = self._drafted(strategy, self.folder / "drafts" / f"{plan.label}-{number}")
-            ratio, interval = surest_ratio(self.session, self.bench.baseline_path, path, PLAN)
-            tried.append((strategy, ratio, interval, proposal.loss))
-            self.bench.folder.observer.warn(
-                f"{plan.label} {number}: predicted {proposal.summary()}; measured {ratio:.3f} "
-                f"({interval.low:.3f} to {interval.high:.3f}); loss {proposal.loss:.4g}"
-            )
-            self._recalibrated(path, ratio)
+            interval = tried[-1][2]
             if NEAR * plan.latency <= interval.high <= plan.latency:
                 break
             if plan.afterwards:
@@ -367,6 +379,55 @@ class Bench:
         return _Allocated(
             strategy=best[0], rounds=len(tried), note=f"{note}predicted loss {best[3]:.4g}"
         )
+
+    def _tried(
+        self,
+        plan: Plan,
+        name: str,
+        strategy: Strategy,
+        loss: float,
+        tried: list[tuple[Strategy, float, Interval, float]],
+    ) -> bool:
+        """Whether the strategy was new; then it is measured, and the model fitted again."""
+        strategy = _rounded(strategy) if plan.afterwards else strategy
+        if any(strategy.entries == earlier.entries for earlier, *_ in tried):
+            return False
+        path = self._drafted(strategy, self.folder / "drafts" / f"{plan.label}-{name}")
+        ratio, interval = surest_ratio(self.session, self.bench.baseline_path, path, PLAN)
+        tried.append((strategy, ratio, interval, loss))
+        self.bench.folder.observer.warn(
+            f"{plan.label} {name}: measured {ratio:.3f} ({interval.low:.3f} to "
+            f"{interval.high:.3f}) of {plan.latency:g}; predicted loss {loss:.4g}"
+        )
+        self._recalibrated(path, ratio)
+        return True
+
+    def _uniform(self, plan: Plan, options: Options, aim: float) -> tuple[Strategy, float]:
+        """The least predicted loss within the aim where groups as wide as each other stay so.
+
+        The quickest where none is. All layers have the lowest precision of the options.
+        """
+        limit = aim * self.baseline.candidate.latency_s
+        costs = self.problem.costs(0.0)
+        found = []
+        for choice in uniform_choices(options):
+            latency_s = costs.costs(choice).latency_s
+            found.append((latency_s, self.sensitivities.total(choice), choice))
+        within = [one for one in found if one[0] <= limit]
+        least = min(within, key=lambda one: one[1], default=min(found, key=lambda one: one[0]))
+        entries = tuple(
+            StrategyEntry(
+                group=group.name,
+                kept=self.sensitivities.kept(group.name, least[2][group.name].channels),
+                of=group.channels,
+                precision=least[2][group.name].precision,
+            )
+            for group in self.groups
+        )
+        strategy = Strategy(
+            label=f"{plan.label} uniform", methods=plan.methods, entries=entries, epochs=0, seed=0
+        )
+        return strategy, least[1]
 
     def _limits(self, aim: float, plan: Plan) -> Limits:
         size = None if plan.size is None else 0.99 * plan.size * self.bench.baseline_size_bytes
@@ -450,6 +511,35 @@ class Bench:
 
 
 PRECISIONS = ("fp32", "int8")
+
+
+def uniform_choices(options: Options) -> list[dict[str, Option]]:
+    """Allocations in which groups that are as wide as each other keep equal widths.
+
+    Every combination of widths, or where those are more than ``COMBINATIONS`` the widths nearest to
+    one share of all groups' channels. All in int8 where a group may be.
+    """
+    widths = {name: tuple(sorted({o.channels for o in own})) for name, own in options.items()}
+    kinds = sorted(set(widths.values()))
+    if math.prod(map(len, kinds)) <= COMBINATIONS:
+        picks = list(itertools.product(*kinds))
+    else:
+        picks = [
+            tuple(min(kind, key=lambda width: abs(width - kind[-1] * i / 8)) for kind in kinds)
+            for i in range(1, 9)
+        ]
+
+    def choice(pick: tuple[int, ...]) -> dict[str, Option]:
+        wanted = dict(zip(kinds, pick, strict=True))
+        return {
+            name: max(
+                (option for option in own if option.channels == wanted[widths[name]]),
+                key=lambda option: option.precision == "int8",
+            )
+            for name, own in options.items()
+        }
+
+    return [choice(pick) for pick in dict.fromkeys(picks)]
 
 
 def _rounded(strategy: Strategy) -> Strategy:
