@@ -9,10 +9,10 @@ allocation is this project's: groups, losses of channels that are removed and ma
 (``harness.sensitivity.refitted``), a latency model calibrated here, exact tables. It is built
 without training and measured beside fp32, the model is fitted again, and so on until the measured
 ratio keeps the budget with its interval. Uniform widths are measured too, and of all that fit the
-one with the least predicted loss is taken. Then the variant is fitted to the original layer by layer
-in closed form, on the calibration images and their mirror images (nothing is trained, no label is
-seen), and, where the row says so, fine-tuned by the fixed recipe. ``loss`` is the change of top-1
-with its 95 % interval, paired by image.
+one with the least predicted loss is taken. Then the variant is fitted to the original layer by
+layer in closed form, on the calibration images and their mirror images (nothing is trained, no
+label is seen), and, where the row says so, fine-tuned by the fixed recipe. ``loss`` is the change
+of top-1 with its 95 % interval, paired by image.
 
 The temperature and what counts as scarce samples in ``reconstruct`` were chosen when test images
 had been seen, so top-1 here is a little too favourable.
