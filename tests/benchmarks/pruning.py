@@ -345,7 +345,7 @@ class Bench:
             precisions=("fp32",) if plan.afterwards or plan.methods == ("prune",) else PRECISIONS,
         )
         # The calibration knows the network itself.
-        aim, coverages = plan.latency, ANCHORED
+        aim, coverages = plan.latency, tuple[float, ...](ANCHORED)
         if plan.afterwards:
             # fp32's share is not int8's: it is found by measuring, as everything else.
             aim = min(1.0, 1.8 * plan.latency)
@@ -640,7 +640,7 @@ def _rows_of(
     known: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.is_file() else {}
     folder.mkdir(parents=True, exist_ok=True)
     bench: Bench | None = None
-    result = []
+    result: list[dict[str, Any]] = []
     with Store(folder / "measurements.db") as store:
         for plan in plans:
             if plan.label in known and again:
