@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Group, Strategy, StrategyEntry
+from harness.records import Group, Option, Strategy, StrategyEntry
 from tests.benchmarks import pruning
 
 
@@ -14,8 +14,8 @@ def group(channels: int, name: str = "g") -> Group:
 
 def test_widths_are_whole_steps_and_a_few_below_one() -> None:
     assert pruning.widths_of("resnet56", group(16)) == [2, 4, 8, 16]
-    # Eighths of 32 are 4, 8, ... 28; to the nearest step of 8 (ties to even) 8, 16 and 24.
-    assert pruning.widths_of("resnet56", group(32)) == [2, 4, 8, 16, 24, 32]
+    assert pruning.widths_of("resnet56", group(32)) == [2, 4, 8, 16, 32]
+    assert pruning.widths_of("resnet56", group(64)) == [2, 4, 8, 16, 32, 48, 64]
     assert pruning.widths_of("efl0", group(96)) == [16, 32, 48, 64, 80, 96]
 
 
@@ -23,6 +23,25 @@ def test_bottlenecks_and_what_cannot_be_pruned_stay_whole() -> None:
     assert pruning.widths_of("efl0", group(320, "_blocks.15._project_conv")) == [320]
     fixed = Group(name="fc", channels=10, producers=("fc",), consumers=(), prunable=False)
     assert pruning.widths_of("resnet56", fixed) == [10]
+
+
+def test_uniform_choices_keep_equally_wide_groups_equal_and_take_int8() -> None:
+    def options(*widths: int) -> tuple[Option, ...]:
+        return tuple(
+            Option(channels=width, precision=precision)  # type: ignore[arg-type]
+            for width in widths
+            for precision in ("fp32", "int8")
+        )
+
+    found = pruning.uniform_choices(
+        {"a": options(8, 16), "b": options(8, 16), "c": options(8, 16, 32), "fc": options(10)}
+    )
+    assert len(found) == 2 * 3
+    assert all(choice["a"] == choice["b"] for choice in found)
+    assert {choice["fc"].precision for choice in found} == {"int8"}
+    assert {(c["a"].channels, c["c"].channels) for c in found} == {
+        (narrow, wide) for narrow in (8, 16) for wide in (8, 16, 32)
+    }
 
 
 def test_every_plan_has_files_of_its_own() -> None:
