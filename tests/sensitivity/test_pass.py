@@ -168,7 +168,7 @@ def test_hooks_hold_no_more_than_they_may(max_bytes: int) -> None:
             torch.autograd.grad(loss, part)
 
     own = peak_bytes(plain)
-    whole = peak_bytes(lambda: run.collect(images, labels, 1, 0, batch, None))
+    whole = peak_bytes(lambda: run.collect(images, labels, 1, 1.0, 0, batch, None))
     # What stays at the end: rows of 96 images, their channels, and six changes.
     kept = 4 * 96 * sum(group.channels for group in groups) * 8
     assert whole - own - kept <= max_bytes
