@@ -45,9 +45,11 @@ class MadeUpBoard:
         return kernels, self.slower * seconds * np.array(odd)
 
     def engine_key(self, path, *, precision):
+        del path, precision
         return ""  # onnxruntime makes one engine of a file
 
     def profile(self, path, *, runs, precision):
+        del precision
         assert runs == pacing.PROFILE_RUNS
         self._begin(("profile", self.put(path)))
         kernels, seconds = self._kernels(path)
