@@ -7,9 +7,9 @@ from pathlib import Path
 from harness import calibrate, networks, pacing
 from harness.candidates import Measured, Workbench
 from harness.compression import quantize, student
-from harness.records import Budget, Group, Option
+from harness.records import Budget, Group, Option, Strategy
 from harness.sensitivity import curvature
-from harness.strategies import generator, requirements
+from harness.strategies import generator, given, requirements
 from harness.strategies.predictor import NetworkCosts
 from latency_models import calibration, graph, staircase
 
@@ -22,7 +22,10 @@ CHANNEL_STEP = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
-    """What a fit is asked to do, beside network, data and board."""
+    """What a fit is asked to do, beside network, data and board.
+
+    Where a strategy is ``given``, that is built, and nothing is allocated.
+    """
 
     network: str
     budgets: tuple[Budget, ...]
@@ -35,6 +38,7 @@ class FitSettings:
     methods: tuple[str, ...] = ("prune", "quantize")
     student: str = ""
     sustain_s: float = 0.0
+    given: Strategy | None = None
 
 
 @dataclass(slots=True)
@@ -79,7 +83,10 @@ def pose(
     """
     network, path = _compressed(bench, settings)
     precisions = quantize.available_precisions(bench.session.facts)
-    if "quantize" not in settings.methods:
+    if settings.given is not None:
+        used = {"fp32", *(entry.precision for entry in settings.given.entries)}
+        precisions = tuple(precision for precision in precisions if precision in used)
+    elif "quantize" not in settings.methods:
         precisions = ("fp32",)
     kernels = bench.kernels(path)
     limits = requirements.limits(
@@ -104,13 +111,17 @@ def pose(
         ).model.to_json()
 
     model = calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, calibrated))
-    options = generator.options_for(
-        found,
-        precisions=precisions,
-        step=channel_step(model, precisions),
-        fine_step=CHANNEL_STEP,
-        prune="prune" in settings.methods,
-    )
+    options: Mapping[str, tuple[Option, ...]]
+    if settings.given is not None:
+        options = {name: (option,) for name, option in given.choice(settings.given).items()}
+    else:
+        options = generator.options_for(
+            found,
+            precisions=precisions,
+            step=channel_step(model, precisions),
+            fine_step=CHANNEL_STEP,
+            prune="prune" in settings.methods,
+        )
     sensitivities = bench.folder.stage(
         "sensitivity",
         curvature.Sensitivities,
