@@ -14,7 +14,7 @@ from harness.records import Group, Option, Strategy, dump, load
 __all__ = ["check", "choice", "digest", "read", "to_build"]
 
 # A label names files and measurements.
-_LABEL = re.compile(r"[\w][\w .,+=-]{0,99}")
+_LABEL = re.compile(r"[\w][\w .,:%+=-]{0,99}")
 _TAKEN = ("baseline", "student")
 
 

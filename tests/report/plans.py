@@ -60,14 +60,14 @@ def predicted(keep=1.0, precision="fp32", seconds=0.06, drop=None, width=0.1):
     whole = sum(row.latency_s or 0.0 for row in rows)
     return Predicted(
         size_bytes=Estimate(
-            value=8 * weights + 4000, low=8 * weights * 0.99, high=8 * weights * 1.02 + 4000
+            value=8.0 * weights + 4000, low=7.92 * weights, high=8.16 * weights + 4000
         ),
         parameters=parameters,
         macs=sum(row.macs for row in rows),
         weight_bytes=weights,
         moved_bytes=weights + sum(row.read_bytes + row.written_bytes for row in rows),
         peak_activation_bytes=Estimate.exactly(
-            max(row.read_bytes + row.written_bytes for row in rows)
+            float(max(row.read_bytes + row.written_bytes for row in rows))
         ),
         latency_s=Estimate(value=whole, low=whole / (1 + width), high=whole * (1 + width))
         if seconds
