@@ -141,8 +141,7 @@ class VariantCosts:
                         read_bytes=0 if index else work.bytes_in,
                         written_bytes=work.bytes_out
                         if alone
-                        else BYTES[kernel.writes or kernel.precision]
-                        * math.prod(op.out_shapes[0]),
+                        else BYTES[kernel.writes or kernel.precision] * math.prod(op.out_shapes[0]),
                         latency_s=None if second is None else second * _macs(op) / total,
                     )
                 )
