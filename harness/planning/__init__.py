@@ -1,1 +1,1 @@
-"""Strategies from requirements: what a network would become, predicted before anything is built."""
+"""From what a user requires to strategies, without building one."""
