@@ -141,7 +141,9 @@ def liveness(
 class _Plan:
     """The order of the kernels, their tensors, and the buffers that hold them."""
 
-    def __init__(self, kernels: Sequence[Kernel], block: int, outputs: Sequence[str] | None) -> None:
+    def __init__(
+        self, kernels: Sequence[Kernel], block: int, outputs: Sequence[str] | None
+    ) -> None:
         self.block = block
         self.values: dict[str, _Value] = {}
         self.steps = _ordered(self._steps(kernels))
@@ -374,7 +376,11 @@ def _form_read(kernel: Kernel, index: int) -> str:
         return "nhwc" if kernel.layout == "nchw" else "nchw"
     if kernel.layout == "blocked" and kernel.kind == "conv_direct" and index == 0:
         return "nchw"
-    return kernel.layout if len(kernel.in_shapes[min(index, len(kernel.in_shapes) - 1)]) == 4 else "nchw"
+    return (
+        kernel.layout
+        if len(kernel.in_shapes[min(index, len(kernel.in_shapes) - 1)]) == 4
+        else "nchw"
+    )
 
 
 def _named(tensor: str, layout: str) -> str:

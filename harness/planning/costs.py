@@ -24,8 +24,8 @@ from harness.strategies.predictor import kernels_of_groups
 from latency_models import graph
 from latency_models.calibration import LatencyModel
 from latency_models.kernels import BYTES
-from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
 from latency_models.liveness import Liveness, liveness
+from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
 from latency_models.operators import Op
 
 __all__ = ["VariantCosts", "engine_estimate", "with_losses"]
@@ -141,8 +141,7 @@ class VariantCosts:
                         read_bytes=0 if index else work.bytes_in,
                         written_bytes=work.bytes_out
                         if alone
-                        else BYTES[kernel.writes or kernel.precision]
-                        * math.prod(op.out_shapes[0]),
+                        else BYTES[kernel.writes or kernel.precision] * math.prod(op.out_shapes[0]),
                         latency_s=None if second is None else second * _macs(op) / total,
                     )
                 )
