@@ -24,8 +24,8 @@ from harness.strategies.predictor import kernels_of_groups
 from latency_models import graph
 from latency_models.calibration import LatencyModel
 from latency_models.kernels import BYTES
-from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
 from latency_models.liveness import Liveness, liveness
+from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
 from latency_models.operators import Op
 
 __all__ = ["VariantCosts", "engine_estimate", "with_losses"]

@@ -141,7 +141,8 @@ class Subject:
     def strategy(self, label: str, choice: Choice, *, epochs: int, seed: int) -> Strategy:
         """The strategy file's content: a student is taught first, what was pruned is trained.
 
-        fp16 is asked of the board when the engine is built, and is no method of a file.
+        Files are named after the label, without what cannot stand in a file's name. fp16 is asked
+        of the board when the engine is built, and is no method of a file.
         """
         entries = tuple(
             StrategyEntry(
@@ -158,7 +159,7 @@ class Subject:
         if any(entry.precision == "int8" for entry in entries):
             methods.append("quantize")
         return Strategy(
-            label=label,
+            label=label.replace("/", "_").replace(":", " "),
             methods=tuple(dict.fromkeys(methods)),
             entries=entries,
             epochs=epochs,
