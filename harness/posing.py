@@ -13,11 +13,13 @@ from harness.strategies import generator, given, requirements
 from harness.strategies.predictor import NetworkCosts
 from latency_models import calibration, graph, staircase
 
-__all__ = ["FitSettings", "Problem", "channel_step", "pose"]
+__all__ = ["BOARD_IMAGES", "FitSettings", "Problem", "calibrated", "channel_step", "pose"]
 
 # Channels that a convolution's kernels compute at once where the latency model shows no staircase:
 # vectors of 8 floats, and what tensor cores ask of every width.
 CHANNEL_STEP = 8
+# Test images that the engine is given on the board as well.
+BOARD_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class FitSettings:
     max_rounds: int = 3
     epochs: int = 4
     sensitivity_images: int = 512
-    board_images: int = 256
+    board_images: int = BOARD_IMAGES
     seed: int = 0
     alternatives: bool = True
     methods: tuple[str, ...] = ("prune", "quantize")
@@ -95,22 +97,7 @@ def pose(
         size_bytes=baseline.candidate.size_bytes,
     )
 
-    def calibrated() -> str:
-        original = bench.kernels(bench.path_of(baseline))
-        works = tuple(graph.work(kernel) for kernel in original)
-        return calibrate.calibrate(
-            bench.session,
-            bench.store,
-            bench.folder.observer,
-            reference=(*kernels, *original) if path != bench.baseline_path else original,
-            precisions=precisions,
-            yardstick=pacing.Yardstick(
-                path=bench.baseline_path, latency_s=baseline.candidate.latency_s
-            ),
-            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
-        ).model.to_json()
-
-    model = calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, calibrated))
+    model = calibrated(bench, baseline, path, precisions)
     options: Mapping[str, tuple[Option, ...]]
     if settings.given is not None:
         options = {name: (option,) for name, option in given.choice(settings.given).items()}
@@ -148,6 +135,30 @@ def pose(
         limits=limits,
         model=model,
     )
+
+
+def calibrated(
+    bench: Workbench, baseline: Measured, path: Path, precisions: Sequence[str]
+) -> calibration.LatencyModel:
+    """The board's latency model around the network in ``path``: a stage of the folder."""
+    kernels = bench.kernels(path)
+
+    def measured() -> str:
+        original = bench.kernels(bench.path_of(baseline))
+        works = tuple(graph.work(kernel) for kernel in original)
+        return calibrate.calibrate(
+            bench.session,
+            bench.store,
+            bench.folder.observer,
+            reference=(*kernels, *original) if path != bench.baseline_path else original,
+            precisions=precisions,
+            yardstick=pacing.Yardstick(
+                path=bench.baseline_path, latency_s=baseline.candidate.latency_s
+            ),
+            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
+        ).model.to_json()
+
+    return calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, measured))
 
 
 def _compressed(bench: Workbench, settings: FitSettings) -> tuple[networks.Network, Path]:

@@ -127,7 +127,7 @@ def estimate_cell(found: Estimate | None, text: Callable[[float], str]) -> Cell:
     """A predicted number with its interval; exact ones have none."""
     if found is None:
         return UNKNOWN
-    if found.exact:
+    if found.exact or text(found.low) == text(found.high):
         return Cell(text(found.value))
     return Cell(text(found.value), _span(found.low, found.high, text))
 

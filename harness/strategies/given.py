@@ -11,7 +11,7 @@ import pydantic
 from harness.errors import ConfigError
 from harness.records import Group, Option, Strategy, dump, load
 
-__all__ = ["check", "choice", "digest", "read", "to_build"]
+__all__ = ["check", "choice", "digest", "label", "read", "to_build"]
 
 # A label names files and measurements.
 _LABEL = re.compile(r"[\w][\w .,:%+=-]{0,99}")
@@ -41,6 +41,12 @@ def read(path: Path) -> Strategy:
 def _first(error: pydantic.ValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'])) or 'the text'}: {first['msg']}"
+
+
+def label(name: str) -> str:
+    """A strategy's label for a name of any kind: one that can name files."""
+    text = re.sub(r"[^\w .,:%+=-]+", "-", name).strip(" .,:%+=-")
+    return text[:100] if text and text not in _TAKEN else f"strategy {text}"
 
 
 def digest(strategy: Strategy) -> str:
