@@ -1,0 +1,252 @@
+"""What a variant costs that can be known exactly, layer by layer, without building it.
+
+Parameters are those of the torch network (``networks.count_parameters``: batch norms count with
+their two numbers a channel, though the file has them folded in), multiply-accumulates those of its
+convolutions and linear layers for one call of the exported file (``networks.count_macs``; what a
+runtime multiplies elsewhere does not count). The size is that of the file that is shipped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+
+from harness.compression.quantize import Form
+from harness.compression.shapes import ParameterShapes
+from harness.errors import latency_errors
+from harness.planning.files import FileOutline
+from harness.records import Estimate, Group, LatencySource, LayerCost, Option, Predicted
+from harness.strategies.predictor import kernels_of_groups
+from latency_models import graph
+from latency_models.calibration import LatencyModel
+from latency_models.kernels import BYTES
+from latency_models.liveness import Liveness, liveness
+from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
+from latency_models.operators import Op
+
+__all__ = ["VariantCosts", "engine_estimate", "with_losses"]
+
+COVERAGE = 0.9
+# Bytes of a TensorRT engine by those of its weights: 10 MB of 6.4, 13 of 11.6, 4 of 2.3 in the logs
+# of trtexec 8.0.1 on a Jetson Nano (EfficientDet-Lite0, DeepLab with MobileNetEdgeTPU, Fast-SCNN).
+# Three logs tell no more than that tactics and their own forms of the weights come on top.
+ENGINE_BY_WEIGHTS = (1.0, 1.5, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Variant:
+    kernels: tuple[graph.Kernel, ...]
+    memory: Liveness
+
+
+class VariantCosts:
+    """The costs of any allocation to the groups of one exported network.
+
+    ``baseline`` is its fp32 file, whose weights may be absent; ``groups`` hold all its layers.
+    ``shapes`` tells how its parameters follow the groups (``compression.shapes``). ``runtime`` are
+    the fusion rules of the board (``latency_models.graph.RUNTIMES``), ``form`` the Q/DQ form that
+    its int8 layers get; None where the board has no int8 and such layers are never asked for.
+    LatencyModelError where a layer of a group is not in the file.
+    """
+
+    @latency_errors()
+    def __init__(
+        self,
+        baseline: onnx.ModelProto | Path,
+        groups: Sequence[Group],
+        *,
+        shapes: ParameterShapes,
+        runtime: str,
+        form: Form | None = None,
+    ) -> None:
+        self.groups = tuple(groups)
+        self.shapes = shapes
+        self.runtime = runtime
+        self.form = form
+        self.file = FileOutline(baseline)
+        self.kernels = graph.read(baseline, runtime=runtime)
+        self._of_group = kernels_of_groups(self.kernels, groups)
+        self._layers = {layer for group in groups for layer in group.producers}
+        self._latest: tuple[tuple[Option, ...], _Variant] | None = None
+
+    @property
+    def whole(self) -> dict[str, Option]:
+        """The options of the original: every channel, in fp32."""
+        return {g.name: Option(channels=g.channels, precision="fp32") for g in self.groups}
+
+    def parameters(self, options: Mapping[str, Option]) -> int:
+        """The variant's parameters, exactly."""
+        return self.shapes.count({group.name: self._width(group, options) for group in self.groups})
+
+    def size_bytes(self, options: Mapping[str, Option]) -> int:
+        """The size of the variant's file: what is downloaded."""
+        return self.file.size_bytes(
+            self._channels(options),
+            int8_layers=[
+                layer
+                for group in self.groups
+                if options[group.name].precision == "int8"
+                for layer in group.producers
+            ],
+            form=self.form,
+        )
+
+    def rewritten(self, options: Mapping[str, Option]) -> tuple[graph.Kernel, ...]:
+        """The kernels that the board's runtime executes for the variant."""
+        return self._variant(options).kernels
+
+    def memory(self, options: Mapping[str, Option]) -> Liveness:
+        """What the variant moves and holds in memory, kernel by kernel."""
+        return self._variant(options).memory
+
+    @latency_errors()
+    def layers(
+        self, options: Mapping[str, Option], *, model: LatencyModel | None = None
+    ) -> tuple[LayerCost, ...]:
+        """What each layer costs, in order; with a latency ``model``, its seconds as well.
+
+        A kernel's bytes and seconds are those of its layer, and of what is fused into that. Where
+        a GPU runs several layers as one kernel, its seconds are shared by multiply-accumulates and
+        its input is read once. A layer that is called twice is there twice, its numbers once.
+        """
+        kernels = self.rewritten(options)
+        works = [graph.work(kernel) for kernel in kernels]
+        seconds: Sequence[float | None] = [None] * len(works)
+        if model is not None:
+            seconds = [float(second) for second in model.predict_kernels(works)]
+        rows: list[LayerCost] = []
+        stored: set[str] = set()
+        for kernel, work, second in zip(kernels, works, seconds, strict=True):
+            weighted = [op for op in kernel.ops if self._is_layer(op)]
+            total = sum(_macs(op) for op in weighted)
+            for index, op in enumerate(weighted):
+                assert op.weight is not None
+                width = BYTES[kernel.precision]
+                elements, biases = math.prod(op.weight_shape), _outputs(op) if op.bias else 0
+                alone = len(weighted) == 1
+                rows.append(
+                    LayerCost(
+                        layer=op.weight.removesuffix(".weight"),
+                        kind=kernel.kind,
+                        precision=kernel.precision,
+                        channels_in=op.in_shapes[0][1 if op.kind == "conv" else -1],
+                        channels_out=_outputs(op),
+                        parameters=0 if op.weight in stored else elements + biases,
+                        macs=_macs(op),
+                        weight_bytes=width * elements + 4 * biases,
+                        read_bytes=0 if index else work.bytes_in,
+                        written_bytes=work.bytes_out
+                        if alone
+                        else BYTES[kernel.writes or kernel.precision] * math.prod(op.out_shapes[0]),
+                        latency_s=None if second is None else second * _macs(op) / total,
+                    )
+                )
+                stored.add(op.weight)
+        return tuple(rows)
+
+    @latency_errors()
+    def predicted(
+        self,
+        options: Mapping[str, Option],
+        *,
+        model: LatencyModel | None = None,
+        source: LatencySource = "prior",
+        coverage: float = COVERAGE,
+    ) -> Predicted:
+        """Everything that is known of the variant: all but its energy and its accuracy.
+
+        The latency is that of ``model``, where there is one, with its interval at ``coverage``;
+        ``source`` says where the model is from.
+        """
+        memory, layers = self.memory(options), self.layers(options, model=model)
+        size = self.size_bytes(options)
+        latency = None
+        if model is not None:
+            works = tuple(graph.work(kernel) for kernel in self.rewritten(options))
+            value = model.predict(works)
+            low, high = model.interval(works, coverage)
+            latency = Estimate(value=value, low=min(low, value), high=max(high, value))
+        return Predicted(
+            size_bytes=Estimate.exactly(size),
+            engine_bytes=engine_estimate(self.runtime, size, layers),
+            parameters=self.parameters(options),
+            macs=sum(layer.macs for layer in layers),
+            weight_bytes=memory.weight_bytes,
+            moved_bytes=memory.moved_bytes,
+            peak_activation_bytes=Estimate(
+                value=memory.arena_bytes,
+                low=min(memory.peak_bytes, memory.arena_bytes),
+                high=max(memory.grown_bytes, memory.arena_bytes),
+                note=f"most is alive at {memory.peak_at}",
+            ),
+            latency_s=latency,
+            latency_source=source,
+            layers=layers,
+        )
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    @latency_errors()
+    def _variant(self, options: Mapping[str, Option]) -> _Variant:
+        """The variant's kernels and memory; the last one is kept, for it is asked several times."""
+        key = tuple(options[group.name] for group in self.groups)
+        if self._latest is None or self._latest[0] != key:
+            precision = {
+                name: options[group.name].precision
+                for group in self.groups
+                for name in self._of_group[group.name]
+            }
+            kernels = graph.rewrite(
+                self.kernels,
+                out_channels=self._channels(options),
+                precision=precision,
+                runtime=self.runtime,
+            )
+            block = CPU_RUNTIMES[self.runtime].block if self.runtime in CPU_RUNTIMES else 0
+            self._latest = key, _Variant(kernels, liveness(kernels, block=block))
+        return self._latest[1]
+
+    def _channels(self, options: Mapping[str, Option]) -> dict[str, int]:
+        return {
+            name: options[group.name].channels
+            for group in self.groups
+            if self._width(group, options) < group.channels
+            for name in self._of_group[group.name]
+        }
+
+    def _width(self, group: Group, options: Mapping[str, Option]) -> int:
+        return options[group.name].channels if group.prunable else group.channels
+
+    def _is_layer(self, op: Op) -> bool:
+        if op.weight is None or op.kind not in ("conv", "gemm"):
+            return False
+        return op.weight.removesuffix(".weight") in self._layers
+
+
+def engine_estimate(runtime: str, size_bytes: int, layers: Sequence[LayerCost]) -> Estimate:
+    """What lies on the board: onnxruntime runs the file itself, TensorRT what it builds of it."""
+    if "tensorrt" not in runtime:
+        return Estimate.exactly(size_bytes, note="the runtime loads the file itself")
+    stored = sum(layer.weight_bytes for layer in layers if layer.parameters)
+    low, value, high = (factor * stored for factor in ENGINE_BY_WEIGHTS)
+    return Estimate(
+        value=value, low=low, high=high, note="by the weights; what tactics add differs by board"
+    )
+
+
+def with_losses(predicted: Predicted, losses: Mapping[str, float]) -> Predicted:
+    """``predicted`` whose layers have their share of the summed sensitivity, by layer."""
+    layers = (replace(layer, loss=losses.get(layer.layer)) for layer in predicted.layers)
+    return replace(predicted, layers=tuple(layers))
+
+
+def _macs(op: Op) -> int:
+    return math.prod(op.out_shapes[0]) * math.prod(op.weight_shape[1:])
+
+
+def _outputs(op: Op) -> int:
+    return op.out_shapes[0][1] if op.kind == "conv" else op.out_shapes[0][-1]
