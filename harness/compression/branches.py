@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,12 @@ from torch.nn import functional
 
 from harness.compression.batchnorm import statistics_layers
 from harness.compression.prune import prune
+from harness.compression.shallow import together, unread
 from harness.errors import BuildError
-from harness.networks.structure import batchnorm_pairs, outputs_of, run_once
+from harness.networks.structure import batchnorm_pairs, output_shapes, outputs_of, run_once
 from harness.records import Group
 
-__all__ = ["LeftOut", "Nothing", "removable", "removal_order", "without"]
+__all__ = ["Branches", "LeftOut", "Nothing", "removable", "removal_order", "without"]
 
 # Outputs that differ by less than this share of their size are the same.
 SAME = 1e-6
@@ -43,7 +44,7 @@ class Nothing(nn.Module):
         """Zeros for as many images as ``x`` has."""
         if torch.onnx.is_in_onnx_export():
             return x.new_zeros(1, self.channels, *[1] * len(self.sizes))
-        return x.new_zeros(len(x), self.channels, *self.sizes)
+        return x.new_zeros(x.shape[0], self.channels, *self.sizes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +55,27 @@ class LeftOut:
     divergence: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branches:
+    """A network's branches that can go, by their groups, and the order in which they best do."""
+
+    removable: tuple[str, ...] = ()
+    order: tuple[LeftOut, ...] = ()
+
+    def summary(self) -> str:
+        """One line for whoever watches."""
+        if not self.removable:
+            return "no branch can be left out"
+        return f"{len(self.removable)} branches can be left out"
+
+
 def removable(network: nn.Module, groups: Sequence[Group], example: Tensor) -> tuple[str, ...]:
     """The groups that can go whole: what reads them adds to a stream that goes on without.
 
     Tried, not derived: without the group the network runs, its outputs have their shapes, and they
-    still depend on the input. ``example`` ``(n, ...)`` has at least two images, which differ.
+    still depend on the input. A branch of several groups is named by the one with which all of it
+    goes (``shallow.together``), the first of them. ``example`` ``(n, ...)`` has at least two
+    images, which differ.
     """
     if len(example) < 2:
         raise BuildError("leaving out branches is tried on two images; got one")
@@ -66,7 +83,7 @@ def removable(network: nn.Module, groups: Sequence[Group], example: Tensor) -> t
     wanted = [output.shape for output in outputs_of(network, example)]
     candidates = [g for g in groups if g.prunable and g.blocks == 1 and g.consumers]
     tried = copy.deepcopy(network).eval()
-    silence = _silences(tried, candidates, example)
+    silence = _silences(tried, groups, [group.name for group in candidates], example)
     found = []
     for group in candidates:
         try:
@@ -76,7 +93,16 @@ def removable(network: nn.Module, groups: Sequence[Group], example: Tensor) -> t
             continue
         if [output.shape for output in outputs] == wanted and not all(map(_alike, outputs)):
             found.append(group.name)
-    return tuple(found)
+    return _whole(found, groups)
+
+
+def _whole(found: Sequence[str], groups: Sequence[Group]) -> tuple[str, ...]:
+    """Those of ``found`` with which no less goes than with another, each branch once."""
+    goes = {name: frozenset(together(groups, [name])) for name in found}
+    first: dict[frozenset[str], str] = {}
+    for name in found:
+        first.setdefault(goes[name], name)
+    return tuple(name for own, name in first.items() if not any(own < other for other in first))
 
 
 def _alike(output: Tensor) -> bool:
@@ -84,24 +110,37 @@ def _alike(output: Tensor) -> bool:
 
 
 def without(
-    network: nn.Module, groups: Sequence[Group], example: Tensor, names: Sequence[str]
+    network: nn.Module,
+    groups: Sequence[Group],
+    example: Tensor,
+    names: Iterable[str],
+    kept: Mapping[str, tuple[int, ...]] | None = None,
 ) -> nn.Module:
     """A copy in evaluation mode without the branches of the ``removable`` groups ``names``.
 
-    BuildError for groups that are not there or cannot be pruned.
+    Other groups have only the ``kept`` channels, as ``prune`` leaves them. BuildError for groups
+    that are not there, and where the network does not run without them.
     """
-    known = {group.name: group for group in groups}
-    if missing := sorted(set(names) - set(known)):
-        raise BuildError(f"cannot leave out {missing[0]}: no such group in this network")
-    gone = [known[name] for name in names]
+    names = together(groups, names)
+    if not names:
+        return prune(network, example, groups, kept or {})
+    gone = [group for group in groups if group.name in names]
     # One channel of each is left, for what stands between producers and consumers.
-    cut = prune(network, example[:2], groups, {group.name: (0,) for group in gone})
-    producers = [layer for group in gone for layer in group.producers]
-    silenced = [place for own in _silences(cut, gone, example).values() for place in own.items()]
-    for layer, shape in _shapes(cut, producers, example).items():
-        cut.set_submodule(layer, Nothing(shape[1], shape[2:]))
-    for layer, module in silenced:
-        cut.set_submodule(layer, module)
+    least = {group.name: (0,) for group in gone if group.prunable and group.blocks == 1}
+    others = {name: channels for name, channels in (kept or {}).items() if name not in names}
+    cut = prune(network, example[:2], groups, {**others, **least})
+    for place, module in _silence(cut, unread(groups, names), example).items():
+        cut.set_submodule(place, module)
+    wanted = output_shapes(network, example[:1])
+    try:
+        shapes = output_shapes(cut, example[:1])
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise BuildError(f"the network does not run without {', '.join(names)}: {error}") from error
+    if shapes != wanted:
+        raise BuildError(
+            f"leaving out {', '.join(names)} changes the network's outputs from {wanted} to "
+            f"{shapes}"
+        )
     return cut.eval()
 
 
@@ -111,6 +150,7 @@ def removal_order(
     images: Tensor,
     *,
     most: int,
+    names: Sequence[str] | None = None,
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LeftOut, ...]:
@@ -119,13 +159,15 @@ def removal_order(
     Each time the one that leaves the least divergence of the outputs from the original's, with
     batch norm on the statistics of the ``images`` (one batch, no labels). What a branch costs
     rises, as a rule, as others go: only those whose last known cost is the least are tried again.
-    ``progress(done, of)`` counts branches. BuildError where there is one image.
+    ``names`` are the ``removable`` groups, where they are known. A branch without which, once
+    others are gone, the outputs do not depend on the input stays. ``progress(done, of)`` counts
+    branches. BuildError where there is one image.
     """
-    names = removable(network, groups, images)
+    names = removable(network, groups, images) if names is None else tuple(names)
     with torch.no_grad():
         wanted = network.eval()(images)
     tried = copy.deepcopy(network).eval()
-    silence = _silences(tried, [group for group in groups if group.name in names], images)
+    silence = _silences(tried, groups, names, images)
     result: list[LeftOut] = []
     # What each costs, and how many had gone when that was found.
     queue = [(0.0, -1, name) for name in names]
@@ -139,6 +181,8 @@ def removal_order(
         gone = {key: module for one in result for key, module in silence[one.group].items()}
         with _left_out(tried, {**gone, **silence[name]}):
             outputs = _with_own_statistics(tried, images)
+        if _alike(outputs):
+            continue
         heapq.heappush(queue, (_divergence(outputs, wanted, temperature), len(result), name))
     return tuple(result)
 
@@ -181,21 +225,38 @@ def _divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> float:
 
 
 def _silences(
-    network: nn.Module, groups: Sequence[Group], example: Tensor
+    network: nn.Module, groups: Sequence[Group], names: Sequence[str], example: Tensor
 ) -> dict[str, dict[str, nn.Module]]:
-    """For each of ``groups`` what takes the places of its consumers and their batch norms."""
-    shapes = _shapes(network, [layer for group in groups for layer in group.consumers], example)
-    behind = {
-        layer: norm for layers, norm in batchnorm_pairs(network, example[:1]) for layer in layers
+    """For each of ``names`` what takes the places of all that goes with that group."""
+    gone = {name: unread(groups, together(groups, [name])) for name in names}
+    every = _silence(network, [layer for own in gone.values() for layer in own], example)
+    behind = _norms(network, example)
+    return {
+        name: {
+            place: every[place]
+            for layer in own
+            for place in (layer, behind.get(layer))
+            if place is not None
+        }
+        for name, own in gone.items()
     }
-    result: dict[str, dict[str, nn.Module]] = {}
-    for group in groups:
-        own = result.setdefault(group.name, {})
-        for layer in group.consumers:
-            own[layer] = Nothing(shapes[layer][1], shapes[layer][2:])
-            if layer in behind:
-                own[behind[layer]] = nn.Identity()
+
+
+def _silence(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, nn.Module]:
+    """What takes the places of ``layers`` and their batch norms."""
+    behind = _norms(network, example)
+    result: dict[str, nn.Module] = {}
+    for layer, shape in _shapes(network, layers, example).items():
+        result[layer] = Nothing(shape[1], shape[2:])
+        if layer in behind:
+            result[behind[layer]] = nn.Identity()
     return result
+
+
+def _norms(network: nn.Module, example: Tensor) -> dict[str, str]:
+    """The batch norms that alone read a layer, by it."""
+    pairs = batchnorm_pairs(network, example[:1])
+    return {layer: norm for layers, norm in pairs for layer in layers}
 
 
 def _shapes(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, torch.Size]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from harness import networks
-from harness.compression import checkpoint, prune, quantize, recovery
+from harness.compression import branches, checkpoint, quantize, recovery, shallow
 from harness.compression.fakequant import input_ranges
 from harness.compression.recovery import Progress
 from harness.compression.sequential import quantize_in_turn
@@ -59,9 +59,10 @@ def build(
 ) -> Variant:
     """The variant that ``strategy`` makes of ``network``, written as ``stem``.onnx and .pt2.
 
-    Prune by slicing, fit what is left again, distil from the original, export, quantize what the
-    strategy quantizes (with ranges of least error, and errors made up for). The files appear only
-    when they are complete; a build that was interrupted goes on in the middle of its training.
+    Prune by slicing, leave branches out, fit what is left again, distil from the original, export,
+    quantize what the strategy quantizes (with ranges of least error, and errors made up for). The
+    files appear only when they are complete; a build that was interrupted goes on in the middle of
+    its training.
     ``teacher`` is what it is distilled from, if not ``network`` itself. With ``rounded_training``
     layers that will be int8 are trained as such, straight through: on ResNet-20 at half its MACs
     that took 1.7 times as long and left no less to lose by rounding. BuildError if a step fails.
@@ -146,7 +147,7 @@ def _cut(
     except BuildError:
         state = None
     if state is not None:
-        pruned = prune.prune(network, example, groups, kept)
+        pruned = branches.without(network, groups, example, strategy.left_out, kept)
         pruned.load_state_dict(state)
         return pruned
     training.unlink(missing_ok=True)
@@ -156,6 +157,7 @@ def _cut(
         groups,
         kept,
         data.train_images[:CALIBRATION_IMAGES],
+        left_out=strategy.left_out,
         seed=strategy.seed,
         progress=progress,
     )
@@ -218,6 +220,7 @@ def _error(wanted: Sequence[npt.NDArray[Any]], path: Path, images: torch.Tensor)
 
 def _int8_layers(strategy: Strategy, groups: Sequence[Group]) -> tuple[str, ...]:
     precision = {entry.group: entry.precision for entry in strategy.entries}
+    there = shallow.remaining(groups, strategy.left_out)
     return tuple(
-        layer for group in groups if precision[group.name] == "int8" for layer in group.producers
+        layer for group in there if precision[group.name] == "int8" for layer in group.producers
     )

@@ -11,13 +11,13 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from harness.compression import batchnorm, prune
+from harness.compression import batchnorm, branches, shallow
 from harness.compression.distill import Step, distill
 from harness.compression.losses import distillation_loss, output_loss
 from harness.compression.quantizers import Range, quantize_weight
 from harness.compression.reconstruct import reconstruct
 from harness.compression.training import Rounding, split_rows
-from harness.networks import LAYER_TYPES
+from harness.networks import LAYER_TYPES, layers_in_order
 from harness.networks.structure import outputs_of, run_once
 from harness.records import Group
 
@@ -69,11 +69,15 @@ def cut(
     kept: Mapping[str, tuple[int, ...]],
     images: Tensor,
     *,
+    left_out: Sequence[str] = (),
     seed: int = 0,
     positions: int = POSITIONS,
     progress: Callable[[int, int], None] | None = None,
 ) -> nn.Module:
     """A copy with only the ``kept`` channels, whose layers make up for those that went.
+
+    Without the branches of the groups ``left_out``: then every layer behind the first of them makes
+    up for it, for the stream that it reads is another one.
 
     Pruned by slicing, then fitted again (``reconstruct``) on as many of ``images`` as memory
     allows; batch norm keeps its statistics but for offsets: to estimate them again afterwards costs
@@ -81,19 +85,45 @@ def cut(
     its MACs, untrained: 74.9 % fitted, 73.7 and 71.7 % with statistics estimated again, anchored
     and plain; ``tuned`` for 4 epochs over 4,700 images brings it to 86.8 % (91.6 % untouched).
     """
-    pruned = prune.prune(network, example, groups, kept)
+    pruned = branches.without(network, groups, example, left_out, kept)
     count = fitting_images(network, example, len(images))
+    there = shallow.remaining(groups, left_out)
     reconstruct(
         pruned,
         network,
-        groups,
-        kept,
+        there,
+        {group.name: kept[group.name] for group in there if group.name in kept},
         images[:count],
+        layers=_behind(network, example, groups, kept, left_out) if left_out else None,
         positions=positions,
         seed=seed,
         progress=progress,
     )
     return pruned
+
+
+def _behind(
+    network: nn.Module,
+    example: Tensor,
+    groups: Sequence[Group],
+    kept: Mapping[str, tuple[int, ...]],
+    left_out: Sequence[str],
+) -> tuple[str, ...]:
+    """The layers behind the first that is gone, and those that read fewer channels."""
+    gone = set(shallow.unread(groups, left_out))
+    order = list(layers_in_order(network, example))
+    first = min(order.index(layer) for layer in gone)
+    fewer = {
+        layer
+        for group in groups
+        if len(kept.get(group.name, range(group.channels))) < group.channels
+        for layer in group.consumers
+    }
+    return tuple(
+        layer
+        for index, layer in enumerate(order)
+        if layer not in gone and (index > first or layer in fewer)
+    )
 
 
 def fitting_images(network: nn.Module, example: Tensor, most: int) -> int:

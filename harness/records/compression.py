@@ -74,8 +74,11 @@ class StrategyEntry:
 class Strategy:
     """Methods and settings that turn the original network into one variant (``strategy.json``).
 
-    Where there is a ``student`` (``file.py:factory``), it took the original's place first.
-    Version history: 1, the first. Fields since the first version: student (empty: none).
+    Where there is a ``student`` (``file.py:factory``), it took the original's place first. The
+    groups ``left_out`` went whole, with the layers that make or read their channels; all others
+    have an entry, under the names and with the channels of the original.
+    Version history: 1, the first. Fields since the first version: student (empty: none), left_out
+    (empty: none).
     """
 
     label: str
@@ -84,4 +87,5 @@ class Strategy:
     epochs: int
     seed: int
     student: str = ""
+    left_out: tuple[str, ...] = ()
     schema_version: int = 1

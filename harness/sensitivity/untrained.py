@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from harness.compression.batchnorm import Corrections, corrections, reestimate, statistics_layers
+from harness.compression.branches import without
 from harness.compression.fakequant import fake_quantize, input_ranges
 from harness.compression.losses import output_loss
-from harness.compression.prune import prune
 from harness.compression.quantizers import quantize_weight
 from harness.compression.recovery import cut
+from harness.compression.shallow import remaining
 from harness.networks import layers_in_order
 from harness.networks.structure import outputs_of
 from harness.records import Group, Strategy
@@ -27,10 +28,11 @@ FIT_IMAGES, JUDGED_IMAGES = 128, 256
 class Judge:
     """How far the variant that a strategy makes is from the original, without training it.
 
-    Sliced, fitted again on some of the training images, rounded where the strategy says int8 (as
-    wide as ``weight_bits``), with anchored batch-norm statistics; then the mean KL divergence of
-    its classes from the original's on other images where the outputs are logits (``classes``), and
-    the relative squared error of the outputs where they are not.
+    Sliced, without the branches that it leaves out, fitted again on some of the training images,
+    rounded where the strategy says int8 (as wide as ``weight_bits``), with anchored batch-norm
+    statistics; then the mean KL divergence of its classes from the original's on other images where
+    the outputs are logits (``classes``), and the relative squared error of the outputs where they
+    are not.
     """
 
     def __init__(
@@ -53,8 +55,7 @@ class Judge:
 
     def __call__(self, strategy: Strategy) -> float:
         """The divergence of the strategy's variant; BuildError where it cannot be built."""
-        kept = {entry.group: entry.kept for entry in strategy.entries}
-        return self._divergence(self.variant(strategy), self._corrected(kept))
+        return self._divergence(self.variant(strategy), self._corrected(strategy))
 
     def variant(self, strategy: Strategy) -> nn.Module:
         """The strategy's variant, untrained, with the original's batch-norm statistics.
@@ -64,12 +65,19 @@ class Judge:
         example = self.fitted[:1]
         kept = {entry.group: entry.kept for entry in strategy.entries}
         variant = cut(
-            self._network, example, self._groups, kept, self.fitted, seed=self._seed, positions=16
+            self._network,
+            example,
+            self._groups,
+            kept,
+            self.fitted,
+            left_out=strategy.left_out,
+            seed=self._seed,
+            positions=16,
         )
         precisions = {entry.group: entry.precision for entry in strategy.entries}
         rounded = [
             layer
-            for group in self._groups
+            for group in remaining(self._groups, strategy.left_out)
             if precisions[group.name] == "int8"
             for layer in group.producers
         ]
@@ -84,10 +92,11 @@ class Judge:
         ranges = {name: seen[name] for name in rounded}
         return fake_quantize(variant, self.fitted[:1], weights=weights, ranges=ranges, fold=False)
 
-    def _corrected(self, kept: Mapping[str, tuple[int, ...]]) -> Corrections:
+    def _corrected(self, strategy: Strategy) -> Corrections:
         """What the images get wrong of the statistics, for the channels that stay."""
+        kept = {entry.group: entry.kept for entry in strategy.entries}
         trained, fresh = (
-            prune(network, self.fitted[:1], self._groups, kept)
+            without(network, self._groups, self.fitted[:1], strategy.left_out, kept)
             for network in (self._network, self._fresh)
         )
         return corrections(trained, fresh)

@@ -74,8 +74,12 @@ def strategy(
     label: str,
     epochs: int,
     seed: int,
+    left_out: tuple[str, ...] = (),
 ) -> Strategy:
-    """The strategy file's content for ``allotment``: kept channels and precision a group."""
+    """The strategy file's content for ``allotment``: kept channels and precision a group.
+
+    ``groups`` are those that are there without the groups ``left_out``.
+    """
     entries = tuple(
         StrategyEntry(
             group=group.name,
@@ -86,7 +90,7 @@ def strategy(
         for group in groups
     )
     methods = []
-    if any(len(entry.kept) < entry.of for entry in entries):
+    if left_out or any(len(entry.kept) < entry.of for entry in entries):
         methods += ["prune"] + (["distill"] if epochs else [])
     if any(entry.precision == "int8" for entry in entries):
         methods.append("quantize")
@@ -96,4 +100,5 @@ def strategy(
         entries=entries,
         epochs=epochs if "distill" in methods else 0,
         seed=seed,
+        left_out=left_out,
     )

@@ -1,6 +1,6 @@
 """What a network costs under an allocation, predicted without building it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,18 +79,34 @@ class NetworkCosts:
         """Predicted latency, its upper bound, file size and MACs under ``options``."""
         key = tuple(options[group.name] for group in self.groups)
         if key not in self._cache:
-            kernels = self.kernels(options)
-            works = tuple(graph.work(kernel) for kernel in kernels)
-            latency = self.model.predict(works)
-            upper = self.model.interval(works, self.coverage)[1] if self.coverage else latency
-            size = self.other_bytes + _all_weight_bytes(kernels)
-            self._cache[key] = Costs(
-                latency_s=latency,
-                upper_s=upper,
-                size_bytes=size * self.size_scale,
-                macs=sum(work.macs for work in works),
-            )
+            self._cache[key] = self._price(self.kernels(options))
         return self._cache[key]
+
+    def costs_without(self, options: Mapping[str, Option], layers: Collection[str]) -> Costs:
+        """Nearly the costs without some layers: their own kernels are gone, and no others.
+
+        What stood between them may be gone as well, and be fused otherwise: the network's own
+        kernels, once it is exported, tell.
+        """
+        return self._price(
+            tuple(
+                kernel
+                for kernel in self.kernels(options)
+                if kernel.weight is None or kernel.weight.removesuffix(".weight") not in layers
+            )
+        )
+
+    def _price(self, kernels: Sequence[graph.Kernel]) -> Costs:
+        works = tuple(graph.work(kernel) for kernel in kernels)
+        latency = self.model.predict(works)
+        upper = self.model.interval(works, self.coverage)[1] if self.coverage else latency
+        size = self.other_bytes + _all_weight_bytes(kernels)
+        return Costs(
+            latency_s=latency,
+            upper_s=upper,
+            size_bytes=size * self.size_scale,
+            macs=sum(work.macs for work in works),
+        )
 
 
 def kernels_of_groups(

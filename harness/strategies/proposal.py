@@ -41,6 +41,8 @@ MISSED = (0.7, 0.3, 0.0)
 class Proposal:
     """A strategy with its predicted loss and costs.
 
+    ``loss`` is that of the groups which are there; what branches cost that are left out is not in
+    it (building the strategy tells, see ``strategies.shortlist``).
     ``coverage`` is that of the latency bound that was held to the budget. ``infeasible`` explains
     why nothing fits, with the ``nearest`` limits (SI units), which the strategy then keeps, and the
     groups that are ``binding`` for each quantity. ``proof`` is that of the allocation; None in
@@ -115,18 +117,26 @@ def propose(
     seed: int,
     coverages: Sequence[float],
     tabled: TabledCosts | None = None,
+    left_out: tuple[str, ...] = (),
 ) -> Proposal:
     """The least sensitive allocation within ``limits``; where there is none, within the nearest.
 
     ``coverages`` of the latency's upper bound are tried in turn; ``costs`` gives the costs by
-    such a coverage. ``tabled`` are tables of the same costs, from a proposal before this one.
+    such a coverage. ``tabled`` are tables of the same costs, from a proposal before this one. The
+    costs are those of the network without the groups ``left_out``, whose loss counts for nothing.
     """
     tabled = TabledCosts(costs(COVERAGE)) if tabled is None else tabled
 
     def proposal(allotment: generator.Allotment, coverage: float, **more: Any) -> Proposal:
         return Proposal(
             strategy=generator.strategy(
-                allotment, tabled.groups, sensitivities, label=label, epochs=epochs, seed=seed
+                allotment,
+                tabled.groups,
+                sensitivities,
+                label=label,
+                epochs=epochs,
+                seed=seed,
+                left_out=left_out,
             ),
             loss=allotment.loss,
             latency_s=allotment.costs.latency_s,

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from harness.compression import build
+from harness.compression import build, shallow
 from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.compression.prune import prune
@@ -14,7 +15,7 @@ from harness.compression.quantize import quantize
 from harness.compression.recovery import Progress
 from harness.networks import Data, export_onnx, onnx_logits
 from harness.records import Group, Strategy, StrategyEntry
-from tests.compression.tiny import Residual, facts, seeded
+from tests.compression.tiny import Bottleneck, Residual, facts, seeded
 
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -160,3 +161,59 @@ def test_a_build_that_was_interrupted_ends_as_one_that_was_not(
     assert ((8, 16) in steps) == damaged
     assert resumed.onnx.read_bytes() == whole.onnx.read_bytes()
     assert sorted(path.suffix for path in tmp_path.glob("stopped*")) == [".onnx", ".pt2"]
+
+
+def test_a_variant_without_a_branch_is_what_its_strategy_says_also_after_an_interruption(
+    tmp_path: Path,
+) -> None:
+    images = torch.randn(640, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    network = seeded(Bottleneck)
+    reestimate(network, images)
+    groups = find_groups(network, IMAGES[:1])
+    left_out = shallow.together(groups, ["blocks.1.0"])
+    strategy = Strategy(
+        label="shallow",
+        methods=("prune", "distill", "quantize"),
+        entries=tuple(
+            StrategyEntry(
+                group=group.name,
+                kept=tuple(range(6 if group.name == "blocks.0.3" else group.channels)),
+                of=group.channels,
+                precision="int8" if group.name == "stem" else "fp32",
+            )
+            for group in shallow.remaining(groups, left_out)
+        ),
+        epochs=2,
+        seed=0,
+        left_out=left_out,
+    )
+    data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
+
+    def made(name: str, progress: Progress) -> build.Variant:
+        stem = tmp_path / name
+        return build.build(
+            strategy, network, data, groups, stem=stem, board=facts(), progress=progress
+        )
+
+    def stop(done: int, total: int, /, **_left: object) -> None:
+        if (done, total) == (6, 8):  # 2 epochs of 4 batches
+            raise KeyboardInterrupt
+
+    variant = made("whole", lambda *_, **__: None)
+    # The stream's layers but the one that is gone.
+    assert variant.int8_layers == ("stem", "blocks.0.6", "blocks.2.6")
+    # Convolutions: the stem, a block of 6 channels in its middle, a whole block. Batch norms have
+    # two numbers a channel; the classifier is 16 to 3.
+    convolutions = 9 * 16 + (16 * 8 + 9 * 8 * 6 + 6 * 16) + (16 * 8 + 9 * 8 * 8 + 8 * 16)
+    norms = 2 * (16 + (8 + 6 + 16) + (8 + 8 + 16))
+    assert variant.parameters == convolutions + norms + 16 * 3 + 3
+    assert variant.macs == 64 * convolutions + 16 * 3
+    kinds = [node.op_type for node in onnx.load(variant.onnx).graph.node]
+    assert (kinds.count("Conv"), kinds.count("Add")) == (7, 2)
+    program = torch.export.load(variant.pt2).module()
+    logits = onnx_logits(variant.onnx, IMAGES)
+    assert np.abs(logits - program(IMAGES).detach().numpy()).max() < 0.1 * np.abs(logits).max()
+    with pytest.raises(KeyboardInterrupt):
+        made("stopped", stop)
+    resumed = made("stopped", lambda *_, **__: None)
+    assert resumed.onnx.read_bytes() == variant.onnx.read_bytes()
