@@ -26,6 +26,14 @@ ALLOWED = {
     "harness.sensitivity": FOUNDATION | {"harness.networks", "harness.compression"},
     "harness.strategies": FOUNDATION
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
+    "harness.planning": FOUNDATION
+    | {
+        "harness.compression",
+        "harness.networks",
+        "harness.sensitivity",
+        "harness.strategies",
+        "latency_models",
+    },
     "harness.trtexec": FOUNDATION,
     "harness.tensorrt": FOUNDATION,
     "harness.attribution": FOUNDATION,
