@@ -21,7 +21,7 @@ from harness.compression import student as teaching
 from harness.errors import ConfigError, latency_errors
 from harness.folder import Folder, write_atomically
 from harness.grounds import Grounds
-from harness.planning import generator, loss, preparing, verify
+from harness.planning import choosing, generator, loss, preparing, verify
 from harness.planning import requirements as requiring
 from harness.planning.subjects import Subject
 from harness.progress import ConsoleObserver
@@ -39,7 +39,7 @@ from harness.sensitivity import anchors
 from harness.store import Store
 from harness.strategies import given
 
-__all__ = ["PlanRequest", "Planned", "as_json", "required", "strategies", "write"]
+__all__ = ["PlanRequest", "Planned", "as_json", "bet", "required", "strategies", "write"]
 
 # Images that losses are predicted from: to score and fit layers on, and to try anchors on.
 SCORED_IMAGES, JUDGED_IMAGES = 512, 512
@@ -336,7 +336,18 @@ def _planned(
             replace(one, strategy=replace(one.strategy, label=given.label(one.name)))
             for one in plan.strategies
         ),
-        notes=(*plan.notes, *ground.notes),
+        notes=(*bet(plan), *plan.notes, *ground.notes),
+    )
+
+
+def bet(plan: Plan) -> tuple[str, ...]:
+    """Which strategy to take if only one can be built, where that is not the first."""
+    choice = choosing.of_plan(plan)
+    if choice is None or choice.index == 0 or choice.verdict == "does not meet":
+        return ()
+    return (
+        f"If only one can be built, take {choice.name}: it is the likeliest to be the best that "
+        f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %.",
     )
 
 
