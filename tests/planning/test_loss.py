@@ -209,9 +209,7 @@ def test_intervals_hold_on_resnet20_for_allocations_that_were_no_anchors():
         network,
         groups,
         sensitivities,
-        tried.Images(
-            scored=images, judged=shared.test[:256], targets=shared.test_labels[:256]
-        ),
+        tried.Images(scored=images, judged=shared.test[:256], targets=shared.test_labels[:256]),
     )
     model = fit(found)
     judged, labels = shared.test[256:1280], shared.test_labels[256:1280]
@@ -241,9 +239,7 @@ def test_intervals_hold_on_resnet20_for_allocations_that_were_no_anchors():
         )
         with torch.no_grad():
             now = float((judge.variant(strategy)(judged).argmax(1) == labels).float().mean())
-        estimate = model.predict(
-            *tried.split_score(sensitivities, choice), images=len(judged)
-        )
+        estimate = model.predict(*tried.split_score(sensitivities, choice), images=len(judged))
         drops.append(100 * (right - now))
         values.append(estimate.value)
         held += estimate.low <= drops[-1] <= estimate.high
