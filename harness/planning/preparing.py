@@ -50,8 +50,9 @@ def prepare(
     ``source`` says where it is from; ``form`` is that of the board's int8 layers, None where
     ``precisions`` (those that the board can use, the exact one first) have none. Widths are
     multiples of ``step``, of ``fine_step`` in narrow groups. ``replacing`` is what the student
-    alone loses. Without ``images``, and of a network that is not trained, no loss is predicted. With ``cache``, a folder, scores and
-    anchors are kept there. ``progress(done, of)`` counts images and then anchors.
+    alone loses. Without ``images``, and of a network that is not trained, no loss is predicted.
+    With ``cache``, a folder, scores and anchors are kept there. ``progress(done, of)`` counts
+    images and then anchors.
     """
     options = options_for(groups, precisions=precisions, step=step, fine_step=fine_step)
     found: loss.LossModel | None = None

@@ -55,7 +55,7 @@ class Patient(Watcher):
     """Training tells how long it takes as well."""
 
     def progress(self, done, total, *, left_s=None):
-        assert 0 < done <= total
+        assert 0 < done <= total and (left_s is None or left_s >= 0)
 
 
 class Bench:
