@@ -28,10 +28,20 @@ ALLOWED = {
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
     "harness.planning": FOUNDATION
     | {
+        "harness.allocation",
         "harness.compression",
         "harness.networks",
         "harness.sensitivity",
         "harness.strategies",
+        "latency_models",
+    },
+    # It alone builds and measures.
+    "harness.planning.verify": FOUNDATION
+    | {
+        "harness.candidates",
+        "harness.compression",
+        "harness.networks",
+        "harness.planning",
         "latency_models",
     },
     "harness.trtexec": FOUNDATION,
@@ -94,6 +104,8 @@ ALLOWED = {
         "harness.trtexec",
     },
     "harness.commands": {"harness", "latency_models"},
+    "harness.grounds": {"harness", "latency_models"},
+    "harness.plan_commands": {"harness", "latency_models"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},
     "harness": set(),
