@@ -104,6 +104,8 @@ ALLOWED = {
         "harness.trtexec",
     },
     "harness.commands": {"harness", "latency_models"},
+    "harness.grounds": {"harness", "latency_models"},
+    "harness.plan_commands": {"harness", "latency_models"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},
     "harness": set(),

@@ -117,9 +117,9 @@ class FileOutline:
                 continue
             names = [name for name in node.input if name in constants]
             if op.kind in ("conv", "gemm"):
-                if op.weight in constants:
+                if op.weight is not None:
                     found[op.weight] = _stored(op, node)
-                if op.bias in constants:
+                if op.bias is not None:
                     found[op.bias] = (_outputs(op),)
             elif len(names) == len(op.constant_shapes):
                 found.update(zip(names, op.constant_shapes, strict=True))
