@@ -16,6 +16,7 @@ from latency_models.operators import QDQ, Op
 __all__ = [
     "CARRIERS",
     "FOLLOWERS",
+    "PASSING",
     "QUANTIZABLE",
     "carriers",
     "free_output",
@@ -78,14 +79,17 @@ CARRIERS = frozenset(
     ]
 )
 
+# What stays float and only moves values: an addition of its result still works on integers.
+PASSING = frozenset(["Pad", "Slice"])
+
 
 def carriers(ops: Sequence[Op], quantized: Set[str]) -> set[str]:
     """The operators without weights that carry integers, given the quantized ones.
 
-    All that one reads is quantized already, and it leads to a convolution or matrix product,
-    whichever precision that has (what leads to the network's outputs alone stays float); or it
-    vanishes in the quantized operator before it. Only what lies before an operator decides, so
-    that a layer's precision matters to its surroundings alone.
+    All that one reads is quantized already, or an addition reads it moved and padded, and it leads
+    to a convolution or matrix product, whichever precision that has (what leads to the network's
+    outputs alone stays float); or it vanishes in the quantized operator before it. Only what lies
+    before an operator decides, so that a layer's precision matters to its surroundings alone.
     """
     producer = {t: op for op in ops for t in op.outputs}
     leading: set[str] = set()
@@ -95,13 +99,16 @@ def carriers(ops: Sequence[Op], quantized: Set[str]) -> set[str]:
             leading.add(op.name)
             wanted.update(op.inputs)
     carried = set(quantized)
+    passed: set[str] = set()
     for op in ops:
         sources = [producer.get(tensor) for tensor in op.inputs]
-        if op.op not in CARRIERS or not sources:
+        names = {"" if source is None else source.name for source in sources}
+        if op.op in PASSING and names and names <= carried | passed:
+            passed.add(op.name)
+        read = carried | passed if op.op == "Add" and names & carried else carried
+        if op.op not in CARRIERS or not names or not names <= read:
             continue
-        if all(source is not None and source.name in carried for source in sources) and (
-            op.op in _REMOVABLE or op.name in leading
-        ):
+        if op.op in _REMOVABLE or op.name in leading:
             carried.add(op.name)
     return carried - set(quantized)
 

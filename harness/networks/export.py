@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from harness.errors import BuildError, ConfigError
 from harness.networks.evaluate import open_session
+from harness.networks.idle import without_idle_nodes
 from harness.networks.loading import load_network
 from harness.networks.structure import fold_batchnorm, outputs_of, run_once, same_outputs
 
@@ -125,6 +126,7 @@ def export_onnx(
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             raise BuildError(f"the network cannot be exported to ONNX: {error}") from error
         model = onnxslim.slim(_with_fixed_pads(onnx.load_from_string(buffer.getvalue()), inputs))
+    model = without_idle_nodes(model)
     _name_weights(model, folded)
     _unshare_biases(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)

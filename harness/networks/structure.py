@@ -112,7 +112,7 @@ def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
     """
     folded = copy.deepcopy(network).eval()
     wanted = outputs_of(folded, example)
-    pairs = _batchnorm_pairs(folded, example)
+    pairs = batchnorm_pairs(folded, example)
     together = _with_folded(folded, pairs)
     if same_outputs(wanted, outputs_of(together, example)):
         return together
@@ -123,7 +123,7 @@ def fold_batchnorm(network: nn.Module, example: Tensor) -> nn.Module:
     return folded
 
 
-def _batchnorm_pairs(network: nn.Module, example: Tensor) -> list[tuple[tuple[str, ...], str]]:
+def batchnorm_pairs(network: nn.Module, example: Tensor) -> list[tuple[tuple[str, ...], str]]:
     """For every batch norm that can be folded: the layers that feed it, and its name."""
     names = {module: name for name, module in network.named_modules()}
     made_by: dict[int, tuple[Layer, Tensor, int]] = {}

@@ -28,6 +28,7 @@ from tests.compression.tiny import (
 def test_the_operators_are_the_same() -> None:
     assert built.CARRIERS == quantization.CARRIERS
     assert built.ABSORBED == quantization._REMOVABLE
+    assert built.PASSING == quantization.PASSING
 
 
 @pytest.mark.parametrize(
