@@ -221,7 +221,10 @@ class VariantCosts:
                 runtime=self.runtime,
             )
             block = CPU_RUNTIMES[self.runtime].block if self.runtime in CPU_RUNTIMES else 0
-            self._latest = key, _Variant(kernels, liveness(kernels, block=block))
+            held = (
+                _widened(kernels) if self.form is not None and self.form.widens_input else kernels
+            )
+            self._latest = key, _Variant(kernels, liveness(held, block=block))
         return self._latest[1]
 
     def _channels(self, options: Mapping[str, Option]) -> dict[str, int]:
@@ -256,6 +259,58 @@ def with_losses(predicted: Predicted, losses: Mapping[str, float]) -> Predicted:
     """``predicted`` whose layers have their share of the summed sensitivity, by layer."""
     layers = (replace(layer, loss=losses.get(layer.layer)) for layer in predicted.layers)
     return replace(predicted, layers=tuple(layers))
+
+
+def _widened(kernels: Sequence[graph.Kernel]) -> list[graph.Kernel]:
+    """``kernels`` in which integer convolutions read four channels of an input of three.
+
+    As ``compression.quantize`` writes them (``Form.widens_input``): a Pad comes first. For memory
+    alone: what a kernel multiplies is as before.
+    """
+    made = {kernel.output for kernel in kernels}
+    entries = {
+        kernel.output: kernel
+        for kernel in kernels
+        if kernel.kind == "quantize"
+        and kernel.inputs[0] not in made
+        and len(kernel.out_shape) == 4
+        and kernel.out_shape[1] == 3
+    }
+    wide = {
+        kernel.inputs[0]
+        for kernel in kernels
+        if kernel.inputs
+        and kernel.inputs[0] in entries
+        and kernel.kind.startswith("conv_")
+        and kernel.precision == "int8"
+        and kernel.groups == 1
+    }
+    result = []
+    for kernel in kernels:
+        if kernel.inputs and kernel.inputs[0] in wide:
+            batch, _, *rest = kernel.in_shapes[0]
+            shape = (batch, 4, *rest)
+            same = kernel.output in wide  # a transpose of it
+            kernel = replace(
+                kernel, in_shapes=(shape,), out_shape=shape if same else kernel.out_shape
+            )
+        elif kernel.output in wide:
+            batch, _, *rest = kernel.out_shape
+            shape = (batch, 4, *rest)
+            pad = replace(
+                kernel,
+                name=f"{kernel.inputs[0]}_widened",
+                kind="move",
+                output=f"{kernel.inputs[0]}_widened",
+                out_shape=shape,
+                precision="fp32",
+                nodes=(),
+                ops=(),
+            )
+            result.append(pad)
+            kernel = replace(kernel, inputs=(pad.output,), in_shapes=(shape,), out_shape=shape)
+        result.append(kernel)
+    return result
 
 
 def _macs(op: Op) -> int:
