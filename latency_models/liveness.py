@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 
 from latency_models.kernels import BYTES, Kernel, work
 from latency_models.operators import VIEWS, Shape
+from latency_models.scratch import scratch
 
 __all__ = ["Access", "Liveness", "liveness"]
 
@@ -39,7 +40,8 @@ class Access:
 
     ``weight_bytes`` and ``read_bytes`` are read, ``written_bytes`` are written, each tensor once,
     whatever caches do; a view touches nothing. ``live_bytes`` are the activations that must be
-    there: what the kernel reads and writes, and what somebody will still read.
+    there: what the kernel reads and writes, and what somebody will still read. ``scratch_bytes``
+    the kernel takes for itself while it runs (``latency_models.scratch``).
     """
 
     kernel: str
@@ -47,6 +49,7 @@ class Access:
     read_bytes: int
     written_bytes: int
     live_bytes: int
+    scratch_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,7 @@ def liveness(
                 read_bytes=done.bytes_in,
                 written_bytes=done.bytes_out,
                 live_bytes=bytes_live,
+                scratch_bytes=sum(scratch(step.kernel)),
             )
         )
     peak = max(range(len(live)), key=live.__getitem__, default=None)
@@ -290,10 +294,15 @@ class _Plan:
     def grown(self) -> int:
         """What an arena comes to that is asked for one buffer after the other."""
         arena = _Arena()
-        for index in range(len(self.steps)):
+        for index, step in enumerate(self.steps):
             for buffer in self.buffers:
                 if buffer.first == index:
-                    arena.take(buffer)
+                    arena.take(buffer, buffer.value.size)
+            own = scratch(step.kernel)
+            for part, size in enumerate(own):
+                arena.take(("scratch", part), size)
+            for part in reversed(range(len(own))):
+                arena.give_back(("scratch", part))
             for buffer in self.buffers:
                 if buffer.last == index and not buffer.output:
                     arena.give_back(buffer)
@@ -305,7 +314,7 @@ class _Chunk:
     region: int
     offset: int
     size: int
-    owner: _Buffer | None = None
+    owner: object = None
 
 
 class _Arena:
@@ -320,8 +329,9 @@ class _Arena:
         self.total = 0
         self.chunks: list[_Chunk] = []
 
-    def take(self, buffer: _Buffer) -> None:
-        size = _rounded(max(buffer.value.size, 1), _CHUNK)
+    def take(self, owner: object, asked: int) -> None:
+        """Give ``owner`` a chunk of at least ``asked`` bytes."""
+        size = _rounded(max(asked, 1), _CHUNK)
         free = [c for c in self.chunks if c.owner is None and c.size >= size]
         if free:
             chunk = min(free, key=lambda c: (c.size, c.region, c.offset))
@@ -332,10 +342,11 @@ class _Arena:
             chunk = _Chunk(self.total, 0, size)  # the total tells the regions apart
             self.total += size
             self.chunks.append(chunk)
-        chunk.owner = buffer
+        chunk.owner = owner
 
-    def give_back(self, buffer: _Buffer) -> None:
-        chunk = next(c for c in self.chunks if c.owner is buffer)
+    def give_back(self, owner: object) -> None:
+        """Free the chunk of ``owner``."""
+        chunk = next(c for c in self.chunks if c.owner == owner)
         chunk.owner = None
         for other in list(self.chunks):
             if other.owner is not None or other is chunk or other.region != chunk.region:

@@ -64,8 +64,12 @@ class FileOutline:
     def _with_widths(self, ops: Sequence[Op]) -> onnx.ModelProto:
         """The file with every tensor in the shape that it has in ``ops``, numbers made up."""
         shapes = self._shapes(ops)
-        model = onnx.ModelProto()
-        model.CopyFrom(self._without_numbers(shapes))
+        model = self._without_numbers(shapes)
+        groups = {op.name: op.groups for op in ops if op.depthwise}
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "group" and node.name in groups:
+                    attribute.i = groups[node.name]
         for value in (*model.graph.value_info, *model.graph.output):
             shape = shapes.get(value.name)
             dims = value.type.tensor_type.shape.dim
@@ -117,9 +121,9 @@ class FileOutline:
                 continue
             names = [name for name in node.input if name in constants]
             if op.kind in ("conv", "gemm"):
-                if op.weight in constants:
+                if op.weight is not None:
                     found[op.weight] = _stored(op, node)
-                if op.bias in constants:
+                if op.bias is not None:
                     found[op.bias] = (_outputs(op),)
             elif len(names) == len(op.constant_shapes):
                 found.update(zip(names, op.constant_shapes, strict=True))

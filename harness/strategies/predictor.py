@@ -112,11 +112,17 @@ class NetworkCosts:
 def kernels_of_groups(
     kernels: Sequence[graph.Kernel], groups: Sequence[Group]
 ) -> dict[str, tuple[str, ...]]:
-    """The kernels of each group's layers, by its name; LatencyModelError where a layer has none."""
+    """What ``graph.rewrite`` calls each group's layers, by the group's name.
+
+    The kernel, or the node in it where a runtime runs several layers as one kernel.
+    LatencyModelError where a layer has none.
+    """
     by_layer: dict[str, list[str]] = {}
     for kernel in kernels:
-        if kernel.weight is not None:
-            by_layer.setdefault(kernel.weight.removesuffix(".weight"), []).append(kernel.name)
+        named = [(op.weight, op.name) for op in kernel.ops if op.kind in ("conv", "gemm")]
+        for weight, name in named or [(kernel.weight, kernel.name)]:
+            if weight is not None:
+                by_layer.setdefault(weight.removesuffix(".weight"), []).append(name)
     for group in groups:
         for layer in group.producers:
             if layer not in by_layer:
