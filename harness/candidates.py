@@ -16,10 +16,11 @@ import onnx
 from harness import networks, pacing, stats, sustain, verdict
 from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
-from harness.compression import quantize
+from harness.compression import quantize, shallow
 from harness.compression.build import Variant
 from harness.folder import Folder, write_atomically
 from harness.records import (
+    LEFT_OUT,
     Candidate,
     FitResult,
     Group,
@@ -146,6 +147,7 @@ class Workbench:
         coverage: float,
         predicted_size_bytes: int,
         predicted_loss: float,
+        notes: tuple[str, ...] = (),
     ) -> Measured:
         """Freeze the prediction, then measure ``variant`` interleaved with the baseline."""
         layers = _bound(variant.onnx, _allocation(strategy, groups))
@@ -191,6 +193,7 @@ class Workbench:
             int8_layers=len(variant.int8_layers),
             int8_layers_real=len(real),
             allocation=_allocation(strategy, groups),
+            notes=notes,
         )
         return replace(measured, candidate=candidate, warnings=warnings)
 
@@ -441,14 +444,25 @@ def _bound(path: Path, allocation: Sequence[GroupAllocation]) -> tuple[LayerPrec
 
 
 def _allocation(strategy: Strategy, groups: Sequence[Group]) -> tuple[GroupAllocation, ...]:
+    """What every group keeps; with one that is left out stand the layers that went with it."""
     entries = {entry.group: entry for entry in strategy.entries}
-    return tuple(
-        GroupAllocation(
-            group=group.name,
-            layers=group.producers,
-            channels=group.channels,
-            kept=len(entries[group.name].kept),
-            precision=entries[group.name].precision,
+    there = {group.name: group for group in shallow.remaining(groups, strategy.left_out)}
+    gone = set(shallow.unread(groups, strategy.left_out))
+    result = []
+    for group in groups:
+        if group.name in there:
+            entry, layers = entries[group.name], there[group.name].producers
+            kept, precision = len(entry.kept), entry.precision
+        else:
+            read = (layer for layer in group.consumers if layer in gone)
+            layers, kept, precision = (*group.producers, *read), 0, LEFT_OUT
+        result.append(
+            GroupAllocation(
+                group=group.name,
+                layers=layers,
+                channels=group.channels,
+                kept=kept,
+                precision=precision,
+            )
         )
-        for group in groups
-    )
+    return tuple(result)

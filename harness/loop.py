@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import candidates, judging, networks, proposing
+from harness import candidates, judging, networks, proposing, starts
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
@@ -118,16 +118,18 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         return _fit_given(problem, settings.given, baseline)
     budgets = settings.budgets
     tried: list[Measured] = []
-    firsts: list[Proposal] = []
+    seen: list[tuple[Proposal, ...]] = []
     taken: list[Shortlisted] = []
     for number in range(1, settings.max_rounds + 1):
         coverages = proposing.coverages(problem, tried, baseline)
-        first = proposing.proposed(problem, problem.options, f"joint {number}", coverages=coverages)
-        if any(_same(first, earlier) for earlier in firsts):
+        proposals = proposing.proposed(
+            problem, problem.options, f"joint {number}", coverages=coverages
+        )
+        if any(_same(proposals, earlier) for earlier in seen):
             break
-        firsts.append(first)
-        shortlisted = proposing.shortlisted(problem, problem.options, first)
-        if any(_same(shortlisted.proposal, earlier.proposal) for earlier in taken):
+        seen.append(proposals)
+        shortlisted = proposing.shortlisted(problem, problem.options, proposals)
+        if any(_same((shortlisted.proposal,), (earlier.proposal,)) for earlier in taken):
             break
         taken.append(shortlisted)
         tried.append(
@@ -138,9 +140,7 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
             break
     alternatives = _alternatives(problem) if settings.alternatives else {}
     front = _front(
-        problem,
-        [m.candidate for m in (*alternatives.values(), *tried)],
-        narrow=first.proof is not None and not first.proof.exact,
+        problem, [m.candidate for m in (*alternatives.values(), *tried)], taken[-1].proposal
     )
 
     def best_of(measured: Sequence[Measured]) -> int:
@@ -161,7 +161,7 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         rounds=rounds,
         alternatives=dict(zip(alternatives, others, strict=True)),
         chosen=taken[best],
-        last=first,
+        last=proposing.leading(problem, proposals),
         front=front,
     )
 
@@ -169,13 +169,14 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
 def _fit_given(problem: Problem, strategy: Strategy, baseline: Measured) -> FitResult:
     """The result of one strategy, built as it is written and judged by its measurement."""
     bench, choice = problem.bench, given.choice(strategy)
-    costs = problem.costs(0.0).costs(choice)
+    costs = problem.costs(0.0, problem.start(strategy.left_out)).costs(choice)
     proposal = Proposal(
         strategy=given.to_build(strategy),
         loss=problem.sensitivities.total(choice),
         latency_s=costs.latency_s,
         size_bytes=costs.size_bytes,
         coverage=0.0,
+        branches=starts.count(problem.branches, strategy.left_out),
     )
     tried = _build_and_measure(problem, proposal, role="joint", round_number=1)
     budgets = problem.settings.budgets
@@ -226,9 +227,17 @@ def _build_and_measure(
             coverage=COVERAGE,
             predicted_size_bytes=round(proposal.size_bytes),
             predicted_loss=proposal.loss,
+            notes=_notes(problem, proposal),
         ),
         detail=lambda m: m.summary(),
     )
+
+
+def _notes(problem: Problem, proposal: Proposal) -> tuple[str, ...]:
+    if not proposal.branches:
+        return ()
+    of = len(problem.branches.removable)
+    return (f"{proposal.branches} of {of} residual branches left out",)
 
 
 def _recalibrate(problem: Problem, baseline: Measured, measured: Measured) -> None:
@@ -242,29 +251,52 @@ def _recalibrate(problem: Problem, baseline: Measured, measured: Measured) -> No
     problem.size_scale *= measured.candidate.size_bytes / predicted
 
 
-def _same(proposal: Proposal, other: Proposal) -> bool:
-    return proposal.strategy.entries == other.strategy.entries
+def _same(proposals: Sequence[Proposal], others: Sequence[Proposal]) -> bool:
+    def content(proposal: Proposal) -> object:
+        return proposal.strategy.entries, proposal.strategy.left_out
+
+    return [*map(content, proposals)] == [*map(content, others)]
 
 
-def _front(problem: Problem, measured: Sequence[Candidate], *, narrow: bool) -> Front:
-    """What any latency would cost, by the latency model as the rounds left it."""
-    return problem.bench.folder.stage(
-        "front",
-        Front,
-        lambda: tradeoff.trade_off(
-            TabledCosts(problem.costs(0.0), narrow=narrow),
-            problem.options,
+def _front(problem: Problem, measured: Sequence[Candidate], last: Proposal) -> Front:
+    """What any latency would cost, by the latency model as the rounds left it.
+
+    Of the start of the ``last`` round, and of the candidates those without the same branches: sums
+    of other groups do not compare.
+    """
+    start = problem.start(last.strategy.left_out)
+    note = (
+        f"The front is that of the network without {proposing.counted(last.branches)}."
+        if last.branches
+        else ""
+    )
+
+    def compute() -> Front:
+        front = tradeoff.trade_off(
+            TabledCosts(
+                problem.costs(0.0, start),
+                narrow=last.proof is not None and not last.proof.exact,
+            ),
+            proposing.within(problem.options, start),
             problem.sensitivities,
             problem.limits,
             candidates={
                 candidate.label: {
                     group.group: Option(channels=group.kept, precision=group.precision)
                     for group in candidate.allocation
+                    if group.kept
                 }
                 for candidate in measured
                 if candidate.allocation
+                and {g.group for g in candidate.allocation if not g.kept} == set(start.left_out)
             },
-        ),
+        )
+        return replace(front, note=" ".join(filter(None, [note, front.note])))
+
+    return problem.bench.folder.stage(
+        "front",
+        Front,
+        compute,
         detail=lambda front: front.note or f"{len(front.points)} allocations",
     )
 
@@ -284,8 +316,8 @@ def _alternatives(problem: Problem) -> dict[str, Measured]:
             problem.options, problem.groups, prune=prune, precisions=allowed
         )
         # The rounds have anchored the model; a wide bound would make the comparison too easy.
-        first = proposing.proposed(problem, options, role.replace("_", " "), coverages=ANCHORED)
-        proposal = proposing.shortlisted(problem, options, first).proposal
+        found = proposing.proposed(problem, options, role.replace("_", " "), coverages=ANCHORED)
+        proposal = proposing.shortlisted(problem, options, found).proposal
         result[role] = _build_and_measure(problem, proposal, role=role, round_number=0)
     return result
 

@@ -1,14 +1,16 @@
 """What a fit is asked, and the problem that its rounds solve."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import calibrate, networks, pacing
+from harness import calibrate, networks, pacing, starts
 from harness.candidates import Measured, Workbench
 from harness.compression import quantize, student
+from harness.compression.branches import Branches
 from harness.records import Budget, Group, Option, Strategy
 from harness.sensitivity import curvature
+from harness.starts import Start
 from harness.strategies import generator, given, requirements
 from harness.strategies.predictor import NetworkCosts
 from latency_models import calibration, graph, staircase
@@ -48,7 +50,9 @@ class Problem:
     """What the rounds share; ``model`` and ``size_scale`` are corrected after each round.
 
     ``network`` is what is compressed, ``size_bytes`` the size of its exported file: the original's,
-    or those of the student that takes its place.
+    or those of the student that takes its place. ``branches`` are those of it that can go whole.
+    Options and sensitivities are those of the whole network also where branches are left out: an
+    approximation, for what is left then reads and makes something else.
     """
 
     bench: Workbench
@@ -62,17 +66,34 @@ class Problem:
     limits: requirements.Limits
     model: calibration.LatencyModel
     size_scale: float = 1.0
+    branches: Branches = field(default_factory=Branches)
+    _starts: dict[tuple[str, ...], Start] = field(default_factory=dict)
 
-    def costs(self, coverage: float) -> NetworkCosts:
-        """What allocations cost, by the model as it is now."""
+    def costs(self, coverage: float, start: Start | None = None) -> NetworkCosts:
+        """What allocations to ``start`` (or the whole network) cost, by the model as it is now."""
+        start = self.start(()) if start is None else start
         return NetworkCosts(
-            self.kernels,
-            self.groups,
+            start.kernels,
+            start.groups,
             model=self.model,
-            baseline_size_bytes=self.size_bytes,
+            baseline_size_bytes=start.size_bytes,
             coverage=coverage,
             size_scale=self.size_scale,
         )
+
+    def start(self, left_out: tuple[str, ...]) -> Start:
+        """The network without the groups ``left_out``, all else at its full width."""
+        if not left_out:
+            return Start(groups=self.groups, kernels=self.kernels, size_bytes=self.size_bytes)
+        if left_out not in self._starts:
+            self._starts[left_out] = starts.start(
+                self.bench,
+                self.network,
+                self.groups,
+                left_out,
+                name=f"without-{starts.count(self.branches, left_out)}",
+            )
+        return self._starts[left_out]
 
 
 def pose(
@@ -98,6 +119,12 @@ def pose(
     )
 
     model = calibrated(bench, baseline, path, precisions)
+    branches = Branches()
+    if settings.given is None and "prune" in settings.methods:
+        branches = starts.find(bench, network, found)
+    elif settings.given is not None and settings.given.left_out:
+        branches = starts.find(bench, network, found, settings.given)
+
     options: Mapping[str, tuple[Option, ...]]
     if settings.given is not None:
         options = {name: (option,) for name, option in given.choice(settings.given).items()}
@@ -114,7 +141,7 @@ def pose(
         curvature.Sensitivities,
         lambda: curvature.score(
             network,
-            found,
+            [group for group in found if group.name in options],
             options,
             bench.data.train_images[: settings.sensitivity_images],
             seed=settings.seed,
@@ -134,6 +161,7 @@ def pose(
         sensitivities=sensitivities,
         limits=limits,
         model=model,
+        branches=branches,
     )
 
 

@@ -85,6 +85,7 @@ ALLOWED = {
     "harness.engines": FOUNDATION | {"harness.boards", "harness.tensorrt", "harness.trtexec"},
     "harness.judging": FOUNDATION | {"harness.strategies"},
     "harness.posing": {"harness", "latency_models"},
+    "harness.starts": {"harness", "latency_models"},
     "harness.proposing": {"harness", "latency_models"},
     "harness.loop": {"harness", "latency_models"},
     "harness.quantizing": FOUNDATION

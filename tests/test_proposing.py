@@ -86,8 +86,8 @@ def test_of_near_ties_the_one_that_diverges_least_is_built_and_a_rerun_takes_the
     monkeypatch.setattr(shortlist, "NEAR", 3.0)
     monkeypatch.setattr(shortlist, "NOISE", 1.0)
     options = narrow(problem)
-    first = proposing.proposed(problem, options, "joint 1", coverages=(0.0,))
-    taken = proposing.shortlisted(problem, options, first)
+    (first,) = proposing.proposed(problem, options, "joint 1", coverages=(0.0,))
+    taken = proposing.shortlisted(problem, options, [first])
     contenders = taken.shortlist.contenders
     assert 2 <= len(contenders) <= 6
     assert contenders[0].how == "as scored" and contenders[0].loss == first.loss
@@ -101,7 +101,7 @@ def test_of_near_ties_the_one_that_diverges_least_is_built_and_a_rerun_takes_the
     assert isinstance(proof, AllocationProof)
     assert proof.objective == pytest.approx(chosen.loss) and proof.bound <= chosen.loss * (1 + 1e-9)
     assert taken.proposal.strategy.label == "joint 1"
-    assert proposing.shortlisted(problem, options, first) == taken
+    assert proposing.shortlisted(problem, options, [first]) == taken
     watcher = problem.bench.folder.observer
     assert watcher.seen == [
         ("allocate joint 1", False),
@@ -113,13 +113,13 @@ def test_of_near_ties_the_one_that_diverges_least_is_built_and_a_rerun_takes_the
 
 def test_where_nothing_is_pruned_or_the_budget_is_out_of_reach_there_is_no_shortlist(problem):
     whole = {name: own[-2:] for name, own in problem.options.items()}  # full width
-    quantized = proposing.proposed(problem, whole, "int8 only", coverages=(0.0,))
+    (quantized,) = proposing.proposed(problem, whole, "int8 only", coverages=(0.0,))
     assert quantized.strategy.methods == ("quantize",)
     problem.limits = Limits(latency_s=None, size_bytes=10.0)
-    out_of_reach = proposing.proposed(problem, narrow(problem), "joint 1", coverages=(0.0,))
+    (out_of_reach,) = proposing.proposed(problem, narrow(problem), "joint 1", coverages=(0.0,))
     assert out_of_reach.infeasible
     for first in (quantized, out_of_reach):
-        taken = proposing.shortlisted(problem, narrow(problem), first)
+        taken = proposing.shortlisted(problem, narrow(problem), [first])
         assert taken.proposal is first and not taken.shortlist.contenders
     assert [name for name, _ in problem.bench.folder.observer.seen] == [
         "allocate int8 only",

@@ -18,10 +18,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.compression.batchnorm import statistics_layers
+from harness.compression.losses import output_loss
 from harness.compression.prune import prune
 from harness.compression.shallow import together, unread
 from harness.errors import BuildError
-from harness.networks.structure import batchnorm_pairs, output_shapes, outputs_of, run_once
+from harness.networks.structure import (
+    batchnorm_pairs,
+    output_shapes,
+    outputs_of,
+    run_once,
+    tensors_of,
+)
 from harness.records import Group
 
 __all__ = ["Branches", "LeftOut", "Nothing", "removable", "removal_order", "without"]
@@ -151,21 +158,22 @@ def removal_order(
     *,
     most: int,
     names: Sequence[str] | None = None,
+    classes: bool = True,
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LeftOut, ...]:
     """The branches in the order in which they are best left out, up to ``most``.
 
-    Each time the one that leaves the least divergence of the outputs from the original's, with
-    batch norm on the statistics of the ``images`` (one batch, no labels). What a branch costs
-    rises, as a rule, as others go: only those whose last known cost is the least are tried again.
+    Each time the one that leaves the least divergence of the outputs from the original's (of the
+    ``classes`` where the outputs are logits, else their relative squared error), with batch norm on
+    the statistics of the ``images`` (one batch, no labels). What a branch costs rises, as a rule,
+    as others go: only those whose last known cost is the least are tried again.
     ``names`` are the ``removable`` groups, where they are known. A branch without which, once
     others are gone, the outputs do not depend on the input stays. ``progress(done, of)`` counts
     branches. BuildError where there is one image.
     """
     names = removable(network, groups, images) if names is None else tuple(names)
-    with torch.no_grad():
-        wanted = network.eval()(images)
+    wanted = outputs_of(network, images)
     tried = copy.deepcopy(network).eval()
     silence = _silences(tried, groups, names, images)
     result: list[LeftOut] = []
@@ -181,9 +189,10 @@ def removal_order(
         gone = {key: module for one in result for key, module in silence[one.group].items()}
         with _left_out(tried, {**gone, **silence[name]}):
             outputs = _with_own_statistics(tried, images)
-        if _alike(outputs):
+        if all(map(_alike, outputs)):
             continue
-        heapq.heappush(queue, (_divergence(outputs, wanted, temperature), len(result), name))
+        cost = _divergence(outputs, wanted, temperature if classes else None)
+        heapq.heappush(queue, (cost, len(result), name))
     return tuple(result)
 
 
@@ -200,7 +209,7 @@ def _left_out(network: nn.Module, silence: Mapping[str, nn.Module]) -> Iterator[
             network.set_submodule(name, module)
 
 
-def _with_own_statistics(network: nn.Module, images: Tensor) -> Tensor:
+def _with_own_statistics(network: nn.Module, images: Tensor) -> list[Tensor]:
     """The outputs with batch norm on the statistics of this batch; running ones stay."""
     norms = statistics_layers(network)
     momenta = {name: norm.momentum for name, norm in norms.items()}
@@ -208,18 +217,19 @@ def _with_own_statistics(network: nn.Module, images: Tensor) -> Tensor:
         norm.momentum = 0.0
         norm.train()
     with torch.no_grad():
-        outputs: Tensor = network(images)
+        outputs = tensors_of(network(images))
     for name, norm in norms.items():
         norm.momentum = momenta[name]
         norm.eval()
     return outputs
 
 
-def _divergence(outputs: Tensor, wanted: Tensor, temperature: float) -> float:
-    if outputs.ndim != 2:
-        return float((outputs - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12))
-    ours = functional.log_softmax(outputs / temperature, 1)
-    theirs = functional.log_softmax(wanted / temperature, 1)
+def _divergence(outputs: list[Tensor], wanted: list[Tensor], temperature: float | None) -> float:
+    """That of classes at a temperature; without one the relative squared error."""
+    if temperature is None or len(outputs) > 1 or outputs[0].ndim != 2:
+        return float(output_loss(outputs, wanted))
+    ours = functional.log_softmax(outputs[0] / temperature, 1)
+    theirs = functional.log_softmax(wanted[0] / temperature, 1)
     found = functional.kl_div(ours, theirs, log_target=True, reduction="batchmean")
     return float(temperature**2 * found)
 

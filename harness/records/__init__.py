@@ -6,6 +6,7 @@ Units are SI and stand in the name (``latency_s``, ``size_bytes``). ``None`` mea
 """
 
 from harness.records.allocations import (
+    AS_SCORED,
     AllocationProof,
     Approach,
     Contender,
@@ -79,6 +80,7 @@ from harness.records.planning import (
     Verified,
 )
 from harness.records.results import (
+    LEFT_OUT,
     Budget,
     BudgetVerdict,
     Candidate,
@@ -92,6 +94,8 @@ from harness.records.results import (
 from harness.records.verdicts import Criterion, Interval, MeasurementVerdict, PercentileFigure
 
 __all__ = [
+    "AS_SCORED",
+    "LEFT_OUT",
     "STUDY_PRECISIONS",
     "AllocationProof",
     "Approach",

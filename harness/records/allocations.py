@@ -10,6 +10,8 @@ from harness.records.base import require_positive
 
 Solved = Literal["coupled", "separable"]
 Approach = Literal["coupled", "separable", "greedy"]
+# How the contender was found that is no near tie of another.
+AS_SCORED = "as scored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +95,8 @@ class Contender:
     """An allocation that was near the best by its score, and what building it cheaply said.
 
     ``how`` is what it is the best by, ``loss`` its summed sensitivity, ``divergence`` how far its
-    outputs were from the original's, untrained, with anchored batch-norm statistics.
+    outputs were from the original's, untrained, with anchored batch-norm statistics. So many
+    ``branches`` are left out, whose loss is not in the sum.
     """
 
     how: str
@@ -102,6 +105,15 @@ class Contender:
     size_bytes: float
     divergence: float
     taken: bool
+    branches: int = 0
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others."""
+        how = f"the best {self.how}" if self.how == AS_SCORED else f"the best by {self.how}"
+        if not self.branches:
+            return how
+        return f"{how}, {self.branches} {'branch' if self.branches == 1 else 'branches'} left out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +130,13 @@ class Shortlist:
         taken = next(c for c in self.contenders if c.taken)
         first = self.contenders[0]
         text = f"{len(self.contenders)} allocations tried on {self.images} images"
+        # Sums over the groups that are there do not compare where others are left out.
+        shallow = any(c.branches for c in self.contenders)
         if taken is first:
-            return f"{text}; the one of least summed sensitivity diverges least"
+            which = taken.name if shallow else "the one of least summed sensitivity"
+            return f"{text}; {which} diverges least"
+        other = first.name if shallow else "that of least summed sensitivity"
         return (
-            f"{text}; the best by {taken.how} diverges by {taken.divergence:.3g}, "
-            f"that of least summed sensitivity by {first.divergence:.3g}"
+            f"{text}; {taken.name} diverges by {taken.divergence:.3g}, "
+            f"{other} by {first.divergence:.3g}"
         )

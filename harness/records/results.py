@@ -13,6 +13,8 @@ from harness.records.engines import LayerPrecision
 from harness.records.measurements import SoakSummary
 from harness.records.verdicts import Interval, MeasurementVerdict
 
+# What stands for the precision of a group that is not there.
+LEFT_OUT = "left out"
 Verdict = Literal["meets", "does not meet", "cannot tell yet"]
 
 
@@ -69,7 +71,10 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupAllocation:
-    """One group in a candidate: for the report's picture along the depth of the network."""
+    """One group in a candidate: for the report's picture along the depth of the network.
+
+    Where nothing is kept the group is left out, with all its layers; its precision is ``LEFT_OUT``.
+    """
 
     group: str
     layers: tuple[str, ...]

@@ -63,14 +63,14 @@ def shortlist_rows(result: FitResult) -> tuple[tuple[str, ...], ...]:
         return ()
     return tuple(
         (
-            f"the best {c.how}" if index == 0 else f"the best by {c.how}",
+            c.name,
             f"{c.loss:.3g}",
             f"{c.divergence:.3g}",
             format_time(c.latency_s),
             format_size(c.size_bytes),
             "built and measured" if c.taken else "",
         )
-        for index, c in enumerate(result.shortlist.contenders)
+        for c in result.shortlist.contenders
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from harness.records import Candidate, FitResult, Interval, KernelPoint
+from harness.records import LEFT_OUT, Candidate, FitResult, Interval, KernelPoint
 from harness.report import networks, words
 from harness.report.drawing import (
     BASELINE,
@@ -218,15 +218,22 @@ def allocation(candidate: Candidate) -> go.Figure | None:
     )
     for precision in dict.fromkeys(g.precision for g in groups):
         mine = [(x, g) for x, g in zip(places, groups, strict=True) if g.precision == precision]
+        gone = precision == LEFT_OUT
         figure.add_bar(
             x=[x for x, _ in mine],
-            y=[100 * g.kept / g.channels for _, g in mine],
+            y=[100.0 if gone else 100 * g.kept / g.channels for _, g in mine],
             name=precision,
-            marker={"color": PRECISION.get(precision, OTHER)},
+            marker={
+                "color": PRECISION.get(precision, OTHER),
+                # Hatched over the empty column: nothing of it is there.
+                "pattern": {"shape": "/", "fillmode": "replace"} if gone else {},
+            },
             text=[
                 lines(
                     f"<b>{safe(g.group)}</b>",
-                    f"keeps {g.kept} of {g.channels} channels, {safe(g.precision)}",
+                    f"{g.channels} channels, left out with their layers"
+                    if gone
+                    else f"keeps {g.kept} of {g.channels} channels, {safe(g.precision)}",
                     *(safe(layer) for layer in g.layers),
                 )
                 for _, g in mine

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pydantic
 
+from harness.compression import shallow
 from harness.errors import ConfigError
 from harness.records import Group, Option, Strategy, dump, load
 
@@ -67,7 +68,7 @@ def to_build(strategy: Strategy) -> Strategy:
 
     Its teaching was the distillation, unless there are cuts to recover from.
     """
-    cut = any(len(entry.kept) < entry.of for entry in strategy.entries)
+    cut = strategy.left_out or any(len(entry.kept) < entry.of for entry in strategy.entries)
     if not strategy.student or cut:
         return strategy
     return replace(strategy, methods=tuple(m for m in strategy.methods if m != "distill"))
@@ -82,13 +83,19 @@ def check(
     ``epochs`` those that training would take.
     """
     known = {group.name: group for group in groups}
-    named = [entry.group for entry in strategy.entries]
+    named = [*(entry.group for entry in strategy.entries), *strategy.left_out]
     if sorted(named) != sorted(known):
         odd = sorted(set(known) ^ set(named)) or sorted({n for n in named if named.count(n) > 1})
         raise ConfigError(
             f"the strategy {strategy.label!r} is one of another network: of groups {len(named)} are"
             f" in the strategy and {len(known)} in the network, and they differ in "
             f"{', '.join(odd[:5])}; plan this network anew (boardfit strategies)"
+        )
+    goes = shallow.together(groups, strategy.left_out)
+    if more := [name for name in goes if name not in strategy.left_out]:
+        raise ConfigError(
+            f"the strategy {strategy.label!r} keeps {', '.join(more[:5])}, of which nothing is "
+            "left without the branches that it leaves out; leave these groups out too"
         )
     for entry in strategy.entries:
         group = known[entry.group]

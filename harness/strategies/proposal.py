@@ -46,7 +46,7 @@ class Proposal:
     ``coverage`` is that of the latency bound that was held to the budget. ``infeasible`` explains
     why nothing fits, with the ``nearest`` limits (SI units), which the strategy then keeps, and the
     groups that are ``binding`` for each quantity. ``proof`` is that of the allocation; None in
-    proposals from before there was one.
+    proposals from before there was one. So many ``branches`` are left out.
     """
 
     strategy: Strategy
@@ -58,6 +58,7 @@ class Proposal:
     nearest: Mapping[str, float] = field(default_factory=dict)
     proof: AllocationProof | None = None
     binding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    branches: int = 0
 
     def summary(self) -> str:
         """One line for whoever watches."""
@@ -118,12 +119,14 @@ def propose(
     coverages: Sequence[float],
     tabled: TabledCosts | None = None,
     left_out: tuple[str, ...] = (),
+    branches: int = 0,
 ) -> Proposal:
     """The least sensitive allocation within ``limits``; where there is none, within the nearest.
 
     ``coverages`` of the latency's upper bound are tried in turn; ``costs`` gives the costs by
     such a coverage. ``tabled`` are tables of the same costs, from a proposal before this one. The
-    costs are those of the network without the groups ``left_out``, whose loss counts for nothing.
+    costs are those of the network without the groups ``left_out`` (so many ``branches``), whose
+    loss is not counted.
     """
     tabled = TabledCosts(costs(COVERAGE)) if tabled is None else tabled
 
@@ -143,6 +146,7 @@ def propose(
             size_bytes=allotment.costs.size_bytes,
             coverage=coverage,
             proof=allotment.proof,
+            branches=branches,
             **more,
         )
 

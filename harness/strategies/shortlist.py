@@ -3,9 +3,10 @@
 The summed sensitivity is a second-order estimate, in which groups do not know of each other: what
 differs by less than its noise may well be the other way round. So a few allocations that keep the
 same limits are built as far as costs little (sliced, fitted again, rounded in float arithmetic, not
-trained) and the one whose outputs stay nearest to the original's is taken. Source: Dynamic BN
-(Chen, Wang and Cheng, Pattern Recognition 140, 2023), which evaluates policies in this way; here
-with layers that are fitted again, and anchored statistics (``sensitivity.untrained``).
+trained) and the one whose outputs stay nearest to the original's is taken. So are allocations to
+networks without some of their branches, whose sums say nothing of what was left out. Source:
+Dynamic BN (Chen, Wang and Cheng, Pattern Recognition 140, 2023), which evaluates policies in this
+way; here with layers that are fitted again, and anchored statistics (``sensitivity.untrained``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from harness.errors import BoardfitError
-from harness.records import Contender, Option, Shortlist, Strategy
+from harness.records import AS_SCORED, Contender, Option, Shortlist, Strategy
 from harness.sensitivity.curvature import Sensitivities
 from harness.strategies.proposal import Proposal
 
@@ -57,7 +58,7 @@ def contenders(
     Others are the best by sensitivities that differ from those given by their noise or to a power,
     or within a limit that is a little tighter. Their losses are all by the sensitivities given.
     """
-    found = [("as scored", first)]
+    found = [(AS_SCORED, first)]
     for how, changed, limit in _ways(sensitivities, seed):
         try:
             other = propose(changed, limit)
@@ -127,6 +128,7 @@ def shortlist(
                     size_bytes=proposal.size_bytes,
                     divergence=divergence,
                     taken=index == best,
+                    branches=proposal.branches,
                 )
                 for index, (divergence, how, proposal) in enumerate(seen)
             ),
