@@ -27,6 +27,8 @@ def fit_summary(result: FitResult, *, report: Path | None = None) -> RenderableT
     parts.append(Text(words.headline(result), style=f"bold {_STYLES[result.verdict]}"))
     if words.also(result):
         parts.append(Text(words.also(result)))
+    if result.result is not None and result.result.notes:
+        parts.append(Text(f"{result.result.label}: {'; '.join(result.result.notes)}"))
     if result.explanation:
         parts.append(Text(result.explanation))
     if result.budgets:
