@@ -67,6 +67,16 @@ def test_bars_are_keep_ratios_in_the_colour_of_their_precision(result):
     assert "layer1.1.conv2" in int8.text[1]
 
 
+def test_a_group_that_is_left_out_is_a_hatched_column(result):
+    first, *others = result.result.allocation
+    gone = replace(first, kept=0, precision="left out")
+    figure = figures.allocation(replace(result.result, allocation=(gone, *others)))
+    bars = trace(figure, "left out")
+    assert (bars.x, bars.y) == ((1,), (100.0,))
+    assert bars.marker.pattern.shape == "/"
+    assert f"{first.channels} channels, left out with their layers" in bars.text[0]
+
+
 def test_kernels_stand_at_their_intensity_and_rate(result):
     figure = figures.roofline(result)
     base = trace(figure, "baseline, fp32")
