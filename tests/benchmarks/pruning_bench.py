@@ -111,6 +111,13 @@ class Tried:
     ratio: float
     interval: Interval
     loss: float
+    # Of its file, as a share of fp32's.
+    size: float
+
+    def within(self, plan: Plan) -> bool:
+        """Whether it was measured to keep the budgets."""
+        small = plan.size is None or self.size <= plan.size
+        return small and self.interval.high <= plan.latency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -332,7 +339,7 @@ class Bench:
         tried: list[Tried] = []
         for count in self._starts(plan, tried):
             self._rounds(plan, count, tried)
-        fitting = [one for one in tried if one.interval.high <= plan.latency]
+        fitting = [one for one in tried if one.within(plan)]
         if not fitting:
             best = min(tried, key=lambda one: one.interval.high)
             note = f"out of reach, nearest {best.ratio:.3f}"
@@ -366,7 +373,7 @@ class Bench:
             }
             strategy = self._strategy(plan, start, choice)
             one = self._tried(plan, "whole", middle, strategy, float(middle), tried)
-            if one is None or one.interval.high > plan.latency:
+            if one is None or not one.within(plan):
                 low = middle
             else:
                 high = middle
@@ -427,7 +434,14 @@ class Bench:
         )
         ratio, interval = surest_ratio(self.session, self.bench.baseline_path, path, PLAN)
         tried.append(
-            Tried(branches=count, strategy=strategy, ratio=ratio, interval=interval, loss=loss)
+            Tried(
+                branches=count,
+                strategy=strategy,
+                ratio=ratio,
+                interval=interval,
+                loss=loss,
+                size=path.stat().st_size / self.bench.baseline_size_bytes,
+            )
         )
         self.bench.folder.observer.warn(
             f"{plan.label} without {count} branches, {name}: measured {ratio:.3f} "
