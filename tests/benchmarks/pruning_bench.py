@@ -40,8 +40,8 @@ EIGHTHS = range(1, 8)
 STEP = 16
 NARROW = {"resnet56": (2, 4, 8), "efl0": ()}
 ROUNDS = 2
-# Starts with fewer branches left out than are needed at full widths: by so many.
-FEWER = (3,)
+# Starts with as many branches left out as are needed at full widths, or so many fewer.
+FEWER = (0, 3)
 # Residual branches that are left out at most.
 MOST_LEFT_OUT = {"resnet56": 16, "efl0": 9}
 # An allocation that comes as near to its budget as this is not improved on by measuring more.
@@ -373,7 +373,7 @@ class Bench:
             }
             strategy = self._strategy(plan, start, choice)
             one = self._tried(plan, "whole", middle, strategy, float(middle), tried)
-            if one is None or not one.within(plan):
+            if one is None or one.interval.high > plan.latency:
                 low = middle
             else:
                 high = middle
