@@ -41,7 +41,7 @@ STEP = 16
 NARROW = {"resnet56": (2, 4, 8), "efl0": ()}
 ROUNDS = 2
 # Starts with as many branches left out as are needed at full widths, or so many fewer.
-FEWER = (0, 3)
+FEWER = (0, 1, 3)
 # Residual branches that are left out at most.
 MOST_LEFT_OUT = {"resnet56": 16, "efl0": 9}
 # An allocation that comes as near to its budget as this is not improved on by measuring more.
