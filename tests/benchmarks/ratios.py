@@ -41,16 +41,24 @@ def surest_ratio(
 ) -> tuple[float, Interval]:
     """The ratio of ``path``'s time to that of ``baseline``: of medians, if it is certain.
 
-    On a computer that others use as well, the surest of some ratios of quick samples.
+    On a computer that others use as well, the surest of some ratios of quick samples; so too where
+    the medians say something else than these.
     """
     found: list[tuple[float, Interval]] = []
     for _ in range(TRIES):
         taken = measured(session, baseline, path, plan)
-        for ratio, interval in (ratio_of_medians(*taken), ratio_of_quickest(*taken, QUICK)):
-            if interval.high - interval.low <= 2 * CERTAIN * ratio:
-                return ratio, interval
-            found.append((ratio, interval))
+        medians, quickest = ratio_of_medians(*taken), ratio_of_quickest(*taken, QUICK)
+        if _certain(medians) and abs(medians[0] / quickest[0] - 1) <= 2 * CERTAIN:
+            return medians
+        if _certain(quickest):
+            return quickest
+        found.append(quickest)
     return min(found, key=lambda one: one[1].high - one[1].low)
+
+
+def _certain(found: tuple[float, Interval]) -> bool:
+    ratio, interval = found
+    return interval.high - interval.low <= 2 * CERTAIN * ratio
 
 
 def ratio_of_medians(ours: Measurement, base: Measurement) -> tuple[float, Interval]:
