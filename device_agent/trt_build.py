@@ -144,7 +144,7 @@ def _build(place, network, options, folder, tell):
         if workspace_bytes <= SMALLEST_WORKSPACE_BYTES:
             raise BuildDied(_obituary(attempts))
         workspace_bytes = smaller(workspace_bytes)
-        tell("building again with a workspace of %d MiB" % (workspace_bytes >> 20))
+        tell("memory ran out; building again with a workspace of %d MiB" % (workspace_bytes >> 20))
 
 
 def _attempt(place, network, options, workspace_bytes, folder):

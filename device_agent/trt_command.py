@@ -178,7 +178,10 @@ def execute(cache_dir, network, build, measure, folder, tell):
         if not ended.startswith("killed") or workspace_bytes <= trt_build.SMALLEST_WORKSPACE_BYTES:
             raise TrtexecFailed("%s: %s" % (" ".join(words), ended))
         workspace_bytes = trt_build.smaller(workspace_bytes)
-        tell("running trtexec again with a workspace of %d MiB" % (workspace_bytes >> 20))
+        tell(
+            "memory ran out; running trtexec again with a workspace of %d MiB"
+            % (workspace_bytes >> 20)
+        )
     found = {"command": words, "version": version, "attempts": attempts}
     found["unproven"] = unproven(version, words)
     found["log"] = _kept(cache_dir, log)

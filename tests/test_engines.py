@@ -99,6 +99,21 @@ def test_what_cannot_be_built_is_told_before_anything_is_sent(folder, capsys):
     assert not list((folder / "cache").glob("blobs/*"))
 
 
+def test_a_build_that_memory_ends_says_what_is_tried_and_what_is_left_to_do(
+    folder,
+    capsys,
+    monkeypatch,
+):
+    monkeypatch.setenv("BOARDFIT_TENSORRT8_NEEDS", "1")
+    code, _, err = profile(capsys, "net.onnx", "--fp16")
+    assert code == 1
+    tries = [f"! memory ran out; building again with a workspace of {mib} MiB" for mib in (64, 16)]
+    assert [line for line in err.splitlines() if line.startswith("!")] == tries
+    (last,) = [line for line in err.splitlines() if line.startswith("boardfit: ")]
+    assert "out of memory" in last and "killed by SIGKILL" in last and "add swap" in last
+    assert not list((folder / "cache").glob("engines/*.json"))
+
+
 def test_int8_for_a_chip_without_it_is_a_file_for_the_download(folder, capsys):
     onnx.save(chain(channels=64), "wide.onnx")
     rng = np.random.default_rng(0)
