@@ -14,7 +14,8 @@ import pytest
 
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.errors import ConfigError
-from harness.records import BoardSpec
+from harness.records import BoardSpec, Measurement, Profile
+from harness.store import Store
 from harness.trtexec import files
 from tests.device_agent import cudart
 from tests.tensorrt.nets import chain, network, node
@@ -89,6 +90,11 @@ def test_a_quantized_network_reaches_a_chip_without_int8_as_floats(folder, capsy
     assert "Q/DQ were taken out" in out
     sent = [path.read_bytes() for path in (folder / "cache" / "blobs").rglob("*") if path.is_file()]
     assert sent and not any(b"QuantizeLinear" in content for content in sent)
+    # What was rewritten for the board is kept as the network that it is.
+    own = hashlib.sha256(Path("int8.onnx").read_bytes()).hexdigest()
+    with Store(Path("s.db")) as store:
+        kept = [*store.all(Measurement), *store.all(Profile)]
+    assert len(kept) == 2 and {one.network_sha256 for one in kept} == {own}
 
 
 def test_what_cannot_be_built_is_told_before_anything_is_sent(folder, capsys):
