@@ -1,4 +1,4 @@
-"""A GPU on which TensorRT-RTX does not run, measured through onnxruntime-gpu instead.
+"""A GPU on which no TensorRT runs, measured through onnxruntime-gpu instead.
 
 fp16 is the network with its types changed (casts at its ends), int8 the same symmetric Q/DQ that
 TensorRT reads. onnxruntime's CUDA provider has no integer convolution: there such a network shows

@@ -1,7 +1,7 @@
 """Networks measured on this computer's GPU, and the measurement table that comes of it.
 
 What ``python -m tests.benchmarks.tensorrt --measure --out FOLDER`` does: TensorRT-RTX where it runs
-on the GPU, else onnxruntime-gpu through the same agent (``tensorrt_fallback``).
+on the GPU, else TensorRT, else onnxruntime-gpu through the same agent (``tensorrt_fallback``).
 """
 
 from __future__ import annotations
@@ -69,25 +69,32 @@ def gpu() -> str | None:
 
 
 def usable(interpreter: str | None, folder: Path) -> tuple[BoardSpec, str]:
-    """The board that this computer's GPU is, and why it is not TensorRT-RTX's ("" where it is).
+    """The board that this computer's GPU is, and what does not run there ("" for TensorRT-RTX).
 
-    ``BoardfitError`` where onnxruntime-gpu does not run either.
+    TensorRT-RTX of ``interpreter``, else TensorRT of this Python, else onnxruntime-gpu;
+    ``BoardfitError`` where none of them runs.
     """
     path = folder / "yardstick.onnx"
     onnx.save(sweep.yardstick(), path)
-    why = "it is not installed"
-    if interpreter is not None:
-        spec = BoardSpec(name="local", python=interpreter, runtime="tensorrt_rtx")
+    lacking = []
+    for name, runtime, python in (
+        ("TensorRT-RTX", "tensorrt_rtx", interpreter),
+        ("TensorRT", "tensorrt", sys.executable),
+    ):
+        if python is None:
+            lacking.append(f"{name} is not installed")
+            continue
+        spec = BoardSpec(name="local", python=python, runtime=runtime)
         try:
             _runs(spec, path)
         except BoardfitError as error:
-            why = str(error)
+            lacking.append(f"{name} does not run here ({error})")
         else:
-            return spec, ""
+            return spec, "; ".join(lacking)
     os.environ[tensorrt_fallback.PROVIDER] = tensorrt_fallback.CUDA
     spec = BoardSpec(name="local", python=sys.executable, runtime="onnxruntime")
     _runs(spec, path)
-    return spec, f"TensorRT-RTX does not run here ({why}); onnxruntime-gpu does"
+    return spec, "; ".join(lacking)
 
 
 def _runs(spec: BoardSpec, path: Path) -> None:
@@ -283,11 +290,12 @@ def run(
     try:
         spec, fallback = usable(interpreter, work)
     except BoardfitError as error:
-        print(f"neither TensorRT-RTX nor onnxruntime-gpu runs here: {error}", file=sys.stderr)
+        told = f"neither TensorRT-RTX, TensorRT nor onnxruntime-gpu runs here: {error}"
+        print(told, file=sys.stderr)
         return 1
-    if fallback:
-        print(fallback, file=sys.stderr)
-    return on_board(spec, subjects, out, work, note=fallback, as_json=as_json)
+    note = f"measured with {spec.runtime}" + (f"; {fallback}" if fallback else "")
+    print(note, file=sys.stderr)
+    return on_board(spec, subjects, out, work, note=note, as_json=as_json)
 
 
 def on_board(

@@ -104,18 +104,34 @@ def test_the_table_is_read_by_what_reads_measurement_tables(found):
     assert told["plan"]["rounds"] == PRESETS["standard"].rounds
 
 
+def listed(folder, monkeypatch):  # noqa: F811
+    """An nvidia-smi that lists a GPU."""
+    tool = folder / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 'GPU 0: Made-up GPU (UUID: GPU-1)'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(folder))  # the cache of the board local
+    monkeypatch.setenv(tensorrt_fallback.PROVIDER, "")  # and undo what a run sets
+
+
+@pytest.mark.usefixtures("board")
 def test_one_command_measures_calibrates_and_feeds_the_latency_benchmark(
     folder,  # noqa: F811
-    board,
     monkeypatch,
     capsys,
 ):
+    listed(folder, monkeypatch)
     out = folder / "measured" / "made-up-gpu"
     # The stand-in's sweep takes a minute, and is tested on its own.
     monkeypatch.setattr(tensorrt_gpu, "validate", lambda *_: ())
-    code = tensorrt_gpu.on_board(board, small(), out, folder, note="", as_json=True)
+    code = tensorrt_gpu.run(None, small(), out, folder, as_json=True)
     assert code == 1  # made-up outputs do not agree
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    told = json.loads(printed.out)
+    assert told["note"] == "measured with tensorrt; TensorRT-RTX is not installed"
+    assert f"{out} holds the measurement table" in printed.err
+    assert json.loads((out / "fingerprint.json").read_text())["gpu"].startswith("GPU 0: Made-up")
     assert [(r["network"], r["precision"]) for r in told["rows"]] == [
         (one.name, precision) for one in small() for precision in PRECISIONS
     ]
@@ -250,14 +266,10 @@ def test_without_a_gpu_one_line_says_so(tmp_path, monkeypatch, capsys):
 
 
 def test_a_gpu_on_which_nothing_runs_is_told_in_one_line(tmp_path, monkeypatch, capsys):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: GPU-1)'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setenv(tensorrt_fallback.PROVIDER, "")  # and undo what the run sets
-    if shutil.which("nvidia-smi", path="/usr/bin:/usr/local/bin"):
+    if shutil.which("nvidia-smi"):
         pytest.skip("there is a GPU here, on which something may run")
+    listed(tmp_path, monkeypatch)
     assert tensorrt_gpu.run(None, small(), tmp_path / "out", tmp_path, as_json=False) == 1
     err = capsys.readouterr().err
-    assert "neither TensorRT-RTX nor onnxruntime-gpu runs here" in err
+    assert "neither TensorRT-RTX, TensorRT nor onnxruntime-gpu runs here" in err
     assert tensorrt_fallback.CUDA in err
