@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,15 @@ class Subject:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file for one precision, and the one whose outputs on the host it is to have."""
+    """A file for one precision, and the one whose outputs on the host it is to have.
+
+    ``layers`` has the layer of each of the network's nodes, which keep their names.
+    """
 
     precision: str
     sent: Path
     graph: Path
+    layers: Mapping[str, str]
 
 
 def gpu() -> str | None:
@@ -115,11 +119,17 @@ def files(session: Session, one: Subject, images: torch.Tensor, folder: Path) ->
     """A file for each precision that the GPU is fast in."""
     plain = folder / f"{one.name}.onnx"
     networks.export_onnx(one.network, images[:1], plain)
+    layers = networks.layer_of_node(onnx.load(plain))
     calibration = images.numpy()
     if not versions.is_tensorrt(session.facts.runtime):
         made = tensorrt_fallback.files(plain, calibration=calibration, facts=session.facts)
         return tuple(
-            File(precision=name, sent=path, graph=path if name == "int8" else plain)
+            File(
+                precision=name,
+                sent=path,
+                graph=path if name == "int8" else plain,
+                layers=layers,
+            )
             for name, path in made.items()
         )
     found = []
@@ -127,14 +137,17 @@ def files(session: Session, one: Subject, images: torch.Tensor, folder: Path) ->
         # A file of its own for each: a session profiles the engine that a file was measured as.
         sent = folder / f"{one.name}.{precision}.onnx"
         if precision == "int8":
-            layers = tuple(dict.fromkeys(networks.layer_of_node(onnx.load(plain)).values()))
             quantize.quantize(
-                plain, sent, calibration=calibration, int8_layers=layers, board=session.facts
+                plain,
+                sent,
+                calibration=calibration,
+                int8_layers=set(layers.values()),
+                board=session.facts,
             )
         else:
             shutil.copyfile(plain, sent)
         graph = sent if precision == "int8" else plain
-        found.append(File(precision=precision, sent=sent, graph=graph))
+        found.append(File(precision=precision, sent=sent, graph=graph, layers=layers))
     return tuple(found)
 
 
@@ -174,12 +187,11 @@ def measure(
         exact = networks.onnx_outputs(file.graph, images)[0]
         outputs = session.infer(file.sent, images)
         profile = session.profile(file.sent)
-        nodes = networks.layer_of_node(onnx.load(file.graph, load_external_data=False))
-        layers = tuple(dict.fromkeys(nodes.values()))
+        layers = set(file.layers.values())
         integer = None
         tells = not versions.is_tensorrt(profile.runtime) or any(k.tactic for k in profile.kernels)
         if file.precision == "int8" and tells:
-            integer = len(quantize.real_int8_layers(profile, layers, layer_of_node=nodes))
+            integer = len(quantize.real_int8_layers(profile, layers, layer_of_node=file.layers))
         counted = Counter(kernel.provider for kernel in profile.kernels)
         engine, parts = timed.engine, timed.parts
         yield Measured(

@@ -81,6 +81,7 @@ def test_each_precision_is_measured_profiled_and_held_against_onnxruntime(found)
         assert any(node for _, node, _ in row.kernels)
     # The stand-in's tactics name no integers.
     assert [row.integer_layers for row in rows] == 2 * [None, None, 0]
+    assert {row.layers for row in rows} == {2}
     assert not any(row.agrees for row in rows)
     assert "NO" in text(rows, ())
 
@@ -206,6 +207,7 @@ def test_where_tensorrt_does_not_run_onnxruntime_runs_all_three(tmp_path, monkey
         assert row["agrees"], row
         assert row["ran_on"].startswith("CPUExecutionProvider")
         assert row["engine_bytes"] is None and row["gpu_s"] is None
+        assert row["layers"] == 2
         assert row["predicted_s"] > 0
     assert code == 0
     fingerprint = json.loads((out / "fingerprint.json").read_text())
