@@ -18,6 +18,8 @@ from latency_models.tables import check_runtime
 
 __all__ = ["Grounds", "of_bench", "of_board", "of_model", "of_profile"]
 
+_FAKE = ("The fake engine was measured, whose times mean nothing: no latency here does.",)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grounds:
@@ -120,4 +122,5 @@ def _connected(
         precisions=quantize.available_precisions(session.facts),
         form=quantize.form_of(session.facts),
         baseline=baseline,
+        notes=_FAKE if session.facts.runtime == "fake" else (),
     )
