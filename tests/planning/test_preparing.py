@@ -83,3 +83,16 @@ def test_energy_is_power_for_as_long_as_a_call_lasts(material):
     assert found.energy_j.high == pytest.approx(found.energy_j.value * (1 + up))
     assert 0 <= found.energy_j.low < found.energy_j.value
     assert ready(material).pricer(subject.allotter.full()).energy_j is None
+
+
+def test_a_wide_group_has_a_dozen_widths_with_the_least_and_the_whole_among_them(material):
+    _, _, groups, _ = material
+    subject = ready(material, fine_step=1, step=1)
+    by_name = {group.name: group for group in groups}
+    for name, own in subject.allotter.options.items():
+        widths = sorted({option.channels for option in own})
+        assert widths[-1] == by_name[name].channels
+        assert len(own) == 2 * len(widths) and len(widths) <= 12
+        if by_name[name].channels == 16:
+            # 4 to 16 are thirteen; twelve of them are left.
+            assert widths[0] == 4 and len(widths) == 12
