@@ -22,6 +22,7 @@ from latency_models.liveness import liveness
 from latency_models.operators import Op
 from tests.benchmarks.compression_networks import EfficientNetLite0
 from tests.compression import tiny
+from tests.latency_models.arena import allocated, local_runtime
 from tests.sensitivity import cifar_resnet
 
 BOARD = tiny.facts()
@@ -56,6 +57,17 @@ class Case:
             runtime=runtime,
             form=quantize.form_of(BOARD),
         )
+
+    def uniform(self, method):
+        """Half the channels of wide groups, all layers in int8: what strategies begin with."""
+        kept, options = {}, {}
+        for group in self.groups:
+            wide = group.prunable and group.channels >= 16 and method != "quantize"
+            count = group.channels // 16 * 8 if wide else group.channels
+            kept[group.name] = tuple(range(count))
+            precision = "fp32" if method == "prune" else "int8"
+            options[group.name] = Option(channels=count, precision=precision)
+        return kept, options
 
     def allocation(self, method):
         """Any channels of every group that can be pruned, any layers in int8."""
@@ -149,6 +161,28 @@ def test_costs_of_the_demo_are_those_of_the_variant_that_is_built(tmp_path):
     case = Case(network, torch.randn(1, 1, 28, 28), tmp_path)
     for method in ("prune", "quantize", "joint"):
         case.check(method)
+
+
+@pytest.mark.skipif(local_runtime() != RUNTIME, reason="the arena is another without AVX-512")
+@pytest.mark.parametrize("method", ["prune", "quantize", "joint"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (tiny.Mobile, (1, 3, 64, 64)),
+        (cifar_resnet.resnet20, (1, 3, 32, 32)),
+        (lambda: networks.load_network("data/demo/network.py:factory", None), (1, 1, 28, 28)),
+    ],
+    ids=("mobile", "resnet20", "demo"),
+)
+def test_memory_is_what_onnxruntime_allocates_for_the_variant(make, shape, method, tmp_path):
+    torch.manual_seed(0)
+    case = Case(make().eval(), torch.randn(shape), tmp_path)
+    kept, options = case.uniform(method)
+    case.built(kept, options)
+    found = case.costs.predicted(options).peak_activation_bytes
+    real = allocated(tmp_path / "variant.onnx")
+    assert found.value == pytest.approx(real, rel=0.1)
+    assert found.low <= real <= found.high
 
 
 def test_the_original_costs_what_its_file_says(small, tmp_path):
