@@ -200,9 +200,11 @@ class VariantCosts:
             return Estimate(value=memory.arena_bytes, low=low, high=memory.arena_bytes, note=note)
         value = memory.grown_bytes
         mixed = len({option.precision for option in options.values()}) > 1
-        least, most = MIXED if mixed or self.runtime not in CHECKED else UNIFORM
-        low = least * value if self.runtime in CHECKED else min(memory.peak_bytes, value)
-        return Estimate(value=value, low=low, high=most * value, note=note)
+        if self.runtime in CHECKED:
+            least, most = MIXED if mixed else UNIFORM
+            return Estimate(value=value, low=least * value, high=most * value, note=note)
+        low, high = min(memory.peak_bytes, value), MIXED[1] * value
+        return Estimate(value=value, low=low, high=high, note=note)
 
     # -- inside ----------------------------------------------------------------------------------
 
