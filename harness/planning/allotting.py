@@ -191,7 +191,8 @@ class Allotter:
             best = max(own, key=least.__getitem__)
             others = [i for i in range(len(rows)) if i not in own]
             alone = any(least[i] > rows[i][2] * (1 + HAIR) for i in others)
-            return least[best], error.binding[best], alone
+            found = least[best] if quantity != "parameters" else self._parameters(least[best])
+            return found, error.binding[best], alone
         raise BoardfitError(f"a {quantity} of nothing was reached; report this network")
 
     def _within(self, allowed: Allowed, limits: Limits, width: float) -> dict[str, Option]:

@@ -21,6 +21,9 @@ from latency_models.calibration import LatencyModel
 
 __all__ = ["prepare"]
 
+# A network that is so few points above chance is not trained: what it loses says nothing.
+LEAST_TO_LOSE = 5.0
+
 
 def prepare(
     network: networks.Network,
@@ -47,8 +50,9 @@ def prepare(
     ``source`` says where it is from; ``form`` is that of the board's int8 layers, None where
     ``precisions`` (those that the board can use, the exact one first) have none. Widths are
     multiples of ``step``, of ``fine_step`` in narrow groups. ``replacing`` is what the student
-    alone loses. Without ``images`` no loss is predicted. With ``cache``, a folder, scores and
-    anchors are kept there. ``progress(done, of)`` counts images and then anchors.
+    alone loses. Without ``images``, and of a network that is not trained, no loss is predicted.
+    With ``cache``, a folder, scores and anchors are kept there. ``progress(done, of)`` counts
+    images and then anchors.
     """
     options = options_for(groups, precisions=precisions, step=step, fine_step=fine_step)
     found: loss.LossModel | None = None
@@ -61,7 +65,7 @@ def prepare(
         tried = anchors.anchors(
             network, groups, sensitivities, images, seed=seed, cache=cache, progress=progress
         )
-        found = loss.fit(tried)
+        found = loss.fit(tried) if tried.most >= LEAST_TO_LOSE else None
     costs = VariantCosts(exported, groups, shapes=shapes, runtime=model.runtime, form=form)
     priced = NetworkCosts(
         costs.kernels, groups, model=model, baseline_size_bytes=exported.stat().st_size

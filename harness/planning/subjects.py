@@ -32,8 +32,8 @@ class Subject:
 
     ``student`` names the one that takes the original's place (``file.py:factory``; empty: it is the
     original), and ``replacing`` the points that this alone loses. ``loss`` is None where nobody
-    has images, and no drop is predicted; the sensitivities then only say which allocation is
-    milder. The options are those that the board can use.
+    has images, or the network is not trained, and no drop is predicted; the sensitivities then only
+    say which allocation is milder. The options are those that the board can use.
     """
 
     groups: tuple[Group, ...]
@@ -121,7 +121,9 @@ class Subject:
         """What a choice comes to, with what it is predicted to lose after so many epochs."""
         found = self.pricer(choice)
         if self.loss is None:
-            return found
+            # A student that nobody taught yet: what compressing it costs says nothing yet.
+            whole = self.replacing is not None and choice == self.allotter.full()
+            return replace(found, accuracy_drop=self.replacing) if whole else found
         pruning, rounding = self.score(choice)
         drop = self.loss.predict(pruning, rounding, epochs=epochs, images=images)
         if self.replacing is not None:

@@ -46,7 +46,15 @@ def predicted(**more: Any) -> Predicted:
 def rough(costs: NetworkCosts) -> Pricer:
     """What ``costs`` says, with parameters as the file has them and every activation counted."""
 
+    known: dict[Any, Predicted] = {}
+
     def price(choice: Any) -> Predicted:
+        key = tuple(choice[group.name] for group in costs.groups)
+        if key not in known:
+            known[key] = work_out(choice)
+        return known[key]
+
+    def work_out(choice: Any) -> Predicted:
         found, kernels = costs.costs(choice), costs.kernels(choice)
         works = [graph.work(kernel) for kernel in kernels]
         low, high = costs.model.interval(works, 0.9)
