@@ -15,8 +15,8 @@ from harness.compression import prune, quantize
 from harness.compression.groups import find_groups
 from harness.compression.shapes import parameter_shapes
 from harness.errors import LatencyModelError
-from harness.planning.costs import VariantCosts, with_losses
-from harness.records import Option
+from harness.planning.costs import VariantCosts, engine_estimate, with_losses
+from harness.records import LayerCost, Option
 from latency_models import graph
 from latency_models.liveness import liveness
 from latency_models.operators import Op
@@ -238,6 +238,35 @@ def test_fp16_halves_the_weights_and_leaves_the_file(small):
     assert weights[0] == 2 * weights[1]
     assert after.engine_bytes.value < before.engine_bytes.value
     assert not after.engine_bytes.exact
+
+
+def test_an_engine_is_its_weights_and_what_kernels_add(small):
+    case = small(tiny.Residual, runtime="tensorrt")
+    found = case.costs.predicted(case.costs.whole)
+    weights = sum(layer.weight_bytes for layer in found.layers)
+    kernels = sum(bool(kernel.nodes) for kernel in case.costs.rewritten(case.costs.whole))
+    assert found.engine_bytes.low == weights
+    assert found.engine_bytes.high == weights + 45_000 * kernels
+    assert found.size_bytes.exact
+
+
+def test_engines_that_were_built_on_a_nano_lie_within_the_estimate():
+    """EfficientDet-D0 in fp16: 3.9 million parameters, 403 layers, 19 MB."""
+    layer = LayerCost(
+        layer="all",
+        kind="conv_1x1",
+        precision="fp16",
+        channels_in=1,
+        channels_out=1,
+        parameters=3_900_000,
+        macs=0,
+        weight_bytes=7_800_000,
+        read_bytes=0,
+        written_bytes=0,
+    )
+    found = engine_estimate("tensorrt", 0, [layer], kernels=403)
+    assert found.low <= 19 * 2**20 <= found.high
+    assert found.value == pytest.approx(19 * 2**20, rel=0.25)
 
 
 def test_seconds_of_merged_layers_are_shared_by_what_they_compute(small):
