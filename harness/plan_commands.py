@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from harness.boards.session import Session
 from harness.candidates import Workbench
 from harness.compression import groups as grouping
 from harness.compression import shapes
-from harness.compression import student as teaching
-from harness.errors import ConfigError, latency_errors
+from harness.errors import latency_errors
 from harness.folder import Folder, write_atomically
 from harness.grounds import Grounds
-from harness.planning import generator, loss, preparing, verify
+from harness.plan_request import Material, PlanRequest, check, exported, loaded, settings
+from harness.planning import choosing, generator, loss, preparing, verify
 from harness.planning import requirements as requiring
 from harness.planning.subjects import Subject
 from harness.progress import ConsoleObserver
@@ -39,36 +39,10 @@ from harness.sensitivity import anchors
 from harness.store import Store
 from harness.strategies import given
 
-__all__ = ["PlanRequest", "Planned", "as_json", "required", "strategies", "write"]
+__all__ = ["PlanRequest", "Planned", "as_json", "bet", "required", "strategies", "write"]
 
 # Images that losses are predicted from: to score and fit layers on, and to try anchors on.
 SCORED_IMAGES, JUDGED_IMAGES = 512, 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What is to be planned; see the options of ``boardfit strategies``.
-
-    One of ``board``, ``profile`` and ``latency_model`` says what latencies rest on: a board is
-    calibrated unless a latency model is named beside it.
-    """
-
-    network: str
-    requirements: Requirements
-    out: Path
-    weights: Path | None = None
-    data: str | None = None
-    preparation: networks.Preparation
-    shape: str | None = None
-    board: str | None = None
-    profile: str | None = None
-    latency_model: Path | None = None
-    students: tuple[str, ...] = ()
-    metric: str | None = None
-    epochs: int = 4
-    student_epochs: int = 30
-    seed: int = 0
-    verify: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,17 +56,6 @@ class Planned:
     def possible(self) -> bool:
         """Whether some strategy meets the requirements, or may: nobody can tell yet."""
         return any(one.verdict != "does not meet" for one in self.plan.strategies)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Material:
-    """What the user gave, loaded: ``images`` is None without data, ``students`` are by name."""
-
-    network: networks.Network
-    students: Mapping[str, networks.Network]
-    images: networks.Data | None
-    metric: networks.Metric
-    example: networks.Tensor
 
 
 def required(path: Path | None, **flags: Any) -> Requirements:
@@ -119,21 +82,23 @@ def strategies(request: PlanRequest) -> Planned:
     ``report.html``; what was calibrated and scored there is kept for the next run. Predictions are
     written before anything is built, ``verification.json`` after.
     """
-    _check(request)
+    check(request)
     networks.keep_freed_memory()
     with ConsoleObserver() as observer, contextlib.ExitStack() as stack:
-        material = _loaded(request, observer)
+        material = loaded(request, observer)
         bench = None
         if request.board is None:
             ground = _unconnected(request)
-            folder = Folder(request.out, _settings(request, material, ground.board), observer)
-            path = _exported(folder.networks, "baseline", material.network, material.example)
+            folder = Folder(request.out, settings(request, material, ground.board), observer)
+            path = exported(folder.networks, "baseline", material.network, material.example)
         else:
             spec = inventory.find(request.board)
             session = stack.enter_context(Session(spec, on_event=observer.event))
-            folder = Folder(request.out, _settings(request, material, spec.name), observer)
+            facts = session.facts
+            board = f"{facts.board}, {facts.runtime} {facts.runtime_version}"
+            folder = Folder(request.out, settings(request, material, board), observer)
             store = stack.enter_context(Store(request.out / "measurements.db"))
-            path = _exported(folder.networks, "baseline", material.network, material.example)
+            path = exported(folder.networks, "baseline", material.network, material.example)
             bench = _bench(material, session, store, folder)
             ground = _connected(request, bench, session, store, folder, path)
         subjects = _subjects(request, material, ground, folder, path)
@@ -168,99 +133,6 @@ def _file_name(number: int, strategy: PlannedStrategy) -> str:
     return f"{number:02d}-{words[:60].rstrip('-')}.json"
 
 
-# --- what was given -------------------------------------------------------------------------------
-
-
-def _check(request: PlanRequest) -> None:
-    """ConfigError where the options contradict each other."""
-    given = [name for name in ("board", "profile", "latency_model") if getattr(request, name)]
-    if not given:
-        raise ConfigError(
-            "nothing says how fast the board is: give --board NAME, which is calibrated, "
-            "--profile NAME (a datasheet alone), or --latency-model FILE of an earlier calibration"
-        )
-    if request.profile and len(given) > 1:
-        other = "--board" if request.board else "--latency-model"
-        raise ConfigError(
-            f"--profile {request.profile} and {other} are two boards; give one of them"
-        )
-    if request.students and "distill" not in request.requirements.methods:
-        raise ConfigError(
-            f"--student {request.students[0]} is taught by the method distill, which the "
-            "requirements do not allow"
-        )
-    if request.verify and not (request.board and request.data):
-        raise ConfigError(
-            "--verify builds strategies and measures them: it needs --board and --data"
-        )
-
-
-def _loaded(request: PlanRequest, observer: ConsoleObserver) -> _Material:
-    network = networks.load_network(request.network, request.weights)
-    students = {
-        spec: networks.load_network(spec, None, kind="student", seed=request.seed)
-        for spec in request.students
-    }
-    judge = networks.load_metric(request.metric)
-    images = None
-    if request.data is not None:
-        with observer.stage("read data"):
-            images = networks.load_data(
-                request.data,
-                preparation=request.preparation,
-                progress=observer.progress,
-                classes=judge.classifies,
-            )
-        if not judge.classifies:
-            # Targets of a metric are no classes to learn: sensitivities do without.
-            images = replace(images, train_labels=None)
-        networks.check_fits(network, images, judge)
-        networks.check_images(network, images.train_images, least=commands.MIN_IMAGES)
-        for student in students.values():
-            if larger := teaching.check(student, network, images):
-                observer.warn(larger)
-        example = images.example
-    else:
-        shape = request.shape
-        if shape is None and request.requirements.input_size is not None:
-            shape = ",".join(map(str, (1, *request.requirements.input_size)))
-        if shape is None:
-            raise ConfigError(
-                "without --data nothing says what the network takes; give --shape 1,3,224,224"
-            )
-        example = networks.example_input(network, request.network, shape)
-    return _Material(
-        network=network, students=students, images=images, metric=judge, example=example
-    )
-
-
-def _settings(request: PlanRequest, material: _Material, board: str) -> dict[str, object]:
-    """What must be unchanged for what lies in the folder to be of use: not the requirements."""
-    return {
-        "plan of": request.network,
-        "weights_sha256": networks.fingerprint(material.network),
-        "data_sha256": None
-        if material.images is None
-        else networks.data_fingerprint(material.images),
-        "shape": list(material.example.shape),
-        "metric": request.metric or material.metric.name,
-        "students_sha256": {
-            name: networks.fingerprint(student) for name, student in material.students.items()
-        },
-        "board": board,
-        "latency_model": None if request.latency_model is None else str(request.latency_model),
-        "seed": request.seed,
-    }
-
-
-def _exported(folder: Path, name: str, network: networks.Network, example: networks.Tensor) -> Path:
-    path = folder / f"{name}.onnx"
-    draft = path.with_suffix(".draft.onnx")
-    networks.export_onnx(network, example[:1], draft)
-    draft.replace(path)
-    return path
-
-
 # --- what it stands on ----------------------------------------------------------------------------
 
 
@@ -287,7 +159,7 @@ def _connected(
     return grounds.of_bench(bench, saved=saved)
 
 
-def _bench(material: _Material, session: Session, store: Store, folder: Folder) -> Workbench | None:
+def _bench(material: Material, session: Session, store: Store, folder: Folder) -> Workbench | None:
     """Where networks are measured and judged; None without images to judge them by."""
     if material.images is None:
         return None
@@ -307,7 +179,7 @@ def _bench(material: _Material, session: Session, store: Store, folder: Folder) 
 
 def _planned(
     request: PlanRequest,
-    material: _Material,
+    material: Material,
     ground: Grounds,
     folder: Folder,
     subjects: Sequence[Subject],
@@ -336,18 +208,29 @@ def _planned(
             replace(one, strategy=replace(one.strategy, label=given.label(one.name)))
             for one in plan.strategies
         ),
-        notes=(*plan.notes, *ground.notes),
+        notes=(*bet(plan), *plan.notes, *ground.notes),
     )
 
 
-def _accuracy(material: _Material, ground: Grounds, path: Path) -> float | None:
+def bet(plan: Plan) -> tuple[str, ...]:
+    """Which strategy to take if only one can be built, where that is not the first."""
+    choice = choosing.of_plan(plan)
+    if choice is None or choice.index == 0 or choice.verdict == "does not meet":
+        return ()
+    return (
+        f"If only one can be built, take {choice.name}: it is the likeliest to be the best that "
+        f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %.",
+    )
+
+
+def _accuracy(material: Material, ground: Grounds, path: Path) -> float | None:
     """The original's, as a share of 1: as it was judged beside the board, or now."""
     if ground.baseline is not None:
         return ground.baseline.candidate.top1
     return _judged(material, path)
 
 
-def _judged(material: _Material, path: Path) -> float | None:
+def _judged(material: Material, path: Path) -> float | None:
     """The metric of an exported network on the test images; None without them."""
     images = material.images
     if images is None:
@@ -357,14 +240,14 @@ def _judged(material: _Material, path: Path) -> float | None:
 
 
 def _subjects(
-    request: PlanRequest, material: _Material, ground: Grounds, folder: Folder, path: Path
+    request: PlanRequest, material: Material, ground: Grounds, folder: Folder, path: Path
 ) -> tuple[Subject, ...]:
     """The original, and every student in its place."""
     found = [_subject(request, material, ground, folder, path)]
     whole = networks.count_macs(material.network, material.example)
     for number, (name, student) in enumerate(material.students.items(), start=1):
         theirs = replace(material, network=student)
-        file = _exported(folder.networks, f"student {number}", student, material.example)
+        file = exported(folder.networks, f"student {number}", student, material.example)
         share = networks.count_macs(student, material.example) / whole
         drop = loss.student_drop(share, epochs=request.student_epochs)
         before, after = _accuracy(material, ground, path), _judged(material, file)
@@ -380,7 +263,7 @@ def _subjects(
 
 def _subject(
     request: PlanRequest,
-    material: _Material,
+    material: Material,
     ground: Grounds,
     folder: Folder,
     path: Path,
@@ -418,7 +301,7 @@ def _subject(
     return subject
 
 
-def _images(material: _Material, ground: Grounds) -> anchors.Images | None:
+def _images(material: Material, ground: Grounds) -> anchors.Images | None:
     """Images to score on, which the network was trained on, and others to try anchors on."""
     data = material.images
     if data is None:
@@ -436,7 +319,7 @@ def _images(material: _Material, ground: Grounds) -> anchors.Images | None:
 
 def _verified(
     request: PlanRequest,
-    material: _Material,
+    material: Material,
     ground: Grounds,
     bench: Workbench,
     subjects: Sequence[Subject],

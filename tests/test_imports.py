@@ -106,6 +106,7 @@ ALLOWED = {
     "harness.commands": {"harness", "latency_models"},
     "harness.grounds": {"harness", "latency_models"},
     "harness.plan_commands": {"harness", "latency_models"},
+    "harness.plan_request": {"harness"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},
     "harness": set(),

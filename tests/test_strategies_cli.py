@@ -1,14 +1,16 @@
 """boardfit strategies without a board: what it prints, writes, refuses and exits with."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from harness import networks
+from harness import networks, plan_commands
 from harness.compression import groups
 from harness.records import Plan, load
 from harness.strategies import given
 from tests import test_cli
+from tests.report import plans
 from tests.test_cli import TINY, run
 
 files = test_cli.files
@@ -39,6 +41,18 @@ def test_a_profile_needs_no_board_and_says_what_the_latencies_rest_on(tiny, caps
     assert plan.baseline.latency_source == "prior"
     assert plan.strategies[0].verdict == "meets"
     assert (tiny / "plan" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_a_plan_says_which_to_take_where_the_safest_is_not_the_likeliest_best():
+    # int8 everywhere takes 18.7 to 22.7 ms and loses 0.1 points: it may miss 22.5 ms, and does so
+    # seldom. What meets it for sure loses 0.8.
+    plan = plans.plan(limits=(replace(plans.LATENCY, limit=0.0225),))
+    assert plan.strategies[0].name != "int8 everywhere"
+    (note,) = plan_commands.bet(plan)
+    assert note.startswith("If only one can be built, take int8 everywhere")
+    assert "a probability of 93 %" in note or "a probability of 94 %" in note
+    first = replace(plan, strategies=(plan.strategies[0],))
+    assert plan_commands.bet(first) == ()
 
 
 def test_every_strategy_is_a_file_of_this_network_that_fit_reads(tiny, capsys):

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-__all__ = ["WANTED", "Choice", "Offer", "choose", "price_of_missing"]
+from harness.records import Plan, PlannedStrategy
+
+__all__ = ["POINTS", "WANTED", "Choice", "Offer", "choose", "of_plan", "price_of_missing"]
 
 Array = npt.NDArray[np.float64]
 
@@ -30,6 +32,9 @@ _DEAREST = 1e3
 _HALVINGS = 40
 # So many spreads within a limit, or beyond it, is as good as certain.
 _CERTAIN = 1e6
+# So many points of accuracy weigh as much as the whole latency, or the whole size, where the
+# objective weighs them alike.
+POINTS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +113,53 @@ def choose(offers: Sequence[Offer], limit_s: float, *, wanted: float = WANTED) -
         meets=float(meets[index, 0]),
         best=float(best[index, 0]),
     )
+
+
+def of_plan(plan: Plan, *, wanted: float = WANTED) -> Choice | None:
+    """The strategy of a plan to take where its latency is required and nothing is built yet.
+
+    Of the strategies that keep, or may keep, every other requirement; worth the most is what the
+    objective says, and the slower, where it weighs an accuracy that nobody predicted. ``index`` is
+    that in ``plan.strategies``. None without such a requirement, or such a strategy.
+    """
+    required = plan.requirements.limit("latency")
+    base = plan.baseline.latency_s
+    if required is None or required.percentile != 50 or base is None:
+        return None
+    limit_s = required.limit * (base.value if required.relative else 1.0)
+    indices, offers = [], []
+    for index, one in enumerate(plan.strategies):
+        others = [met for met in one.verdicts if met.requirement != required]
+        found = one.predicted.latency_s
+        if found is None or any(met.verdict == "does not meet" for met in others):
+            continue
+        indices.append(index)
+        offers.append(
+            Offer(
+                name=one.name,
+                latency_s=found.value,
+                low_s=found.low,
+                high_s=found.high,
+                worth=_worth(plan, one),
+            )
+        )
+    if not offers:
+        return None
+    chosen = choose(offers, limit_s, wanted=wanted)
+    return replace(chosen, index=indices[chosen.index])
+
+
+def _worth(plan: Plan, strategy: PlannedStrategy) -> float | None:
+    """What the objective says of a strategy; None where it wants an accuracy that is not known."""
+    weights, predicted, base = plan.requirements.objective, strategy.predicted, plan.baseline
+    cost = weights.get("size", 0.0) * predicted.size_bytes.value / base.size_bytes.value
+    if weights.get("accuracy"):
+        if predicted.accuracy_drop is None:
+            return None
+        cost += weights["accuracy"] * predicted.accuracy_drop.value / POINTS
+    if weights.get("latency") and predicted.latency_s is not None and base.latency_s is not None:
+        cost += weights["latency"] * predicted.latency_s.value / base.latency_s.value
+    return -cost
 
 
 def price_of_missing(offers: Sequence[Offer], *, wanted: float = WANTED) -> float:

@@ -32,13 +32,16 @@ __all__ = ["VariantCosts", "engine_estimate", "with_losses"]
 
 COVERAGE = 0.9
 # What onnxruntime 1.31 allocated in an arena that extends as requested, by what was predicted, at
-# most: variants of the demo's network, ResNet-20 and -56 and EfficientNet-Lite0 with widths in
-# multiples of 8. Where precisions meet, it moves transposes and rescales in ways of its own.
-UNIFORM, MIXED = 1.05, 1.6
-# Bytes of a TensorRT engine by those of its weights: 10 MB of 6.4, 13 of 11.6, 4 of 2.3 in the logs
-# of trtexec 8.0.1 on a Jetson Nano (EfficientDet-Lite0, DeepLab with MobileNetEdgeTPU, Fast-SCNN).
-# Three logs tell no more than that tactics and their own forms of the weights come on top.
-ENGINE_BY_WEIGHTS = (1.0, 1.5, 2.0)
+# least and at most: variants of the demo's network, ResNet-20 and -56 and EfficientNet-Lite0 on an
+# x86 processor. Where an integer layer is read by a float sum, the runtime moves transposes and
+# rescales in ways of its own; on other processors nobody looked.
+UNIFORM, MIXED = (0.9, 1.05), (0.9, 1.6)
+CHECKED = ("onnxruntime-cpu", "onnxruntime-cpu-avx2")
+# Bytes that a kernel adds to a TensorRT engine, beside its weights: least, likely, most. In engines
+# of trtexec 8.0.1 on a Jetson Nano (NobuoTsukamoto/benchmarks, which say whole megabytes) 11 to 44
+# kB in EfficientDet-Lite0 and -D0 to -D3 (parameters by Tan et al., CVPR 2020, table 2), the same
+# in fp32 and fp16, and 0 to 13 kB in Fast-SCNN (1.11 M parameters; Poudel et al., 2019).
+ENGINE_BY_KERNEL = (0, 20_000, 45_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +169,20 @@ class VariantCosts:
         The latency is that of ``model``, where there is one, with its interval at ``coverage``;
         ``source`` says where the model is from.
         """
-        memory, layers = self.memory(options), self.layers(options, model=model)
+        kernels, memory = self.rewritten(options), self.memory(options)
+        layers = self.layers(options, model=model)
         size = self.size_bytes(options)
         latency = None
         if model is not None:
-            works = tuple(graph.work(kernel) for kernel in self.rewritten(options))
+            works = tuple(graph.work(kernel) for kernel in kernels)
             value = model.predict(works)
             low, high = model.interval(works, coverage)
             latency = Estimate(value=value, low=min(low, value), high=max(high, value))
         return Predicted(
             size_bytes=Estimate.exactly(size),
-            engine_bytes=engine_estimate(self.runtime, size, layers),
+            engine_bytes=engine_estimate(
+                self.runtime, size, layers, kernels=sum(bool(kernel.nodes) for kernel in kernels)
+            ),
             parameters=self.parameters(options),
             macs=sum(layer.macs for layer in layers),
             weight_bytes=memory.weight_bytes,
@@ -194,13 +200,15 @@ class VariantCosts:
         """
         note = f"most is alive at {memory.peak_at}"
         if self.runtime not in CPU_RUNTIMES:
-            value, most = memory.arena_bytes, memory.arena_bytes
-        else:
-            mixed = len({option.precision for option in options.values()}) > 1
-            value = memory.grown_bytes
-            most = max(memory.arena_bytes, round((MIXED if mixed else UNIFORM) * value))
-        low = min(memory.peak_bytes, value)
-        return Estimate(value=value, low=low, high=max(most, value), note=note)
+            low = min(memory.peak_bytes, memory.arena_bytes)
+            return Estimate(value=memory.arena_bytes, low=low, high=memory.arena_bytes, note=note)
+        value = memory.grown_bytes
+        mixed = len({option.precision for option in options.values()}) > 1
+        if self.runtime in CHECKED:
+            least, most = MIXED if mixed else UNIFORM
+            return Estimate(value=value, low=least * value, high=most * value, note=note)
+        low, high = min(memory.peak_bytes, value), MIXED[1] * value
+        return Estimate(value=value, low=low, high=high, note=note)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -221,7 +229,10 @@ class VariantCosts:
                 runtime=self.runtime,
             )
             block = CPU_RUNTIMES[self.runtime].block if self.runtime in CPU_RUNTIMES else 0
-            self._latest = key, _Variant(kernels, liveness(kernels, block=block))
+            held = (
+                _widened(kernels) if self.form is not None and self.form.widens_input else kernels
+            )
+            self._latest = key, _Variant(kernels, liveness(held, block=block))
         return self._latest[1]
 
     def _channels(self, options: Mapping[str, Option]) -> dict[str, int]:
@@ -241,14 +252,19 @@ class VariantCosts:
         return op.weight.removesuffix(".weight") in self._layers
 
 
-def engine_estimate(runtime: str, size_bytes: int, layers: Sequence[LayerCost]) -> Estimate:
-    """What lies on the board: onnxruntime runs the file itself, TensorRT what it builds of it."""
+def engine_estimate(
+    runtime: str, size_bytes: int, layers: Sequence[LayerCost], *, kernels: int
+) -> Estimate:
+    """What lies on the board: onnxruntime runs the file itself, TensorRT what it builds of it.
+
+    That is the weights of ``layers`` in the precisions they run in, and what ``kernels`` add.
+    """
     if "tensorrt" not in runtime:
         return Estimate.exactly(size_bytes, note="the runtime loads the file itself")
-    stored = sum(layer.weight_bytes for layer in layers if layer.parameters)
-    low, value, high = (factor * stored for factor in ENGINE_BY_WEIGHTS)
+    weights = sum(layer.weight_bytes for layer in layers if layer.parameters)
+    low, value, high = (weights + kernels * each for each in ENGINE_BY_KERNEL)
     return Estimate(
-        value=value, low=low, high=high, note="by the weights; what tactics add differs by board"
+        value=value, low=low, high=high, note="weights, and what engines of a Jetson Nano add"
     )
 
 
@@ -256,6 +272,58 @@ def with_losses(predicted: Predicted, losses: Mapping[str, float]) -> Predicted:
     """``predicted`` whose layers have their share of the summed sensitivity, by layer."""
     layers = (replace(layer, loss=losses.get(layer.layer)) for layer in predicted.layers)
     return replace(predicted, layers=tuple(layers))
+
+
+def _widened(kernels: Sequence[graph.Kernel]) -> list[graph.Kernel]:
+    """``kernels`` in which integer convolutions read four channels of an input of three.
+
+    As ``compression.quantize`` writes them (``Form.widens_input``): a Pad comes first. For memory
+    alone: what a kernel multiplies is as before.
+    """
+    made = {kernel.output for kernel in kernels}
+    entries = {
+        kernel.output: kernel
+        for kernel in kernels
+        if kernel.kind == "quantize"
+        and kernel.inputs[0] not in made
+        and len(kernel.out_shape) == 4
+        and kernel.out_shape[1] == 3
+    }
+    wide = {
+        kernel.inputs[0]
+        for kernel in kernels
+        if kernel.inputs
+        and kernel.inputs[0] in entries
+        and kernel.kind.startswith("conv_")
+        and kernel.precision == "int8"
+        and kernel.groups == 1
+    }
+    result = []
+    for kernel in kernels:
+        if kernel.inputs and kernel.inputs[0] in wide:
+            batch, _, *rest = kernel.in_shapes[0]
+            shape = (batch, 4, *rest)
+            same = kernel.output in wide  # a transpose of it
+            kernel = replace(
+                kernel, in_shapes=(shape,), out_shape=shape if same else kernel.out_shape
+            )
+        elif kernel.output in wide:
+            batch, _, *rest = kernel.out_shape
+            shape = (batch, 4, *rest)
+            pad = replace(
+                kernel,
+                name=f"{kernel.inputs[0]}_widened",
+                kind="move",
+                output=f"{kernel.inputs[0]}_widened",
+                out_shape=shape,
+                precision="fp32",
+                nodes=(),
+                ops=(),
+            )
+            result.append(pad)
+            kernel = replace(kernel, inputs=(pad.output,), in_shapes=(shape,), out_shape=shape)
+        result.append(kernel)
+    return result
 
 
 def _macs(op: Op) -> int:

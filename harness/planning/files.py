@@ -64,8 +64,12 @@ class FileOutline:
     def _with_widths(self, ops: Sequence[Op]) -> onnx.ModelProto:
         """The file with every tensor in the shape that it has in ``ops``, numbers made up."""
         shapes = self._shapes(ops)
-        model = onnx.ModelProto()
-        model.CopyFrom(self._without_numbers(shapes))
+        model = self._without_numbers(shapes)
+        groups = {op.name: op.groups for op in ops if op.depthwise}
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "group" and node.name in groups:
+                    attribute.i = groups[node.name]
         for value in (*model.graph.value_info, *model.graph.output):
             shape = shapes.get(value.name)
             dims = value.type.tensor_type.shape.dim

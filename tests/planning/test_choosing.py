@@ -1,10 +1,13 @@
 import math
+from dataclasses import replace
 
 import pytest
 from scipy import stats
 
 from harness.planning import choosing
 from harness.planning.choosing import Offer, choose, price_of_missing
+from harness.records import Requirements
+from tests.report import plans
 
 # Half of a two-sided 90 % interval, in standard deviations.
 HALF = 1.6448536269514722
@@ -131,3 +134,35 @@ def test_nothing_to_choose_and_no_limit_are_errors():
 
 def test_the_share_wanted_is_that_of_the_requirement():
     assert choosing.WANTED == 0.9
+
+
+def test_of_a_plan_the_likeliest_best_is_taken_among_what_keeps_everything_else():
+    plan = plans.plan()
+    # Under 40 ms all strategies are fast enough; below 3 MB and one point only one is not out.
+    assert choosing.of_plan(plan).name == "prune and int8, 40 ms"
+    limits = (replace(plans.LATENCY, limit=0.020),)
+    fast = plans.plan(limits=limits)
+    chosen = choosing.of_plan(fast)
+    # int8 everywhere loses least and is predicted at 20.6 ms, 10 % too slow as often as not; what
+    # loses less than 1 point and is fast enough is pruned by allocation, at 18.0 ms.
+    assert chosen.name == "prune by allocation"
+    assert fast.strategies[chosen.index].name == chosen.name
+    # A tenth each way at 90 %: ln(20 / 18) is 0.105, ln(1.1) / 1.645 = 0.0579 the spread.
+    spread = math.log(1.1) / HALF
+    value = fast.strategies[chosen.index].predicted.latency_s.value
+    assert chosen.meets == pytest.approx(chance(0.020, value, spread))
+
+
+def test_of_a_plan_without_accuracy_the_slowest_that_fits_is_worth_most():
+    plan = plans.plan(accuracy=False, limits=(plans.LATENCY,))
+    slowest = max(plan.strategies, key=lambda one: one.predicted.latency_s.value)
+    assert choosing.of_plan(plan).name == slowest.name
+    small = replace(plan, requirements=Requirements(limits=(plans.LATENCY,), objective={"size": 1}))
+    assert choosing.of_plan(small).name == "prune to 25 % and int8"
+
+
+def test_of_a_plan_without_a_latency_there_is_nothing_to_bet_on():
+    assert choosing.of_plan(plans.plan(limits=(plans.SIZE,))) is None
+    assert choosing.of_plan(plans.plan(latency=False)) is None
+    nothing = plans.plan(limits=(plans.LATENCY, replace(plans.SIZE, limit=10.0)))
+    assert choosing.of_plan(nothing) is None
