@@ -29,6 +29,7 @@ from harness.records import (
 )
 from harness.report import page
 from harness.store import Store
+from harness.strategies import given
 from harness.tensorrt import options
 from latency_models import calibration, errors, graph, synthetic, tables
 
@@ -67,14 +68,16 @@ class NetworkPrediction:
     unsupported: tuple[tuple[str, str], ...]
 
 
-def budgets(*, latency: str | None, size: str | None, max_drop: float) -> tuple[Budget, ...]:
-    """The budgets of the options; ConfigError if there is nothing to fit to."""
+def budgets(
+    *, latency: str | None, size: str | None, max_drop: float, needed: bool = True
+) -> tuple[Budget, ...]:
+    """The budgets of the options; ConfigError if there is nothing to fit to, where ``needed``."""
     result = []
     if latency is not None:
         result.append(units.parse_latency(latency))
     if size is not None:
         result.append(units.parse_size(size))
-    if not result:
+    if needed and not result:
         raise ConfigError("there is no budget to fit to; give --latency, --size or both")
     return (*result, units.parse_accuracy_drop(max_drop))
 
@@ -109,10 +112,25 @@ def fit(
     sustain: str | None = None,
     metric: str | None = None,
     student: str | None = None,
+    strategy: Path | None = None,
 ) -> FitResult:
-    """``boardfit fit``: inputs are checked before the board is touched; ends with the report."""
+    """``boardfit fit``: inputs are checked before the board is touched; ends with the report.
+
+    The ``strategy`` in a file is built as it stands: its methods, seed, student and epochs (where
+    it has any) take the place of the options, and nothing is allocated.
+    """
     spec = inventory.find(board)
-    _check_student(student, methods, epochs)
+    asked = None if strategy is None else given.read(strategy)
+    if asked is None:
+        _check_student(student, methods, epochs)
+    else:
+        if student is not None and student != asked.student:
+            raise ConfigError(
+                f"--student {student}: {strategy} says itself which student it begins with "
+                f"({asked.student or 'none'}); leave the option out"
+            )
+        methods, seed, student = asked.methods, asked.seed, asked.student or None
+        epochs = asked.epochs or epochs
     networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
     learner = networks.load_network(student, None, kind="student", seed=seed) if student else None
@@ -148,6 +166,7 @@ def fit(
                 methods=methods,
                 student=student or "",
                 sustain_s=profiling.sustain_s(sustain, spec),
+                given=asked,
             ),
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),

@@ -23,9 +23,11 @@ from harness.records import (
     FitResult,
     Front,
     Option,
+    Shortlist,
+    Strategy,
 )
 from harness.store import Store
-from harness.strategies import generator, requirements, tradeoff
+from harness.strategies import generator, given, requirements, tradeoff
 from harness.strategies.proposal import (
     ANCHORED,
     COVERAGE,
@@ -93,6 +95,7 @@ def _asked(
         # Only where there is one: folders from before there were soaks resume.
         **({"sustain_s": settings.sustain_s} if settings.sustain_s else {}),
         **({"student": settings.student} if settings.student else {}),
+        **({"strategy_sha256": given.digest(settings.given)} if settings.given else {}),
     }
 
 
@@ -100,10 +103,19 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
     found = groups.find_groups(
         bench.network if bench.student is None else bench.student, bench.data.example
     )
+    if settings.given is not None:
+        given.check(
+            settings.given,
+            found,
+            quantize.available_precisions(bench.session.facts),
+            settings.epochs,
+        )
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
     problem = pose(bench, settings, found, baseline)
+    if settings.given is not None:
+        return _fit_given(problem, settings.given, baseline)
     budgets = settings.budgets
     tried: list[Measured] = []
     firsts: list[Proposal] = []
@@ -151,6 +163,35 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
         chosen=taken[best],
         last=first,
         front=front,
+    )
+
+
+def _fit_given(problem: Problem, strategy: Strategy, baseline: Measured) -> FitResult:
+    """The result of one strategy, built as it is written and judged by its measurement."""
+    bench, choice = problem.bench, given.choice(strategy)
+    costs = problem.costs(0.0).costs(choice)
+    proposal = Proposal(
+        strategy=given.to_build(strategy),
+        loss=problem.sensitivities.total(choice),
+        latency_s=costs.latency_s,
+        size_bytes=costs.size_bytes,
+        coverage=0.0,
+    )
+    tried = _build_and_measure(problem, proposal, role="joint", round_number=1)
+    budgets = problem.settings.budgets
+    base, result = bench.final_measurements(
+        [baseline, tried],
+        decided=lambda m: judging.decided(budgets, m[1].candidate, m[0].candidate),
+    )
+    return _conclude(
+        problem,
+        base=base,
+        result=result,
+        rounds=[result],
+        alternatives={},
+        chosen=Shortlisted(proposal=replace(proposal, strategy=strategy), shortlist=Shortlist()),
+        last=proposal,
+        front=Front(note="The strategy was given: nothing was allocated."),
     )
 
 

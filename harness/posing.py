@@ -7,34 +7,40 @@ from pathlib import Path
 from harness import calibrate, networks, pacing
 from harness.candidates import Measured, Workbench
 from harness.compression import quantize, student
-from harness.records import Budget, Group, Option
+from harness.records import Budget, Group, Option, Strategy
 from harness.sensitivity import curvature
-from harness.strategies import generator, requirements
+from harness.strategies import generator, given, requirements
 from harness.strategies.predictor import NetworkCosts
 from latency_models import calibration, graph, staircase
 
-__all__ = ["FitSettings", "Problem", "channel_step", "pose"]
+__all__ = ["BOARD_IMAGES", "FitSettings", "Problem", "calibrated", "channel_step", "pose"]
 
 # Channels that a convolution's kernels compute at once where the latency model shows no staircase:
 # vectors of 8 floats, and what tensor cores ask of every width.
 CHANNEL_STEP = 8
+# Test images that the engine is given on the board as well.
+BOARD_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
-    """What a fit is asked to do, beside network, data and board."""
+    """What a fit is asked to do, beside network, data and board.
+
+    Where a strategy is ``given``, that is built, and nothing is allocated.
+    """
 
     network: str
     budgets: tuple[Budget, ...]
     max_rounds: int = 3
     epochs: int = 4
     sensitivity_images: int = 512
-    board_images: int = 256
+    board_images: int = BOARD_IMAGES
     seed: int = 0
     alternatives: bool = True
     methods: tuple[str, ...] = ("prune", "quantize")
     student: str = ""
     sustain_s: float = 0.0
+    given: Strategy | None = None
 
 
 @dataclass(slots=True)
@@ -79,7 +85,10 @@ def pose(
     """
     network, path = _compressed(bench, settings)
     precisions = quantize.available_precisions(bench.session.facts)
-    if "quantize" not in settings.methods:
+    if settings.given is not None:
+        used = {"fp32", *(entry.precision for entry in settings.given.entries)}
+        precisions = tuple(precision for precision in precisions if precision in used)
+    elif "quantize" not in settings.methods:
         precisions = ("fp32",)
     kernels = bench.kernels(path)
     limits = requirements.limits(
@@ -88,29 +97,18 @@ def pose(
         size_bytes=baseline.candidate.size_bytes,
     )
 
-    def calibrated() -> str:
-        original = bench.kernels(bench.path_of(baseline))
-        works = tuple(graph.work(kernel) for kernel in original)
-        return calibrate.calibrate(
-            bench.session,
-            bench.store,
-            bench.folder.observer,
-            reference=(*kernels, *original) if path != bench.baseline_path else original,
+    model = calibrated(bench, baseline, path, precisions)
+    options: Mapping[str, tuple[Option, ...]]
+    if settings.given is not None:
+        options = {name: (option,) for name, option in given.choice(settings.given).items()}
+    else:
+        options = generator.options_for(
+            found,
             precisions=precisions,
-            yardstick=pacing.Yardstick(
-                path=bench.baseline_path, latency_s=baseline.candidate.latency_s
-            ),
-            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
-        ).model.to_json()
-
-    model = calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, calibrated))
-    options = generator.options_for(
-        found,
-        precisions=precisions,
-        step=channel_step(model, precisions),
-        fine_step=CHANNEL_STEP,
-        prune="prune" in settings.methods,
-    )
+            step=channel_step(model, precisions),
+            fine_step=CHANNEL_STEP,
+            prune="prune" in settings.methods,
+        )
     sensitivities = bench.folder.stage(
         "sensitivity",
         curvature.Sensitivities,
@@ -137,6 +135,30 @@ def pose(
         limits=limits,
         model=model,
     )
+
+
+def calibrated(
+    bench: Workbench, baseline: Measured, path: Path, precisions: Sequence[str]
+) -> calibration.LatencyModel:
+    """The board's latency model around the network in ``path``: a stage of the folder."""
+    kernels = bench.kernels(path)
+
+    def measured() -> str:
+        original = bench.kernels(bench.path_of(baseline))
+        works = tuple(graph.work(kernel) for kernel in original)
+        return calibrate.calibrate(
+            bench.session,
+            bench.store,
+            bench.folder.observer,
+            reference=(*kernels, *original) if path != bench.baseline_path else original,
+            precisions=precisions,
+            yardstick=pacing.Yardstick(
+                path=bench.baseline_path, latency_s=baseline.candidate.latency_s
+            ),
+            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
+        ).model.to_json()
+
+    return calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, measured))
 
 
 def _compressed(bench: Workbench, settings: FitSettings) -> tuple[networks.Network, Path]:

@@ -5,23 +5,37 @@ Sizes are decimal as in DESIGN's budgets (1 MB = 1e6 bytes); KiB and MiB are und
 
 import math
 import re
+from typing import Literal
 
 from harness.errors import ConfigError
 from harness.records import Budget
 
 __all__ = [
     "format_count",
+    "format_energy",
     "format_size",
     "format_time",
     "parse_accuracy_drop",
     "parse_duration",
     "parse_latency",
+    "parse_limit",
+    "parse_rate",
+    "parse_share",
     "parse_size",
 ]
 
 _TIME = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _SIZE = {"B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20}
+_ENERGY = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6}
+_COUNT = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_RATE = {"fps": 1.0, "/s": 1.0, "Hz": 1.0}
+_LIMITS = {
+    "time": (_TIME, "40ms or 60%"),
+    "size": (_SIZE, "3MB or 25%"),
+    "energy": (_ENERGY, "20mJ or 50%"),
+    "count": (_COUNT, "2M or 50%"),
+}
 # A board's job may hold its lease for no longer than a working day.
 MAX_DURATION_S = 8 * 3600.0
 _QUANTITY = re.compile(r"\s*([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([^\s]*)\s*")
@@ -35,9 +49,8 @@ def _parse(text: str, *, name: str, units: dict[str, float], example: str) -> tu
     number, unit = float(match[1]), match[2]
     if unit not in known:
         what = f"the unit {unit!r} is unknown" if unit else "the unit is missing"
-        raise ConfigError(
-            f"{name} {text!r}: {what}; use one of {', '.join(known)}, for example {example}"
-        )
+        listed = ", ".join(one for one in known if one)
+        raise ConfigError(f"{name} {text!r}: {what}; use one of {listed}, for example {example}")
     if not (math.isfinite(number) and number > 0):
         raise ConfigError(f"{name} {text!r} must be greater than zero, for example {example}")
     return (number / 100, True) if unit == "%" else (number * units[unit], False)
@@ -53,6 +66,36 @@ def parse_size(text: str) -> Budget:
     """The size budget in ``text``: "1.5MB", or "20%" of the baseline's file."""
     limit, relative = _parse(text, name="--size", units=_SIZE, example="1.5MB or 20%")
     return Budget(quantity="size", limit=limit, relative=relative, text=text.strip())
+
+
+def parse_limit(
+    text: str, *, name: str, of: Literal["time", "size", "energy", "count"]
+) -> tuple[float, bool]:
+    """The limit in ``text`` in SI units or as a share ("60%" is 0.6), and whether it is a share.
+
+    ``name`` is what the user calls it, ``of`` what it limits. ConfigError says how to write it.
+    """
+    units, example = _LIMITS[of]
+    return _parse(text, name=name, units=units, example=example)
+
+
+def parse_rate(text: str, *, name: str) -> float:
+    """The calls a second in ``text``: "25fps", "25/s", or a plain number."""
+    plain = text if re.search(r"[^\d.eE+\s-]", text) else f"{text.strip()}/s"
+    rate, relative = _parse(plain, name=name, units=_RATE, example="25fps")
+    if relative:
+        raise ConfigError(f"{name} {text!r} is a share; give calls a second, for example 25fps")
+    return rate
+
+
+def parse_share(text: str, *, name: str) -> float:
+    """The share of 1 in ``text``: "91.5%", or 0.915."""
+    value, relative = _parse(text, name=name, units={"": 1.0}, example="91.5%")
+    if not relative and value > 1:
+        raise ConfigError(f"{name} {text!r} is more than all; write it as a share, {value:g}%")
+    if value > 1:
+        raise ConfigError(f"{name} {text!r} is more than 100 %, which no network reaches")
+    return value
 
 
 def parse_duration(text: str, *, name: str) -> float:
@@ -99,6 +142,11 @@ def format_size(size_bytes: float) -> str:
     if abs(size_bytes) < 1000:
         return f"{size_bytes:.0f} B"
     return _scaled(size_bytes, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")))
+
+
+def format_energy(joules: float) -> str:
+    """``joules`` with three significant digits and the prefix that suits: "12.3 mJ"."""
+    return _scaled(joules, ((1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")))
 
 
 def format_count(count: float) -> str:

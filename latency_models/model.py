@@ -188,7 +188,8 @@ class LatencyModel:
         doubt = _CLOCK_DOUBT * float(clocks.max() - clocks.min())
         width = math.hypot(width, doubt * _normal(coverage))
         unknown = set(self.unsupported(works))
-        if unknown:
+        # A model that rests on nothing measured claims that of its parameters already.
+        if unknown and self.measured_groups:
             seconds = self.predict_kernels(works)
             share = sum(
                 s for w, s in zip(works, seconds, strict=True) if (w.kind, w.precision) in unknown
@@ -361,6 +362,8 @@ class LatencyModel:
         if not 0 < coverage < 1:
             raise ValueError(f"coverage {coverage} is not between 0 and 1")
         sizes = sorted(abs(residual) / spread for residual, spread in self.held_out_)
+        if not (self.kernel_samples or self.network_samples):
+            return _normal(coverage)  # the priors' own uncertainty is all there is to claim
         if not sizes:
             # Nothing was held out: a factor of two, as for a kind that was never measured.
             return math.log(_UNMEASURED_FACTOR) / fitting.NETWORK_NOISE * _normal(coverage)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnx
 import pandas
 import pytest
 
-from harness.records import FitResult, Measurement, Strategy, load
+from harness.records import FitResult, Measurement, Strategy, dump, load
 from harness.store import Store
 from tests.boards.sshd import SSHD, Sshd
 from tests.boards.support import python36_with_runtime
@@ -77,6 +78,29 @@ def test_a_budget_that_is_met_exits_with_0_and_prints_baseline_against_result(fi
         assert word in done.stdout, done.stdout
     for stage in ("baseline", "calibrate", "sensitivity", "allocate joint 1", "build joint 1"):
         assert f"✓ {stage}" in done.stderr
+
+
+def test_a_strategy_that_is_given_is_built_as_it_stands_and_judged(folder, fitted):
+    _, first = fitted
+    given = ("--strategy", str(first / "strategy.json"))
+    done = boardfit(folder, *ARGUMENTS, *given, "--size", "50%", "--out", "given")
+    assert done.returncode == 0, done.stderr
+    assert "allocate" not in done.stderr
+    again = load(FitResult, (folder / "given" / "result.json").read_bytes())
+    before = load(FitResult, (first / "result.json").read_bytes())
+    assert again.result.allocation == before.result.allocation
+    assert again.result.parameters == before.result.parameters
+    # The same seed and the same images: the same file, to the byte.
+    assert again.result.onnx_sha256 == before.result.onnx_sha256
+    assert [b.budget.quantity for b in again.budgets] == ["size", "accuracy_drop"]
+    strategies = [(path / "strategy.json").read_text() for path in (first, folder / "given")]
+    assert strategies[0] == strategies[1]
+    # Another strategy is no resumption of this one.
+    changed = replace(load(Strategy, strategies[0]), seed=1)
+    (folder / "changed.json").write_text(dump(changed))
+    done = boardfit(folder, *ARGUMENTS, "--strategy", "changed.json", "--out", "given")
+    assert done.returncode == 2, done.stderr
+    assert "strategy_sha256" in done.stderr
 
 
 def test_the_result_folder_is_complete_and_agrees_with_its_files(fitted):

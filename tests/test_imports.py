@@ -26,6 +26,24 @@ ALLOWED = {
     "harness.sensitivity": FOUNDATION | {"harness.networks", "harness.compression"},
     "harness.strategies": FOUNDATION
     | {"harness.allocation", "harness.sensitivity", "harness.compression", "latency_models"},
+    "harness.planning": FOUNDATION
+    | {
+        "harness.allocation",
+        "harness.compression",
+        "harness.networks",
+        "harness.sensitivity",
+        "harness.strategies",
+        "latency_models",
+    },
+    # It alone builds and measures.
+    "harness.planning.verify": FOUNDATION
+    | {
+        "harness.candidates",
+        "harness.compression",
+        "harness.networks",
+        "harness.planning",
+        "latency_models",
+    },
     "harness.trtexec": FOUNDATION,
     "harness.tensorrt": FOUNDATION,
     "harness.attribution": FOUNDATION,
@@ -86,6 +104,9 @@ ALLOWED = {
         "harness.trtexec",
     },
     "harness.commands": {"harness", "latency_models"},
+    "harness.grounds": {"harness", "latency_models"},
+    "harness.plan_commands": {"harness", "latency_models"},
+    "harness.plan_request": {"harness"},
     "harness.tables": {"harness", "latency_models"},
     "harness.cli": {"harness"},
     "harness": set(),

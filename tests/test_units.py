@@ -71,3 +71,40 @@ def test_sizes_and_counts_are_printed_with_three_significant_digits():
     assert units.format_size(12) == "12 B"
     assert units.format_count(148_172_288) == "148 M"
     assert units.format_count(999) == "999"
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "limit"),
+    [
+        ("40ms", "time", (0.04, False)),
+        ("60%", "time", (0.6, True)),
+        ("3MB", "size", (3e6, False)),
+        ("20 mJ", "energy", (0.02, False)),
+        ("1.5M", "count", (1.5e6, False)),
+        ("250000", "count", (250000.0, False)),
+    ],
+)
+def test_a_limit_is_read_in_the_units_of_what_it_limits(text, of, limit):
+    assert units.parse_limit(text, name="limit", of=of) == pytest.approx(limit)
+
+
+@pytest.mark.parametrize("text", ["25", "25fps", "25 fps", "25/s", "2.5e1 Hz"])
+def test_a_rate_is_in_calls_a_second(text):
+    assert units.parse_rate(text, name="fps") == 25
+
+
+@pytest.mark.parametrize(("text", "share"), [("91.5%", 0.915), ("0.915", 0.915), ("100%", 1.0)])
+def test_a_share_is_of_one(text, share):
+    assert units.parse_share(text, name="accuracy") == pytest.approx(share)
+
+
+@pytest.mark.parametrize(("text", "fragment"), [("91.5", "91.5%"), ("105%", "more than 100 %")])
+def test_a_share_of_more_than_all_is_refused(text, fragment):
+    with pytest.raises(ConfigError, match="accuracy") as error:
+        units.parse_share(text, name="accuracy")
+    assert fragment in str(error.value)
+
+
+def test_energies_have_the_prefix_that_suits():
+    assert units.format_energy(0.0123) == "12.3 mJ"
+    assert units.format_energy(2.5) == "2.50 J"

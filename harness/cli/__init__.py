@@ -11,7 +11,13 @@ from typing import NoReturn
 
 import typer
 
-from harness.cli import boards, fitting, measuring, models  # noqa: F401 (they add their commands)
+from harness.cli import (  # noqa: F401 (they add their commands)
+    boards,
+    fitting,
+    measuring,
+    models,
+    planning,
+)
 from harness.cli.options import app
 from harness.errors import BoardfitError
 

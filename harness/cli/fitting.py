@@ -73,6 +73,13 @@ def fit(
     alternatives: Annotated[
         bool, typer.Option(help="Also build and measure each method alone.")
     ] = True,
+    strategy: Annotated[
+        Path | None,
+        typer.Option(
+            "--strategy",
+            help="Build this strategy file as it stands, and judge it: nothing is allocated.",
+        ),
+    ] = None,
     sustain: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +94,9 @@ def fit(
     """Compress NETWORK until it meets the budget on the board, by measurement."""
     from harness import commands, networks, profiling
 
-    requested = commands.budgets(latency=latency, size=size, max_drop=max_drop)
+    requested = commands.budgets(
+        latency=latency, size=size, max_drop=max_drop, needed=strategy is None
+    )
     result = commands.fit(
         network,
         weights=weights,
@@ -112,6 +121,7 @@ def fit(
         sustain=sustain,
         metric=metric,
         student=student,
+        strategy=strategy,
     )
     if as_json:
         print((out / "result.json").read_text())

@@ -4,9 +4,19 @@ A *layer* is a convolution or a linear layer, known by its dotted module name in
 network; that name survives batch-norm folding, pruning and export.
 """
 
+from torch import Tensor
+
 from harness.networks.data import Data, Preparation, data_fingerprint, preparation
 from harness.networks.evaluate import onnx_logits, onnx_outputs, open_session, top1
-from harness.networks.export import as_onnx, export_onnx, layer_of_node, quiet, save_pt2, write_file
+from harness.networks.export import (
+    as_onnx,
+    example_input,
+    export_onnx,
+    layer_of_node,
+    quiet,
+    save_pt2,
+    write_file,
+)
 from harness.networks.loading import keep_freed_memory, load_callable, load_network
 from harness.networks.metrics import TOP1, Metric, load_metric
 from harness.networks.sources import load_data, load_images
@@ -36,6 +46,7 @@ __all__ = [
     "Metric",
     "Network",
     "Preparation",
+    "Tensor",
     "as_onnx",
     "check_fits",
     "check_images",
@@ -43,6 +54,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "data_fingerprint",
+    "example_input",
     "export_onnx",
     "fingerprint",
     "fold_batchnorm",

@@ -30,6 +30,7 @@ from harness.networks.structure import fold_batchnorm, outputs_of, run_once, sam
 
 __all__ = [
     "as_onnx",
+    "example_input",
     "export_onnx",
     "layer_of_node",
     "quiet",
@@ -56,6 +57,19 @@ def as_onnx(spec: str, weights: Path | None, shape: str | None) -> Iterator[Path
         yield Path(spec)
         return
     network = load_network(spec, weights)
+    example = example_input(network, spec, shape)
+    with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
+        path = Path(folder, "network.onnx")
+        export_onnx(network, example, path, batch=len(example))
+        yield path
+
+
+def example_input(network: nn.Module, spec: str, shape: str | None) -> Tensor:
+    """Zeros of the ``shape`` of one input batch, such as ``1,3,224,224`` or ``1x3x224x224``.
+
+    ConfigError, in which the network is called ``spec``, where it is none or the network does not
+    take it.
+    """
     sizes = re.fullmatch(r"[1-9]\d*([x,][1-9]\d*)+", shape or "")
     if sizes is None or shape is None:
         raise ConfigError(
@@ -66,10 +80,7 @@ def as_onnx(spec: str, weights: Path | None, shape: str | None) -> Iterator[Path
         run_once(network, example)
     except Exception as error:  # the user's own code may raise anything
         raise ConfigError(f"the network {spec} does not take inputs of {shape}: {error}") from error
-    with tempfile.TemporaryDirectory(prefix="boardfit-") as folder:
-        path = Path(folder, "network.onnx")
-        export_onnx(network, example, path, batch=len(example))
-        yield path
+    return example
 
 
 @contextlib.contextmanager

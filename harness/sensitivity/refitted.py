@@ -12,20 +12,30 @@ with ``G_n`` and ``h_n`` the gradients of image n's loss with respect to weights
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from harness.compression import selection
 from harness.compression.selection import Removal
-from harness.networks import LAYER_TYPES, fold_batchnorm
+from harness.networks import LAYER_TYPES, fingerprint, fold_batchnorm
+from harness.records import Group, Option
 from harness.sensitivity import curvature
 from harness.sensitivity.inner import Changes, Recorder
-from harness.sensitivity.results import Sensitivities
+from harness.sensitivity.results import Sensitivities, digest, kept_as
 
-__all__ = ["refitted", "scores"]
+__all__ = ["refitted", "rescored", "scored", "scores"]
+
+# Logits are divided by this where plans score options, as in distillation: at 1 a network that was
+# trained on the images hardly sees a change. Over 19 allocations of ResNet-20 the rank correlation
+# with the points lost untrained is 0.98 by curvature at 4, and 0.99 with widths as fitted again.
+TEMPERATURE = 4.0
+# Part of the cache key of ``scored``: raise it when what is scored changes.
+FORMULA = 1
 
 
 def scores(
@@ -142,3 +152,71 @@ def refitted(
         )
         channel_scores[group] = removed[group].scores()
     return replace(sensitivities, values=new_values, channel_scores=channel_scores)
+
+
+def rescored(
+    network: nn.Module,
+    groups: Sequence[Group],
+    sensitivities: Sensitivities,
+    images: Tensor,
+    *,
+    positions: int = 32,
+    temperature: float = 4.0,
+    seed: int = 0,
+    batch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivities:
+    """``sensitivities`` for layers that are fitted again after a cut, as built variants are.
+
+    Channels are chosen and widths scored by one pass each over ``images``; ``sensitivities`` are to
+    be of the same ``temperature``. Groups that cannot be judged so keep what they have.
+    """
+    widths = {
+        group.name: sorted({option.channels for option in own if option.channels < group.channels})
+        for group in groups
+        for own in [sensitivities.options[group.name]]
+    }
+    wanted = {name: own for name, own in widths.items() if own}
+    removed = selection.removals(
+        network, groups, images, wanted, positions=positions, seed=seed, batch=batch
+    )
+    if not removed:
+        return sensitivities
+    values = scores(
+        network,
+        removed,
+        images,
+        temperature=temperature,
+        seed=seed,
+        batch=batch,
+        progress=progress,
+    )
+    return refitted(sensitivities, removed, values)
+
+
+def scored(
+    network: nn.Module,
+    groups: Sequence[Group],
+    options: Mapping[str, tuple[Option, ...]],
+    images: Tensor,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Sensitivities:
+    """The sensitivities that plans rest on: rounding by curvature, widths as fitted again."""
+
+    def compute() -> Sensitivities:
+        found = curvature.score(
+            network, groups, options, images, temperature=TEMPERATURE, seed=seed, progress=progress
+        )
+        return rescored(
+            network, groups, found, images, temperature=TEMPERATURE, seed=seed, progress=progress
+        )
+
+    if cache is None:
+        return compute()
+    parts = [str((FORMULA, TEMPERATURE, seed)), repr(network), fingerprint(network)]
+    parts += [f"{name} {own}" for name, own in sorted(options.items())]
+    key = digest([*parts, *map(str, groups), images])
+    return kept_as(Sensitivities, cache, f"planned-{key[:32]}", compute)

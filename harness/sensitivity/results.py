@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ from harness.compression import groups
 from harness.errors import ConfigError
 from harness.records import Group, Option, dump, load
 
-__all__ = ["Sensitivities", "Together", "best_channels", "cached", "digest"]
+__all__ = ["Sensitivities", "Together", "best_channels", "cached", "digest", "kept_as"]
+
+Kept = TypeVar("Kept")
 
 SCHEMA_VERSION = 3
 
@@ -123,18 +126,33 @@ def digest(parts: Iterable[str | Tensor | None]) -> str:
 def cached(folder: Path, key: str, compute: Callable[[], Sensitivities]) -> Sensitivities:
     """The sensitivities that ``folder`` keeps under ``key``, else ``compute()``, kept from now on.
 
-    ``key`` names the content that they depend on (``digest``). A file that is damaged is computed
-    and written anew; two processes may compute the same, and neither reads half a file.
+    ``key`` names the content that they depend on (``digest``).
     """
     path = folder / f"sensitivities-{key[:32]}.json"
+    return _kept(path, compute, Sensitivities.from_json)
+
+
+def kept_as(kind: type[Kept], folder: Path, name: str, compute: Callable[[], Kept]) -> Kept:
+    """The record of class ``kind`` that ``folder`` keeps by a name that tells its content.
+
+    Else ``compute()``, kept from now on, as ``cached`` does with sensitivities.
+    """
+    return _kept(folder / f"{name}.json", compute, lambda text: load(kind, text))
+
+
+def _kept(path: Path, compute: Callable[[], Kept], read: Callable[[str], Kept]) -> Kept:
+    """What lies in ``path``. A file that is damaged is computed and written anew.
+
+    Two processes may compute the same, and neither reads half a file.
+    """
     if path.is_file():
         try:
-            return Sensitivities.from_json(path.read_text())
-        except (ConfigError, UnicodeDecodeError):
+            return read(path.read_text())
+        except (ConfigError, UnicodeDecodeError, pydantic.ValidationError):
             pass
     found = compute()
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(found.to_json())
+    draft.write_text(dump(found))
     draft.replace(path)
     return found

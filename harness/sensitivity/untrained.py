@@ -53,6 +53,14 @@ class Judge:
 
     def __call__(self, strategy: Strategy) -> float:
         """The divergence of the strategy's variant; BuildError where it cannot be built."""
+        kept = {entry.group: entry.kept for entry in strategy.entries}
+        return self._divergence(self.variant(strategy), self._corrected(kept))
+
+    def variant(self, strategy: Strategy) -> nn.Module:
+        """The strategy's variant, untrained, with the original's batch-norm statistics.
+
+        BuildError where it cannot be built.
+        """
         example = self.fitted[:1]
         kept = {entry.group: entry.kept for entry in strategy.entries}
         variant = cut(
@@ -65,9 +73,7 @@ class Judge:
             if precisions[group.name] == "int8"
             for layer in group.producers
         ]
-        if rounded:
-            variant = self._rounded(variant, rounded)
-        return self._divergence(variant, self._corrected(kept))
+        return self._rounded(variant, rounded) if rounded else variant
 
     def _rounded(self, variant: nn.Module, rounded: Sequence[str]) -> nn.Module:
         layers = layers_in_order(variant, self.fitted[:1])

@@ -9,7 +9,7 @@ from harness.records import Group, Option
 from latency_models import graph
 from latency_models.calibration import LatencyModel
 
-__all__ = ["Costs", "NetworkCosts", "holders", "weight_bytes"]
+__all__ = ["Costs", "NetworkCosts", "holders", "kernels_of_groups", "weight_bytes"]
 
 # Bytes a quantized layer's ONNX nodes take beside its numbers: DequantizeLinear for weight and
 # bias, QuantizeLinear and DequantizeLinear for its output, and their names. Counted in files that
@@ -55,7 +55,7 @@ class NetworkCosts:
         self.coverage = coverage
         self.size_scale = size_scale
         self.baseline = tuple(kernels)
-        self.kernels_of_group = _kernels_of_groups(kernels, groups)
+        self.kernels_of_group = kernels_of_groups(kernels, groups)
         self.other_bytes = baseline_size_bytes - _all_weight_bytes(kernels)
         self._cache: dict[tuple[Option, ...], Costs] = {}
 
@@ -93,13 +93,20 @@ class NetworkCosts:
         return self._cache[key]
 
 
-def _kernels_of_groups(
+def kernels_of_groups(
     kernels: Sequence[graph.Kernel], groups: Sequence[Group]
 ) -> dict[str, tuple[str, ...]]:
+    """What ``graph.rewrite`` calls each group's layers, by the group's name.
+
+    The kernel, or the node in it where a runtime runs several layers as one kernel.
+    LatencyModelError where a layer has none.
+    """
     by_layer: dict[str, list[str]] = {}
     for kernel in kernels:
-        if kernel.weight is not None:
-            by_layer.setdefault(kernel.weight.removesuffix(".weight"), []).append(kernel.name)
+        named = [(op.weight, op.name) for op in kernel.ops if op.kind in ("conv", "gemm")]
+        for weight, name in named or [(kernel.weight, kernel.name)]:
+            if weight is not None:
+                by_layer.setdefault(weight.removesuffix(".weight"), []).append(name)
     for group in groups:
         for layer in group.producers:
             if layer not in by_layer:

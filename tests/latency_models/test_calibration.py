@@ -284,3 +284,30 @@ def test_roofs_are_what_the_best_dense_kernel_reaches(model):
     dense = [p.value for p in model.parameters if p.name == "eta[conv_3x3,fp32]"]
     assert peaks["fp32"] >= dense[0] * 80e9
     assert bandwidth == parameter(model, "bw_act").value
+
+
+def test_a_prior_is_the_datasheet_with_its_uncertainty_and_knows_that_nothing_was_measured():
+    board = profiles.load("jetson-nano")
+    model = calibration.prior(board, runtime="tensorrt")
+    assert all(parameter.value == pytest.approx(parameter.prior) for parameter in model.parameters)
+    assert not model.measured_groups
+    work = graph.Work(
+        kind="conv_1x1",
+        macs=28 * 28 * 512 * 512,
+        bytes_in=2 * 28 * 28 * 512,
+        bytes_out=2 * 28 * 28 * 512,
+        bytes_weights=2 * 512 * 512,
+        shape=graph.Dims(28 * 28, 512, 512, 1, 1, 28),
+        precision="fp16",
+        name="conv",
+    )
+    assert model.unsupported([work]) == (("conv_1x1", "fp16"),)
+    low, high = model.interval([work])
+    # At the data sheet's 472 Gflop/s the arithmetic alone takes 2 * 205.5e6 / 471.9e9 = 0.87 ms.
+    assert low < 2 * work.macs / 471.9e9 < high
+    assert high / low > 4
+    assert calibration.LatencyModel.from_json(model.to_json()).predict([work]) == model.predict(
+        [work]
+    )
+    # Less certain than a wider coverage of itself, and wider than anything that was calibrated.
+    assert model.interval([work], 0.5)[1] < high

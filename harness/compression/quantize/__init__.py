@@ -2,7 +2,7 @@
 
 from harness.compression.quantize.export import QuantizeReport, quantize
 from harness.compression.quantize.files import ready
-from harness.compression.quantize.forms import Form, available_precisions, form_of
+from harness.compression.quantize.forms import Form, available_precisions, form_of, usual_form
 from harness.compression.quantize.int4 import store_weights_int4
 from harness.compression.quantize.kernels import FloatLayer, float_layers, real_int8_layers
 
@@ -17,4 +17,5 @@ __all__ = [
     "ready",
     "real_int8_layers",
     "store_weights_int4",
+    "usual_form",
 ]

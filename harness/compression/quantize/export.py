@@ -29,7 +29,7 @@ from harness.errors import BuildError
 from harness.networks import layer_of_node, write_file
 from harness.records import BoardFacts
 
-__all__ = ["QuantizeReport", "quantize"]
+__all__ = ["QuantizeReport", "quantize", "widen_input"]
 
 Array = npt.NDArray[Any]
 # Means settle far sooner than ranges.
@@ -101,7 +101,7 @@ def quantize(
     if correct_bias:
         _correct_biases(before, integer, set(biases or {}), names, calibration)
     if form.widens_input:
-        _widen_input(model, integer, found)
+        widen_input(model, integer, found)
     order = [node.name for node in model.graph.node]
     Insertion(model, form=form, ranges=found).run(integer, frozenset(carried))
     if not form.at_inputs:
@@ -224,7 +224,7 @@ def _correct_biases(
         integer[node.name] = weight, (0.0 if bias is None else bias) - shift
 
 
-def _widen_input(
+def widen_input(
     model: onnx.ModelProto,
     integer: dict[str, tuple[QuantizedWeight, Array | None]],
     ranges: dict[str, Range],

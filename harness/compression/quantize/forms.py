@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.records import BoardFacts
 from harness.tensorrt import chips, versions
 
-__all__ = ["Form", "available_precisions", "form_of"]
+__all__ = ["Form", "available_precisions", "form_of", "usual_form"]
 
 X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 # DequantizeLinear on four bits: opset 21, in onnxruntime's CPU provider since 1.20 at the latest.
@@ -69,6 +69,24 @@ def form_of(board: BoardFacts) -> Form:
         integer_weights=True,
         weight_bits=7 if board.int8 == "avx2" else 8,
         widens_input=board.machine.lower() in X86,
+    )
+
+
+def usual_form(rules: str) -> Form:
+    """The form where nobody knows more of a board than the fusion ``rules`` of its runtime.
+
+    TensorRT is taken for a release before 10, whose parsers want int8 weights as floats behind Q:
+    the larger file of the two.
+    """
+    gpu = "tensorrt" in rules
+    return Form(
+        runtime="tensorrt" if gpu else "onnxruntime",
+        symmetric=gpu,
+        at_inputs=gpu,
+        integer_bias=not gpu,
+        integer_weights=not gpu,
+        weight_bits=8,
+        widens_input=not gpu and not rules.endswith("arm"),
     )
 
 

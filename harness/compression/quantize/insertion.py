@@ -38,7 +38,8 @@ class Insertion:
         self._ranges = dict(ranges)
         self._constants = {item.name: item for item in self._graph.initializer}
         self._outputs = {output.name for output in self._graph.output}
-        self._new: list[onnx.NodeProto] = []
+        # By output: there is one of each.
+        self._new: dict[str, onnx.NodeProto] = {}
 
     def run(
         self,
@@ -223,7 +224,7 @@ class Insertion:
 
     def _input_scale(self, node: onnx.NodeProto) -> np.float32:
         """The scale of the tensor that a layer reads, float32 as the runtime computes with it."""
-        source = next(new for new in self._new if node.input[0] in new.output)
+        source = self._new[node.input[0]]
         return np.float32(numpy_helper.to_array(self._constants[source.input[1]]))
 
     # The graph.
@@ -242,8 +243,9 @@ class Insertion:
         raise AssertionError("unreachable: the numbers do not end")
 
     def _node(self, op: str, name: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        if not any(output in node.output for node in self._new):
-            self._new.append(helper.make_node(op, inputs, [output], f"{name}_{op}", **attributes))
+        if output not in self._new:
+            made = helper.make_node(op, inputs, [output], f"{name}_{op}", **attributes)
+            self._new[output] = made
 
     def _made_by(self, tensor: str, nodes: frozenset[str]) -> bool:
         maker = self._maker(tensor)
@@ -257,7 +259,7 @@ class Insertion:
 
     def _finish(self) -> None:
         """Sort the nodes, and leave out the constants that nobody reads any more."""
-        nodes = [*self._graph.node, *self._new]
+        nodes = [*self._graph.node, *self._new.values()]
         used = {name for node in nodes for name in node.input}
         ordered = self._in_place() if self._form.at_inputs else self._as_ready(nodes)
         del self._graph.node[:]

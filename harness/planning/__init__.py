@@ -1,0 +1,1 @@
+"""From what a user requires to strategies, without building one."""
