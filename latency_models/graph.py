@@ -165,7 +165,7 @@ def lowered(
             rest = {op.name for op in ops if op.op in QUANTIZABLE and op.weight is None}
             ops = insert_pairs(ops, chosen | (rest - set(precisions)))
         elif isinstance(target, GpuRuntime) and target.integers:
-            layers = {op.name for op in ops if op.name in chosen and op.weight is not None}
+            layers = {op.name for op in ops if op.name in chosen and op.kind in ("conv", "gemm")}
             carried = (carriers(ops, chosen) - set(precisions)) | (chosen - layers)
             ops = insert_pairs_at_inputs(ops, layers, carried)
         else:
