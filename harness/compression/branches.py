@@ -30,13 +30,17 @@ SAME = 1e-6
 
 
 class Nothing(nn.Module):
-    """What stands for a layer that nothing is read by: zeros of ``channels`` and ``sizes``.
+    """What stands for a ``layer`` that nothing is read by: zeros of ``channels`` and ``sizes``.
 
-    In an ONNX file they have one place, and the sum that reads them spreads them.
+    It has the layer's attributes, which the network's own code may ask for (a stride, say). In an
+    ONNX file the zeros have one place, and the sum that reads them spreads them.
     """
 
-    def __init__(self, channels: int, sizes: Sequence[int]) -> None:
+    def __init__(self, layer: nn.Module, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
+        for name, value in vars(layer).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
         self.channels, self.sizes = channels, tuple(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,7 +103,7 @@ def without(
     producers = [layer for group in gone for layer in group.producers]
     silenced = [place for own in _silences(cut, gone, example).values() for place in own.items()]
     for layer, shape in _shapes(cut, producers, example).items():
-        cut.set_submodule(layer, Nothing(shape[1], shape[2:]))
+        cut.set_submodule(layer, Nothing(cut.get_submodule(layer), shape[1], shape[2:]))
     for layer, module in silenced:
         cut.set_submodule(layer, module)
     return cut.eval()
@@ -192,7 +196,8 @@ def _silences(
     for group in groups:
         own = result.setdefault(group.name, {})
         for layer in group.consumers:
-            own[layer] = Nothing(shapes[layer][1], shapes[layer][2:])
+            _, channels, *sizes = shapes[layer]
+            own[layer] = Nothing(network.get_submodule(layer), channels, sizes)
             if layer in behind:
                 own[behind[layer]] = nn.Identity()
     return result
