@@ -110,13 +110,15 @@ class LossModel:
         value = min(left * widths + rounded, most)
         beyond = self._beyond(pruning, rounding)
         own = self.quantile * self.spread * beyond * math.hypot(RELATIVE * value, POINTS)
-        own = math.hypot(own, _Z * self._noise(value, images))
+        noise = _Z * self._noise(value, images)
+        own = math.hypot(own, noise)
         up = down = 0.0
         if trained:
             factor = math.exp(_Z * math.hypot(self.regained[1], STRATEGIES_DIFFER))
             up, down = left * widths * (factor - 1), left * widths * (1 - 1 / factor)
             own = math.hypot(own, _Z * TRAINING_POINTS)
-        high = max(min(value + math.hypot(own, up), most + own), value)
+        # No more can be lost than there is, but for what so few images count.
+        high = max(min(value + math.hypot(own, up), most + noise), value)
         return Estimate(
             value=value,
             low=value - math.hypot(own, down),
