@@ -199,7 +199,12 @@ def table(found: Sequence[Mapping[str, Any]]) -> Table:
         values = [row.get(key) for key in keys]
         return " to ".join(format(v * factor, form) for v in values if v is not None)
 
-    for row in sorted(found, key=lambda r: (r["network"], r["peer"] != "boardfit")):
+    before = [
+        {**row, **row["untrained"], "setting": row["setting"].split(",")[0] + ", before training"}
+        for row in found
+        if row.get("untrained")
+    ]
+    for row in sorted([*found, *before], key=lambda r: (r["network"], r["peer"] != "boardfit")):
         shown.add_row(
             row["network"],
             row["peer"],

@@ -306,7 +306,8 @@ class Bench:
         stem = self.folder / "variants" / plan.label
         path = self._built(plan, start, strategy, stem)
         ratio, interval = surest_ratio(self.session, self.bench.baseline_path, path, FINAL)
-        found = quality(self._outputs(path), self.exact, self.subject.test_labels)
+        found = self._quality(path)
+        untrained = Path(f"{stem}-untrained.onnx")
         size = path.stat().st_size / self.bench.baseline_size_bytes
         kept = sum(len(entry.kept) for entry in strategy.entries)
         channels = sum(group.channels for group in self.groups)
@@ -327,8 +328,13 @@ class Bench:
             "note": f"{allocated.note}; {allocated.rounds} tried; {rounded} of "
             f"{len(strategy.entries)} groups int8; n={len(self.subject.test)}",
             "file": path.name,
-            **asdict(found),
+            **found,
+            # What two epochs on a few thousand images do to it.
+            "untrained": self._quality(untrained) if untrained.is_file() else None,
         }
+
+    def _quality(self, path: Path) -> dict[str, Any]:
+        return asdict(quality(self._outputs(path), self.exact, self.subject.test_labels))
 
     def _allocated(self, plan: Plan) -> Allocated:
         """Of what was measured to fit, that which is nearest to the original once it is built.
@@ -529,6 +535,8 @@ class Bench:
         stem.parent.mkdir(parents=True, exist_ok=True)
         if plan.tuned:
             assert self.training is not None
+            untrained = Path(f"{stem}-untrained")
+            self._exported(network, start, strategy, untrained, self.images, careful=True)
             threads = torch.get_num_threads()
             torch.set_num_threads(TUNING_THREADS)
             network = distill.distill(
