@@ -41,7 +41,8 @@ from harness.boards.session import Session
 from harness.records import BoardSpec
 from harness.store import Store
 from tests.benchmarks.compression_networks import Absent
-from tests.benchmarks.pruning_bench import Bench, Plan
+from tests.benchmarks.pruning_bench import Bench
+from tests.benchmarks.pruning_search import Plan, Search
 from tests.benchmarks.ratios import FINAL, surest_ratio
 
 
@@ -119,7 +120,7 @@ def _rows_of(
                 except Absent as absent:
                     say(f"{name}: {absent}; skipped")
                     return result
-                known[plan.label] = bench.found(plan)
+                known[plan.label] = Search(bench, plan).found()
             if plan.label in known:
                 kept.write_text(json.dumps(known, indent=1))
                 result.append(known[plan.label])
