@@ -76,6 +76,10 @@ BLOCKING_SYNC = 1
 THREAD_LOCAL = 1
 
 
+# What to look at where the library is there and no GPU answers it.
+LOOK = "is there an NVIDIA GPU, and its driver loaded and as new as CUDA (nvidia-smi)?"
+
+
 class NoCuda(Exception):
     """There is no CUDA on this machine; the message is one line that says what is missing."""
 
@@ -131,9 +135,9 @@ class Cuda:
         try:
             self._call("cudaGetDeviceCount", ctypes.byref(count))
         except CudaError as error:
-            raise NoCuda("libcudart is there, but no GPU answers it: %s" % error.text)
+            raise NoCuda("libcudart is there, but no GPU answers it: %s; %s" % (error.text, LOOK))
         if not count.value:
-            raise NoCuda("libcudart is there, but it finds no GPU")
+            raise NoCuda("libcudart is there, but it finds no GPU; %s" % LOOK)
         self._call("cudaSetDevice", 0)
 
     def _call(self, name, *arguments):

@@ -6,7 +6,7 @@ Written from pycuda's reference; tests run it where a GPU is, and nowhere else.
 
 import pycuda.driver as driver
 
-from .cuda import CudaError, NoCuda
+from .cuda import LOOK, CudaError, NoCuda
 
 
 class Cuda:
@@ -18,10 +18,10 @@ class Cuda:
         try:
             driver.init()
             if not driver.Device.count():
-                raise NoCuda("pycuda is there, but it finds no GPU")
+                raise NoCuda("pycuda is there, but it finds no GPU; %s" % LOOK)
             self._device = driver.Device(0)
         except driver.Error as error:
-            raise NoCuda("pycuda is there, but no GPU answers it: %s" % error)
+            raise NoCuda("pycuda is there, but no GPU answers it: %s; %s" % (error, LOOK))
         # The primary context is the one that the runtime API, and so TensorRT, uses.
         if hasattr(self._device, "retain_primary_context"):
             self._context = self._device.retain_primary_context()

@@ -12,7 +12,7 @@ import shutil
 import socket
 import time
 
-from . import board, controls, runtimes, telemetry
+from . import board, controls, cuda, runtimes, telemetry
 from .runtimes import run
 from .telemetry import read_number, read_text
 
@@ -266,7 +266,9 @@ def missing(facts):
     """One line on what TensorRT lacks here, or None."""
     lacks = []
     if facts["cuda"]["error"]:
-        lacks.append("CUDA (%s)" % facts["cuda"]["error"].rpartition("NoCuda: ")[2])
+        # The doctor has a line of its own for what to do about it.
+        told = facts["cuda"]["error"].rpartition("NoCuda: ")[2]
+        lacks.append("CUDA (%s)" % told.partition("; " + cuda.LOOK)[0])
     if facts["version"] is None and facts["rtx"] is None and facts["trtexec"] is None:
         lacks.append("TensorRT's Python bindings (%s) and trtexec" % facts["error"])
     return "TensorRT cannot run here; missing: " + ", ".join(lacks) if lacks else None

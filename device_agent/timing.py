@@ -89,6 +89,8 @@ def block(run, plan, clock, after=_nothing):
 def interleave(runs, plan, clock, on_warm, on_round, after=None):
     """One ``Timed`` for each function in ``runs``, measured in alternating blocks.
 
+    Every other round goes backwards: what else the computer does can fall into step with rounds
+    that are all alike, and would then slow the same function each time.
     ``on_warm()`` is called once between warming up and the first block, ``on_round(n)`` after each
     round, and of ``after``, one for each of ``runs``, its own after each call that counts, outside
     of what is timed. The garbage collector rests during rounds.
@@ -101,7 +103,8 @@ def interleave(runs, plan, clock, on_warm, on_round, after=None):
         gc.collect()
         gc.disable()
         try:
-            for run, into, then in zip(runs, timed, after):  # noqa: B905 (strict= is Python 3.10)
+            turns = list(zip(runs, timed, after))  # noqa: B905 (strict= is Python 3.10)
+            for run, into, then in turns[:: -1 if number % 2 else 1]:
                 calls_s = block(run, plan, clock, then)
                 into.samples_s.extend(calls_s)
                 into.rounds.extend([number] * len(calls_s))

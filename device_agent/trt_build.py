@@ -142,9 +142,9 @@ def _build(place, network, options, folder, tell):
         if death is None and answer["error"] != "OutOfDeviceMemory":
             raise ERRORS[answer["error"]](answer["message"])
         if workspace_bytes <= SMALLEST_WORKSPACE_BYTES:
-            raise BuildDied(_obituary(attempts))
+            raise BuildDied(obituary(attempts))
         workspace_bytes = smaller(workspace_bytes)
-        tell("building again with a workspace of %d MiB" % (workspace_bytes >> 20))
+        tell("memory ran out; building again with a workspace of %d MiB" % (workspace_bytes >> 20))
 
 
 def _attempt(place, network, options, workspace_bytes, folder):
@@ -217,7 +217,8 @@ def _keep(place, folder):
     }
 
 
-def _obituary(attempts):
+def obituary(attempts):
+    """What was tried before memory ran out for the last time, and what is left to do."""
     memory = telemetry.read_text("/proc/meminfo") or ""
     swap = next((line for line in memory.splitlines() if line.startswith("SwapFree")), "")
     tried = "; ".join(

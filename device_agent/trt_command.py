@@ -153,7 +153,7 @@ def unproven(version, words):
 def execute(cache_dir, network, build, measure, folder, tell):
     """What a run left: ``log`` and ``files`` as blobs, ``command``, ``attempts``, ``version``.
 
-    A run that is killed for memory is tried again with less workspace, as building is.
+    A run that memory runs out for is tried again with less workspace, as building is.
     """
     tool = runtimes.trtexec(find=_find)
     if tool is None:
@@ -175,10 +175,15 @@ def execute(cache_dir, network, build, measure, folder, tell):
         )
         if ended is None:
             break
-        if not ended.startswith("killed") or workspace_bytes <= trt_build.SMALLEST_WORKSPACE_BYTES:
+        if not (ended.startswith("killed") or "out of memory" in ended.lower()):
             raise TrtexecFailed("%s: %s" % (" ".join(words), ended))
+        if workspace_bytes <= trt_build.SMALLEST_WORKSPACE_BYTES:
+            raise TrtexecFailed("%s: %s" % (" ".join(words), trt_build.obituary(attempts)))
         workspace_bytes = trt_build.smaller(workspace_bytes)
-        tell("running trtexec again with a workspace of %d MiB" % (workspace_bytes >> 20))
+        tell(
+            "memory ran out; running trtexec again with a workspace of %d MiB"
+            % (workspace_bytes >> 20)
+        )
     found = {"command": words, "version": version, "attempts": attempts}
     found["unproven"] = unproven(version, words)
     found["log"] = _kept(cache_dir, log)

@@ -37,6 +37,10 @@ class Reporter:
         """Tell that the job waits for something."""
         self._write({"kind": "waiting", "what": what})
 
+    def again(self, what):
+        """Tell that something is tried once more, and how."""
+        self._write({"kind": "retry", "what": what})
+
     def progress(self, what, done, total):
         """Tell how far the job is."""
         now_s = time.monotonic()
@@ -162,7 +166,7 @@ def _loadable(engine, sha256, build, folder, cache_dir, reporter):
         known = made_of is not None and blobs.has(cache_dir, made_of)
         return _Loadable(path, blobs.path_of(cache_dir, made_of) if known else "", None)
     reporter.progress("building an engine", 0, 1)
-    facts = engine.build(sha256, build, folder, cache_dir, reporter.waiting)
+    facts = engine.build(sha256, build, folder, cache_dir, reporter.again)
     reporter.progress("building an engine", 1, 1)
     return _Loadable(blobs.require(cache_dir, facts["engine"]), path, facts)
 
@@ -270,7 +274,7 @@ def _build(engine, params, folder, cache_dir, reporter):
     if not hasattr(engine, "build"):
         raise ValueError("%s builds no engines: it loads networks" % params["runtime"])
     build = params.get("build") or {}
-    facts = engine.build(params["network"], build, folder, cache_dir, reporter.waiting)
+    facts = engine.build(params["network"], build, folder, cache_dir, reporter.again)
     names = ("attempts", "log", "strongly_typed", "fast_fp16", "fast_int8", "without_precision")
     found = dict({name: facts[name] for name in names}, engine=_told(facts))
     found["path"] = blobs.path_of(cache_dir, facts["engine"])
@@ -292,7 +296,7 @@ def _trtexec(params, folder, cache_dir, reporter):
         params.get("build") or {},
         params["measure"],
         folder,
-        reporter.waiting,
+        reporter.again,
     )
     return dict(found, runtime_version=found.pop("version") or "unknown")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import onnx
 
+from harness.boards.requests import sha256_of
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.errors import ConfigError
 from harness.records import Measurement, Profile
@@ -75,16 +76,36 @@ def profile(
             keep(found_by.measurement)
             keep(found_by.profile)
             return replace(found_by, notes=(*prepared.notes, *found_by.notes))
-        requests = [
-            EngineRequest(label=name, path=prepared.path, precision=options.precision, build=build)
-            for name, build in rebuilds.variants(label, prepared.build, options.rebuilds)
-        ]
-        measured = session.measure(requests, plan=plan, campaign=f"profile {label}")
-        for measurement in measured:
-            keep(measurement)
-        found = rebuilds.choose(measured)
-        taken = session.profile(prepared.path, build=requests[found.kept].build)
-        keep(taken)
+        return _by_bindings(session, path, prepared, options, label=label, plan=plan, keep=keep)
+
+
+def _by_bindings(
+    session: Session,
+    path: Path,
+    prepared: preparing.Prepared,
+    options: EngineOptions,
+    *,
+    label: str,
+    plan: MeasurePlan,
+    keep: Callable[[Measurement | Profile], object],
+) -> Profiled:
+    """Every build of ``path``, as prepared, measured interleaved, and the fastest profiled."""
+    requests = [
+        EngineRequest(label=name, path=prepared.path, precision=options.precision, build=build)
+        for name, build in rebuilds.variants(label, prepared.build, options.rebuilds)
+    ]
+    # A file that was rewritten for the board is still that network.
+    own = sha256_of(path)
+    measured = [
+        replace(one, network_sha256=own)
+        for one in session.measure(requests, plan=plan, campaign=f"profile {label}")
+    ]
+    for measurement in measured:
+        keep(measurement)
+    found = rebuilds.choose(measured)
+    taken = session.profile(prepared.path, build=requests[found.kept].build)
+    taken = replace(taken, network_sha256=own)
+    keep(taken)
     return Profiled(
         measurement=measured[found.kept],
         profile=taken,

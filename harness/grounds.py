@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness import calibrate, posing
+from harness import calibrate, posing, stats
 from harness.boards import rules
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import quantize
 from harness.folder import Folder
-from harness.records import LatencySource
+from harness.records import Estimate, LatencySource, Measurement
 from harness.store import Store
 from latency_models import calibration, graph, profiles
 from latency_models.tables import check_runtime
 
 __all__ = ["Grounds", "of_bench", "of_board", "of_model", "of_profile"]
+
+_FAKE = ("The fake engine was measured, whose times mean nothing: no latency here does.",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +26,8 @@ class Grounds:
     """A board as a plan sees it; the latency model's ``runtime`` names the fusion rules.
 
     ``precisions`` are those that the board can use, the exact one first, ``form`` how int8 layers
-    are written for it. ``baseline`` is the original as it was measured there, if it was.
+    are written for it. ``baseline`` is the original as it was measured there, if it was, with
+    the ``samples_s`` of its calls, and ``power_w`` what the board drew meanwhile (None: no rails).
     """
 
     board: str
@@ -33,6 +36,8 @@ class Grounds:
     precisions: tuple[str, ...]
     form: quantize.Form
     baseline: Measured | None = None
+    samples_s: tuple[float, ...] = ()
+    power_w: Estimate | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -103,7 +108,27 @@ def of_bench(bench: Workbench, *, saved: str | None) -> Grounds:
         model = posing.calibrated(bench, baseline, bench.baseline_path, precisions)
     else:
         model = calibration.LatencyModel.from_json(saved)
-    return _connected(bench.session, model, saved=saved is not None, baseline=baseline)
+    taken = next(
+        one for one in bench.store.all(Measurement) if one.campaign == baseline.candidate.label
+    )
+    return replace(
+        _connected(bench.session, model, saved=saved is not None, baseline=baseline),
+        samples_s=taken.samples_s,
+        power_w=_power(taken),
+    )
+
+
+def _power(taken: Measurement) -> Estimate | None:
+    """What the whole board drew during a measurement; None where it has no rails."""
+    looks = taken.telemetry.samples if taken.telemetry is not None else ()
+    known = [look.power_w for look in looks if look.power_w is not None]
+    if not known:
+        return None
+    low, high = (stats.percentile(known, percent) for percent in (5, 95))
+    middle = stats.median(known)
+    return Estimate(
+        value=middle, low=min(low, middle), high=max(high, middle), note="while the original ran"
+    )
 
 
 def _connected(
@@ -120,4 +145,5 @@ def _connected(
         precisions=quantize.available_precisions(session.facts),
         form=quantize.form_of(session.facts),
         baseline=baseline,
+        notes=_FAKE if session.facts.runtime == "fake" else (),
     )

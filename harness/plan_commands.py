@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import commands, grounds, networks, posing
+from harness import commands, grounds, networks, posing, stats
 from harness.boards import inventory
 from harness.boards.session import Session
 from harness.candidates import Workbench
@@ -193,6 +193,7 @@ def _planned(
         network=request.network,
         board=ground.board,
         accuracy=_accuracy(material, ground, path),
+        tails=_tails(request.requirements, ground.samples_s),
         settings=generator.PlanSettings(
             epochs=request.epochs,
             student_epochs=request.student_epochs,
@@ -221,6 +222,15 @@ def bet(plan: Plan) -> tuple[str, ...]:
         f"If only one can be built, take {choice.name}: it is the likeliest to be the best that "
         f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %.",
     )
+
+
+def _tails(requirements: Requirements, samples_s: Sequence[float]) -> dict[float, float]:
+    """The percentile that is required of the latency over its median, as the original has it."""
+    required = requirements.limit("latency")
+    if required is None or not samples_s:
+        return {}
+    tail = stats.percentile(samples_s, required.percentile)
+    return {required.percentile: tail / stats.median(samples_s)}
 
 
 def _accuracy(material: Material, ground: Grounds, path: Path) -> float | None:
@@ -293,6 +303,7 @@ def _subject(
         images=_images(material, ground),
         student=student,
         replacing=replacing,
+        power_w=ground.power_w,
         seed=request.seed,
         cache=folder.path / "cache",
         progress=observer.progress,

@@ -85,8 +85,9 @@ class ConsoleObserver:
         kind = event.get("kind")
         if kind == "reconnect":
             self.warn(f"the connection to the board broke; trying again ({event.get('reason')})")
-        elif kind == "retry":
-            self.warn(f"{event.get('reason')}; running it again")
+        elif kind == "retry":  # of a job, which the session repeats, or of a step within one
+            reason = event.get("reason")
+            self.warn(str(event.get("what")) if reason is None else f"{reason}; running it again")
         elif kind == "conditions":
             self.warn(str(event.get("reason")))
         elif kind == "waiting" and event.get("job") != self._waiting:

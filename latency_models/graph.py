@@ -25,6 +25,7 @@ from latency_models.quantization import (
     carriers,
     free_output,
     insert_pairs,
+    insert_pairs_at_inputs,
     keep_float,
     read_float,
 )
@@ -110,7 +111,9 @@ def rewrite(
     operators between integer ones are quantized, a Gemm at the end gives floats, and layers that
     are to stay float do. With ``all``, ``quantize_static``'s given ``nodes_to_exclude``, everything
     that can be is quantized as soon as anything is, and the runtime may quantize a float layer
-    between quantized tensors by itself. Both put Q/DQ pairs with asymmetric uint8 activations.
+    between quantized tensors by itself. Both put Q/DQ pairs around what they quantize, with
+    asymmetric uint8 activations, but for TensorRT, where ``carriers`` puts symmetric ones in front
+    of integer layers, and on one summand of additions, which convolutions take up with ReLU.
 
     Names are those of kernels, which stand for the kernel's leading operator, or of any ONNX node
     inside a kernel (the Add that is fused into a convolution, say). ``UnsupportedGraph`` for a name
@@ -161,6 +164,10 @@ def lowered(
         if followers == "all":
             rest = {op.name for op in ops if op.op in QUANTIZABLE and op.weight is None}
             ops = insert_pairs(ops, chosen | (rest - set(precisions)))
+        elif isinstance(target, GpuRuntime) and target.integers:
+            layers = {op.name for op in ops if op.name in chosen and op.kind in ("conv", "gemm")}
+            carried = (carriers(ops, chosen) - set(precisions)) | (chosen - layers)
+            ops = insert_pairs_at_inputs(ops, layers, carried)
         else:
             chosen |= carriers(ops, chosen) - set(precisions)
             ops = read_float(insert_pairs(ops, chosen, shares=False), chosen)

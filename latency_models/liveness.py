@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from latency_models.arena import Arena, rounded
 from latency_models.kernels import BYTES, Kernel, work
 from latency_models.operators import VIEWS, Shape
 from latency_models.scratch import scratch
@@ -25,8 +26,6 @@ __all__ = ["Access", "Liveness", "liveness"]
 
 # Where a tensor's memory may begin (core/framework/allocator.h, kAllocAlignment).
 ALIGNMENT = 64
-# The arena hands out multiples of this (core/framework/bfc_arena.h, kMinAllocationSize).
-_CHUNK = 256
 # Kernels that write where their first input lay, if nobody needs that any more; binary ones where
 # either lay, if it is as large.
 _OVER_FIRST = frozenset(["elementwise", "transcendental", "softmax"])
@@ -94,13 +93,17 @@ class _Value:
 
 @dataclass(slots=True, eq=False)
 class _Step:
+    """A kernel with the tensors that it reads and writes, each in the layout it does so in."""
+
     kernel: Kernel
     reads: list[str]
     writes: list[str]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Buffer:
+    """Memory of one size, from the step that first writes it to the last that reads it."""
+
     value: _Value
     first: int
     last: int
@@ -175,16 +178,14 @@ class _Plan:
                         writes.append(self._write(kernel, tensor, shape))
             reads = [_named(t, _form_read(kernel, i)) for i, t in enumerate(kernel.inputs)]
             steps.append(_Step(kernel, reads, list(dict.fromkeys(writes))))
-        known = set(self.values)
         for step in steps:
-            # A layout that nobody wrote is the network's input, or one that this reader takes too.
-            step.reads = [
-                name if name in known else self._any(name) for name in step.reads if self._any(name)
-            ]
+            # What nobody wrote in any layout is the network's input.
+            found = [self._any(name) for name in step.reads]
+            step.reads = [name for name in found if name]
         return steps
 
     def _any(self, name: str) -> str:
-        """A layout in which the tensor of ``name`` was written; empty where it never was."""
+        """``name``, or the tensor in another layout that it was written in; empty for none."""
         tensor = _tensor(name)
         forms = (name, tensor, f"{tensor}:nhwc", f"{tensor}:blocked")
         return next((form for form in forms if form in self.values), "")
@@ -255,12 +256,13 @@ class _Plan:
         for index, step in enumerate(self.steps):
             for name in step.reads:
                 last_read[name] = index
+        made_at = {name: i for i, step in enumerate(self.steps) for name in step.writes}
         end = len(self.steps) - 1
         alive = [0] * len(self.steps)
         for buffer in self.buffers:
             held: set[int] = set()
             for name in buffer.members:
-                made = next(i for i, step in enumerate(self.steps) if name in step.writes)
+                made = made_at[name]
                 until = end if name in self.outputs else last_read.get(name, made)
                 held.update(range(made, until + 1))
             for index in held:
@@ -278,7 +280,7 @@ class _Plan:
         for buffer in self.buffers:
             if buffer.output:
                 continue
-            size = _rounded(buffer.value.size, ALIGNMENT)
+            size = rounded(buffer.value.size, ALIGNMENT)
             placed = sorted(one for one in placed if one[2] >= buffer.first)
             offset, waste, end = None, math.inf, 0
             for start, stop, _ in placed:
@@ -293,74 +295,24 @@ class _Plan:
 
     def grown(self) -> int:
         """What an arena comes to that is asked for one buffer after the other."""
-        arena = _Arena()
+        arena = Arena()
+        begun: dict[int, list[_Buffer]] = {}
+        ended: dict[int, list[_Buffer]] = {}
+        for buffer in self.buffers:
+            begun.setdefault(buffer.first, []).append(buffer)
+            if not buffer.output:
+                ended.setdefault(buffer.last, []).append(buffer)
         for index, step in enumerate(self.steps):
-            for buffer in self.buffers:
-                if buffer.first == index:
-                    arena.take(buffer, buffer.value.size)
+            for buffer in begun.get(index, ()):
+                arena.take(buffer, buffer.value.size)
             own = scratch(step.kernel)
             for part, size in enumerate(own):
                 arena.take(("scratch", part), size)
             for part in reversed(range(len(own))):
                 arena.give_back(("scratch", part))
-            for buffer in self.buffers:
-                if buffer.last == index and not buffer.output:
-                    arena.give_back(buffer)
+            for buffer in ended.get(index, ()):
+                arena.give_back(buffer)
         return arena.total
-
-
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    region: int
-    offset: int
-    size: int
-    owner: object = None
-
-
-class _Arena:
-    """onnxruntime's arena, extended by as much as is requested (``core/framework/bfc_arena.cc``).
-
-    A request takes the smallest free chunk of its bin, or of the next larger one that has any; half
-    of it is given back if that is enough. Chunks that are free side by side become one, but never
-    those of two extensions: that is why it can come to more than the peak.
-    """
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.chunks: list[_Chunk] = []
-
-    def take(self, owner: object, asked: int) -> None:
-        """Give ``owner`` a chunk of at least ``asked`` bytes."""
-        size = _rounded(max(asked, 1), _CHUNK)
-        free = [c for c in self.chunks if c.owner is None and c.size >= size]
-        if free:
-            chunk = min(free, key=lambda c: (c.size, c.region, c.offset))
-            if chunk.size >= 2 * size:
-                self.chunks.append(_Chunk(chunk.region, chunk.offset + size, chunk.size - size))
-                chunk.size = size
-        else:
-            chunk = _Chunk(self.total, 0, size)  # the total tells the regions apart
-            self.total += size
-            self.chunks.append(chunk)
-        chunk.owner = owner
-
-    def give_back(self, owner: object) -> None:
-        """Free the chunk of ``owner``."""
-        chunk = next(c for c in self.chunks if c.owner == owner)
-        chunk.owner = None
-        for other in list(self.chunks):
-            if other.owner is not None or other is chunk or other.region != chunk.region:
-                continue
-            if other.offset + other.size == chunk.offset:
-                chunk.offset, chunk.size = other.offset, other.size + chunk.size
-                self.chunks.remove(other)
-            elif chunk.offset + chunk.size == other.offset:
-                chunk.size += other.size
-                self.chunks.remove(other)
-
-
-def _rounded(size: int, step: int) -> int:
-    return -(-size // step) * step
 
 
 def _overwritten(step: _Step) -> list[str]:

@@ -21,6 +21,7 @@ __all__ = [
     "carriers",
     "free_output",
     "insert_pairs",
+    "insert_pairs_at_inputs",
     "keep_float",
     "read_float",
 ]
@@ -199,6 +200,51 @@ def insert_pairs(ops: Sequence[Op], quantized: Set[str], *, shares: bool = True)
         paired.update(dict.fromkeys(op.outputs))
     holders = None if shares else quantized
     return tuple(_rewire(ops, paired, renamed, removed, stored, holders))
+
+
+def insert_pairs_at_inputs(
+    ops: Sequence[Op], layers: Set[str], carried: Set[str]
+) -> tuple[Op, ...]:
+    """``ops`` with Q/DQ pairs in front of the integer ``layers``, as TensorRT fuses best.
+
+    boardfit's own export for TensorRT (``harness.compression.quantize``): a pair on what a layer or
+    an average pool of ``carried`` reads, and on the summands of a carried addition but the one
+    whose layer takes the addition in. Everything else reads floats. Source: TensorRT's guide, "Q/DQ
+    placement recommendations".
+    """
+    producer = {t: op for op in ops for t in op.outputs}
+    count: dict[str, int] = {}
+    for tensor in [t for op in ops for t in dict.fromkeys(op.inputs)]:
+        count[tensor] = count.get(tensor, 0) + 1
+
+    def only_adds(tensor: str) -> bool:
+        return tensor in producer and producer[tensor].name in layers and count[tensor] == 1
+
+    behind: dict[str, set[str]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for op in ops:
+        wanted = op.inputs[:1] if op.name in layers else ()
+        if op.name in carried and op.op in ("GlobalAveragePool", "AveragePool"):
+            wanted = op.inputs[:1]
+        elif op.name in carried and op.op == "Add":
+            fused = next((t for t in op.inputs if only_adds(t)), None)
+            wanted = tuple(t for t in op.inputs if t != fused)
+        for tensor in wanted:
+            behind.setdefault(tensor, set()).add(op.name)
+            shapes[tensor] = op.in_shapes[op.inputs.index(tensor)]
+    result: list[Op] = []
+    made: set[str] = set()
+    for op in ops:
+        for tensor in op.inputs:
+            if op.name in behind.get(tensor, ()) and tensor not in made:
+                made.add(tensor)
+                result.append(_pair(tensor, shapes[tensor], exported=False, place=op.place))
+        inputs = tuple(f"{t}/dequantized" if op.name in behind.get(t, ()) else t for t in op.inputs)
+        integer = op.integer_weight or (op.name in layers and op.weight is not None)
+        if inputs != op.inputs or integer != op.integer_weight:
+            op = dataclasses.replace(op, inputs=inputs, integer_weight=integer)
+        result.append(op)
+    return tuple(result)
 
 
 def _rewire(

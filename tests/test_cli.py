@@ -118,6 +118,8 @@ BAD_INPUT = [
     ("no budget", {"--latency": None}, 2, "--latency"),
     ("an unknown method", {"--methods": "magic"}, 2, "magic"),
     ("a negative drop", {"--max-drop": "-1"}, 2, "-1"),
+    ("a missing strategy", {"--strategy": "gone.json"}, 2, "gone.json"),
+    ("a strategy that is none", {"--strategy": "tiny.py"}, 2, "holds no strategy"),
     ("no student to teach", {"--methods": "distill"}, 2, "--student file.py:factory"),
     ("a student nobody teaches", {"--student": "tiny.py:factory"}, 2, "add it to --methods"),
     ("a missing student", {**STUDENT, "--student": "tiny.py:gone"}, 2, "student 'tiny.py:gone'"),

@@ -14,7 +14,8 @@ import pytest
 
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.errors import ConfigError
-from harness.records import BoardSpec
+from harness.records import BoardSpec, Measurement, Profile
+from harness.store import Store
 from harness.trtexec import files
 from tests.device_agent import cudart
 from tests.tensorrt.nets import chain, network, node
@@ -89,6 +90,11 @@ def test_a_quantized_network_reaches_a_chip_without_int8_as_floats(folder, capsy
     assert "Q/DQ were taken out" in out
     sent = [path.read_bytes() for path in (folder / "cache" / "blobs").rglob("*") if path.is_file()]
     assert sent and not any(b"QuantizeLinear" in content for content in sent)
+    # What was rewritten for the board is kept as the network that it is.
+    own = hashlib.sha256(Path("int8.onnx").read_bytes()).hexdigest()
+    with Store(Path("s.db")) as store:
+        kept = [*store.all(Measurement), *store.all(Profile)]
+    assert len(kept) == 2 and {one.network_sha256 for one in kept} == {own}
 
 
 def test_what_cannot_be_built_is_told_before_anything_is_sent(folder, capsys):
@@ -97,6 +103,21 @@ def test_what_cannot_be_built_is_told_before_anything_is_sent(folder, capsys):
     assert code == 1
     assert "node 'det' (Det)" in err and "was not sent there" in err
     assert not list((folder / "cache").glob("blobs/*"))
+
+
+def test_a_build_that_memory_ends_says_what_is_tried_and_what_is_left_to_do(
+    folder,
+    capsys,
+    monkeypatch,
+):
+    monkeypatch.setenv("BOARDFIT_TENSORRT8_NEEDS", "1")
+    code, _, err = profile(capsys, "net.onnx", "--fp16")
+    assert code == 1
+    tries = [f"! memory ran out; building again with a workspace of {mib} MiB" for mib in (64, 16)]
+    assert [line for line in err.splitlines() if line.startswith("!")] == tries
+    (last,) = [line for line in err.splitlines() if line.startswith("boardfit: ")]
+    assert "out of memory" in last and "killed by SIGKILL" in last and "add swap" in last
+    assert not list((folder / "cache").glob("engines/*.json"))
 
 
 def test_int8_for_a_chip_without_it_is_a_file_for_the_download(folder, capsys):

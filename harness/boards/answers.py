@@ -59,6 +59,7 @@ def kernel(content: Frame) -> KernelTime:
         samples_s=tuple(content.get("samples_s", ())),
         tactic=content.get("tactic", ""),
         precision=content.get("precision", ""),
+        provider=content.get("provider", ""),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.boards.control_findings import controls
 from harness.boards.limits import onnx_limits
+from harness.boards.tensorrt_findings import tensorrt
 from harness.records import BoardSpec, Check, CheckStatus
 from harness.tensorrt import chips
 from harness.units import format_size, format_time
@@ -229,50 +230,6 @@ def _onnx_files(facts: Facts) -> Check:
             facts=limits,
         )
     return Check(name="onnx files", status="ok", found=found, facts=limits)
-
-
-def tensorrt(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:
-    """TensorRT's Python bindings and trtexec."""
-    needed = spec.runtime in ("tensorrt", "tensorrt_rtx", "trtexec")
-    tool, version, rtx = facts["trtexec"], facts["version"], facts.get("rtx")
-    parts = []
-    if version is not None:
-        known = onnx_limits("tensorrt", version)
-        limit = f", opset {known.opset}{'' if known.proven else ' at least'}" if known else ""
-        parts.append(f"{version} for {spec.python}{limit}")
-    if rtx is not None:
-        parts.append(f"TensorRT-RTX {rtx} for {spec.python}")
-    if tool is not None:
-        parts.append(f"trtexec {tool['version'] or 'of unknown version'} in {tool['path']}")
-    by_runtime = {"trtexec": tool, "tensorrt": version, "tensorrt_rtx": rtx}
-    usable = by_runtime.get(spec.runtime, version or rtx) is not None
-    if usable:
-        if facts["error"] and version is not None:
-            parts.append(f"but its builder does not start: {facts['error']}")
-            return (_tensorrt("fail" if needed else "warn", parts, "is the GPU free?", facts),)
-        if facts.get("missing"):
-            parts.append(facts["missing"])
-            remedy = "install CUDA's runtime, or name its libcudart.so with BOARDFIT_CUDART there"
-            return (_tensorrt("fail" if needed else "skip", parts, remedy, facts),)
-        return (_tensorrt("ok", parts, None, facts),)
-    if not parts and facts.get("missing"):
-        parts = [facts["missing"]]
-    elif not parts:
-        parts = [f"not there for {spec.python} ({facts['error']}), nor is trtexec"]
-    elif version is None:
-        parts.append(f"but no Python bindings for {spec.python}: {facts['error']}")
-    remedy = (
-        "sudo apt-get install tensorrt python3-libnvinfer; in a virtual environment make it with "
-        "--system-site-packages"
-    )
-    status: CheckStatus = "fail" if needed else "warn" if tool is not None else "skip"
-    return (_tensorrt(status, parts, remedy, facts),)
-
-
-def _tensorrt(status: CheckStatus, parts: list[str], remedy: str | None, facts: Facts) -> Check:
-    remedy = None if status in ("ok", "skip") else remedy
-    found = "; ".join(parts)
-    return Check(name="tensorrt", status=status, found=found, remedy=remedy, facts=facts)
 
 
 def thermal(facts: Facts, spec: BoardSpec) -> tuple[Check, ...]:

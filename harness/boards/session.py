@@ -28,6 +28,7 @@ from harness.boards.link import Link
 from harness.boards.outcomes import AnotherTime, result_of
 from harness.boards.plans import PRESETS, EngineRequest, MeasurePlan, TrtexecRun
 from harness.boards.requests import asking, owner, sha256_of
+from harness.boards.tensorrt_findings import how_to_install
 from harness.boards.wire import Frame, sensible, validate
 from harness.errors import (
     BoardfitError,
@@ -154,8 +155,8 @@ class Session:
             raise StableBoardError(
                 f"board {self._spec.name} cannot load {self._spec.runtime} with "
                 f"{self._spec.python} (Python {found['python']}): {reason}. Install it there "
-                f'({self._spec.python} -m pip install {self._spec.runtime}), or set python = "..." '
-                "for the board in boards.toml to an interpreter that has it"
+                f"({how_to_install(self._spec.runtime, self._spec.python)}), or set python = "
+                '"..." for the board in boards.toml to an interpreter that has it'
             )
         providers = tuple(found.pop("providers"))
         gpu = answers.gpu(found.pop("gpu", None))

@@ -38,13 +38,17 @@ SAME = 1e-6
 
 
 class Nothing(nn.Module):
-    """What stands for a layer that nothing is read by: zeros of ``channels`` and ``sizes``.
+    """What stands for a ``layer`` that nothing is read by: zeros of ``channels`` and ``sizes``.
 
-    In an ONNX file they have one place, and the sum that reads them spreads them.
+    It has the layer's attributes, which the network's own code may ask for (a stride, say). In an
+    ONNX file the zeros have one place, and the sum that reads them spreads them.
     """
 
-    def __init__(self, channels: int, sizes: Sequence[int]) -> None:
+    def __init__(self, layer: nn.Module, channels: int, sizes: Sequence[int]) -> None:
         super().__init__()
+        for name, value in vars(layer).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
         self.channels, self.sizes = channels, tuple(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,7 +261,7 @@ def _silence(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict
     behind = _norms(network, example)
     result: dict[str, nn.Module] = {}
     for layer, shape in _shapes(network, layers, example).items():
-        result[layer] = Nothing(shape[1], shape[2:])
+        result[layer] = Nothing(network.get_submodule(layer), shape[1], shape[2:])
         if layer in behind:
             result[behind[layer]] = nn.Identity()
     return result

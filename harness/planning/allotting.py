@@ -36,7 +36,7 @@ Allowed = Sequence[Sequence[int]]
 # of one problem. Tenths of a second are the rule.
 GAP, SOLVE_S = 1e-3, 2.0
 # Problems solved until the latency's bound, whose width is each allocation's own, keeps its limit.
-MAX_SOLVES = 3
+MAX_SOLVES = 6
 # A least latency that is only nearly known is raised by so much until an allocation keeps it.
 ROOM = (1e-6, 1e-3, 0.01, 0.05, 0.2)
 
@@ -119,6 +119,9 @@ class Allotter:
     def best(self, allowed: Allowed, limits: Limits) -> dict[str, Option]:
         """The allocation of least summed sensitivity within ``limits``.
 
+        Tables add up to predictions; the latency's bound is wider by a factor that is each
+        allocation's own. It is first taken to be the widest options', then that of an answer which
+        does not keep the limit. No allocation that keeps it by the largest of these is milder.
         InfeasibleBudget where there is none, BoardfitError where none was found in time.
         """
         width = self._width(self._choice([own[-1] for own in allowed]))
@@ -149,15 +152,17 @@ class Allotter:
     def least(self, quantity: Amount, allowed: Allowed, limits: Limits) -> Reached:
         """The allocation that takes least of ``quantity`` within the other ``limits``.
 
-        BoardfitError where it was not found in time.
+        Of the latency that is the least prediction, whatever its bound. BoardfitError where it was
+        not found in time.
         """
         held = {other: limit for other, limit in limits.items() if other != quantity}
         nearest, binding, alone = self._nearest(quantity, allowed, held)
-        width = self._narrowest(allowed) if quantity == "latency" else 1.0
         last: BoardfitError | None = None
         for room in ROOM:
             try:
-                bounds = {**({} if alone else held), quantity: nearest * width * (1 + room)}
+                bounds = {**({} if alone else held), quantity: nearest * (1 + room)}
+                if quantity == "latency":
+                    return Reached(self._within(allowed, bounds, 1.0), binding, alone)
                 return Reached(self.best(allowed, bounds), binding, alone)
             except BoardfitError as error:
                 last = error
@@ -297,4 +302,7 @@ class Allotter:
         return self.costs.costs(choice).upper_s / self.tables.latency_s(self._at(choice))
 
     def _narrowest(self, allowed: Allowed) -> float:
-        return self._width(self._choice([own[0] for own in allowed]))
+        """The narrowest bound, over the prediction, of a few allocations that are far apart."""
+        ends = [[own[0] for own in allowed], [own[-1] for own in allowed]]
+        middle = [[own[len(own) // 2] for own in allowed], [own[-2:][0] for own in allowed]]
+        return min(self._width(self._choice(at)) for at in (*ends, *middle))

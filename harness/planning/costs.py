@@ -32,13 +32,16 @@ __all__ = ["VariantCosts", "engine_estimate", "with_losses"]
 
 COVERAGE = 0.9
 # What onnxruntime 1.31 allocated in an arena that extends as requested, by what was predicted, at
-# most: variants of the demo's network, ResNet-20 and -56 and EfficientNet-Lite0 with widths in
-# multiples of 8. Where precisions meet, it moves transposes and rescales in ways of its own.
-UNIFORM, MIXED = 1.05, 1.6
-# Bytes of a TensorRT engine by those of its weights: 10 MB of 6.4, 13 of 11.6, 4 of 2.3 in the logs
-# of trtexec 8.0.1 on a Jetson Nano (EfficientDet-Lite0, DeepLab with MobileNetEdgeTPU, Fast-SCNN).
-# Three logs tell no more than that tactics and their own forms of the weights come on top.
-ENGINE_BY_WEIGHTS = (1.0, 1.5, 2.0)
+# least and at most: variants of the demo's network, ResNet-20 and -56 and EfficientNet-Lite0 on an
+# x86 processor. Where an integer layer is read by a float sum, the runtime moves transposes and
+# rescales in ways of its own; on other processors nobody looked.
+UNIFORM, MIXED = (0.9, 1.05), (0.9, 1.6)
+CHECKED = ("onnxruntime-cpu", "onnxruntime-cpu-avx2")
+# Bytes that a kernel adds to a TensorRT engine, beside its weights: least, likely, most. In engines
+# of trtexec 8.0.1 on a Jetson Nano (NobuoTsukamoto/benchmarks, which say whole megabytes) 11 to 44
+# kB in EfficientDet-Lite0 and -D0 to -D3 (parameters by Tan et al., CVPR 2020, table 2), the same
+# in fp32 and fp16, and 0 to 13 kB in Fast-SCNN (1.11 M parameters; Poudel et al., 2019).
+ENGINE_BY_KERNEL = (0, 20_000, 45_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +169,20 @@ class VariantCosts:
         The latency is that of ``model``, where there is one, with its interval at ``coverage``;
         ``source`` says where the model is from.
         """
-        memory, layers = self.memory(options), self.layers(options, model=model)
+        kernels, memory = self.rewritten(options), self.memory(options)
+        layers = self.layers(options, model=model)
         size = self.size_bytes(options)
         latency = None
         if model is not None:
-            works = tuple(graph.work(kernel) for kernel in self.rewritten(options))
+            works = tuple(graph.work(kernel) for kernel in kernels)
             value = model.predict(works)
             low, high = model.interval(works, coverage)
             latency = Estimate(value=value, low=min(low, value), high=max(high, value))
         return Predicted(
             size_bytes=Estimate.exactly(size),
-            engine_bytes=engine_estimate(self.runtime, size, layers),
+            engine_bytes=engine_estimate(
+                self.runtime, size, layers, kernels=sum(bool(kernel.nodes) for kernel in kernels)
+            ),
             parameters=self.parameters(options),
             macs=sum(layer.macs for layer in layers),
             weight_bytes=memory.weight_bytes,
@@ -194,13 +200,15 @@ class VariantCosts:
         """
         note = f"most is alive at {memory.peak_at}"
         if self.runtime not in CPU_RUNTIMES:
-            value, most = memory.arena_bytes, memory.arena_bytes
-        else:
-            mixed = len({option.precision for option in options.values()}) > 1
-            value = memory.grown_bytes
-            most = max(memory.arena_bytes, round((MIXED if mixed else UNIFORM) * value))
-        low = min(memory.peak_bytes, value)
-        return Estimate(value=value, low=low, high=max(most, value), note=note)
+            low = min(memory.peak_bytes, memory.arena_bytes)
+            return Estimate(value=memory.arena_bytes, low=low, high=memory.arena_bytes, note=note)
+        value = memory.grown_bytes
+        mixed = len({option.precision for option in options.values()}) > 1
+        if self.runtime in CHECKED:
+            least, most = MIXED if mixed else UNIFORM
+            return Estimate(value=value, low=least * value, high=most * value, note=note)
+        low, high = min(memory.peak_bytes, value), MIXED[1] * value
+        return Estimate(value=value, low=low, high=high, note=note)
 
     # -- inside ----------------------------------------------------------------------------------
 
@@ -244,14 +252,19 @@ class VariantCosts:
         return op.weight.removesuffix(".weight") in self._layers
 
 
-def engine_estimate(runtime: str, size_bytes: int, layers: Sequence[LayerCost]) -> Estimate:
-    """What lies on the board: onnxruntime runs the file itself, TensorRT what it builds of it."""
+def engine_estimate(
+    runtime: str, size_bytes: int, layers: Sequence[LayerCost], *, kernels: int
+) -> Estimate:
+    """What lies on the board: onnxruntime runs the file itself, TensorRT what it builds of it.
+
+    That is the weights of ``layers`` in the precisions they run in, and what ``kernels`` add.
+    """
     if "tensorrt" not in runtime:
         return Estimate.exactly(size_bytes, note="the runtime loads the file itself")
-    stored = sum(layer.weight_bytes for layer in layers if layer.parameters)
-    low, value, high = (factor * stored for factor in ENGINE_BY_WEIGHTS)
+    weights = sum(layer.weight_bytes for layer in layers if layer.parameters)
+    low, value, high = (weights + kernels * each for each in ENGINE_BY_KERNEL)
     return Estimate(
-        value=value, low=low, high=high, note="by the weights; what tactics add differs by board"
+        value=value, low=low, high=high, note="weights, and what engines of a Jetson Nano add"
     )
 
 

@@ -50,12 +50,13 @@ def nearest(
         if not reached:
             continue
         best = min(reached, key=lambda one: (one.alone, _worse(asked, one.value)))
+        spent = [one.binding for one in (best, *reached) if one.binding]
         found.append(
             Nearest(
                 quantity=asked.quantity,
                 asked=asked.limit,
                 reachable=best.value,
-                binding=best.binding[:NAMED],
+                binding=spent[0][:NAMED] if spent else (),
                 alone=best.alone,
             )
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from harness.errors import ConfigError
 from harness.planning.allotting import Allotter, Allowed, Choice
+from harness.planning.costs import with_losses
 from harness.planning.loss import LossModel, added
 from harness.records import (
     Estimate,
@@ -119,7 +120,7 @@ class Subject:
 
     def predicted(self, choice: Choice, *, epochs: int, images: int) -> Predicted:
         """What a choice comes to, with what it is predicted to lose after so many epochs."""
-        found = self.pricer(choice)
+        found = with_losses(self.pricer(choice), self._losses(choice))
         if self.loss is None:
             # A student that nobody taught yet: what compressing it costs says nothing yet.
             whole = self.replacing is not None and choice == self.allotter.full()
@@ -131,6 +132,14 @@ class Subject:
         elif not pruning and not rounding:
             drop = Estimate.exactly(0.0, note="the original itself")
         return replace(found, accuracy_drop=drop)
+
+    def _losses(self, choice: Choice) -> dict[str, float]:
+        """Each layer's share of the summed sensitivity; layers of one group share alike."""
+        return {
+            layer: value / len(group.producers)
+            for group, value in zip(self.groups, self.allotter.losses(choice), strict=True)
+            for layer in group.producers
+        }
 
     def score(self, choice: Choice) -> tuple[float, float]:
         """The summed sensitivity of a choice's widths, and what rounding adds."""

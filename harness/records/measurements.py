@@ -162,6 +162,7 @@ class KernelTime:
     ``samples_s`` holds its time in every profiled run, as coarse as the profiler's clock
     (onnxruntime: the middle of a microsecond); old profiles have none. ``tactic`` and ``precision``
     are the implementation and its output's type in TensorRT's words, as far as its version tells.
+    ``provider`` is what executed it, as onnxruntime names its providers; "" in old profiles.
     """
 
     name: str
@@ -172,6 +173,7 @@ class KernelTime:
     samples_s: tuple[float, ...] = ()
     tactic: str = ""
     precision: str = ""
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

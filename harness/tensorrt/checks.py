@@ -104,7 +104,8 @@ def _node(node: onnx.NodeProto, release: Release) -> Iterator[Finding]:
         return
     support = operators.support(node.op_type, release)
     if support is False:
-        wrong = f"TensorRT {release.name} does not read the operator {node.op_type}"
+        by = f" (by {release.operators_by})" if release.operators_by else ""
+        wrong = f"TensorRT {release.name} does not read the operator {node.op_type}{by}"
         yield told("error", wrong, operators.remedy(node.op_type, release))
     elif support is None:
         wrong = f"whether TensorRT {release.name} reads {node.op_type} is not known"

@@ -1,7 +1,8 @@
 """Which ONNX operators each release of TensorRT's parser reads.
 
-Sources: the support matrices in docs/operators.md of onnx-tensorrt for 8.0, 8.4, 8.5 and 10.15, and
-its Changelog.md for what came between (8.2, 8.6, 9.0 to 10.6). Where the two differ on 8.0
+Sources: the support matrices in docs/operators.md of onnx-tensorrt for 8.0, 8.4, 8.5, 9.2 and
+10.15, and its Changelog.md for what came between (8.2, 8.6, 10.0 to 10.6): ``Release.operators_by``
+names both where a release has no matrix of its own here. Where the two differ on 8.0
 (NonMaxSuppression, Resize) the changelog of the release counts: the matrix is of an earlier state.
 Dropout is read as the identity since long before 8.0, which the matrix of 8.0 denies. TensorRT-RTX
 1.7: what its own parser answers (``OnnxParser.supports_operator``) for every operator of ONNX 1.23.
@@ -36,11 +37,11 @@ _ADDED: dict[tuple[int, int], str] = {
     (8, 5): "GridSample HardSwish MeanVarianceNormalization Mod NonZero OneHot RandomNormal "
     "RandomNormalLike Reciprocal RoiAlign Trilu",
     (8, 6): "GroupNormalization IsInf LayerNormalization",
-    (9, 2): "Hardmax",
+    (9, 2): "CastLike Hardmax",
     (10, 0): "BlackmanWindow DeformConv HammingWindow HannWindow STFT",
 }
-# In the matrix of 10.15, not in that of 8.5, and in no line of the changelog until 10.6.
-_BY_10_15 = "Attention CastLike Gelu Mish RMSNormalization RotaryEmbedding TensorScatter"
+# In the matrix of 10.15, not in that of 9.2, and in no line of the changelog until 10.6.
+_BY_10_15 = "Attention Gelu Mish RMSNormalization RotaryEmbedding TensorScatter"
 # What the parser of TensorRT-RTX 1.7 refuses though TensorRT 10.15 reads it, and the other way.
 _NOT_RTX = frozenset({"DeformConv"})
 _RTX_ALONE = frozenset({"CausalConvWithState", "LinearAttention", "Swish"})

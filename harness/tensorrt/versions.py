@@ -26,6 +26,7 @@ class Release:
     - ``half_scales``: whether Q and DQ may have fp16 scales (ONNX opset 19), so that a strongly
       typed network can go from int8 to fp16 without fp32 between.
     - ``layer_info``: whether a built engine tells its layers.
+    - ``operators_by``: what says which operators it reads, where no matrix of its own was found.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Release:
     integer_weights: bool
     half_scales: bool
     layer_info: bool
+    operators_by: str = ""
 
 
 # Opsets: docs/operators.md of onnx-tensorrt (8.0 and 8.4: 13, 8.5: 17, 10.15: 9 to 24); the same
@@ -50,21 +52,25 @@ RELEASES = (
     Release(name="8.0", since=(8, 0), opset=13, typing="weak", layer_flags=False, pools=False,
             integer_weights=False, half_scales=False, layer_info=False),
     Release(name="8.2", since=(8, 2), opset=13, typing="weak", layer_flags=False, pools=False,
-            integer_weights=False, half_scales=False, layer_info=True),
+            integer_weights=False, half_scales=False, layer_info=True,
+            operators_by="the matrix of 8.0 and the changelog of 8.2"),
     Release(name="8.4", since=(8, 4), opset=13, typing="weak", layer_flags=True, pools=True,
             integer_weights=False, half_scales=False, layer_info=True),
     Release(name="8.5", since=(8, 5), opset=17, typing="weak", layer_flags=True, pools=True,
             integer_weights=False, half_scales=False, layer_info=True),
     Release(name="8.6", since=(8, 6), opset=17, typing="weak", layer_flags=True, pools=True,
-            integer_weights=False, half_scales=False, layer_info=True),
+            integer_weights=False, half_scales=False, layer_info=True,
+            operators_by="the matrix of 8.5 and the changelog of 8.6"),
     Release(name="9.2", since=(9, 2), opset=19, typing="weak", layer_flags=True, pools=True,
             integer_weights=False, half_scales=False, layer_info=True),
     Release(name="10", since=(10, 0), opset=19, typing="both", layer_flags=True, pools=True,
-            integer_weights=True, half_scales=True, layer_info=True),
+            integer_weights=True, half_scales=True, layer_info=True,
+            operators_by="the matrix of 9.2 and the changelog up to 10.6"),
     Release(name="10.15", since=(10, 15), opset=24, typing="both", layer_flags=True, pools=True,
             integer_weights=True, half_scales=True, layer_info=True),
     Release(name="11", since=(11, 0), opset=25, typing="strong", layer_flags=False, pools=True,
-            integer_weights=True, half_scales=True, layer_info=True),
+            integer_weights=True, half_scales=True, layer_info=True,
+            operators_by="the matrix of 10.15"),
 )
 # Its parser is that of TensorRT 10.15's time, its networks are strongly typed always (the only
 # creation flag that its bindings of 1.7 have is STRONGLY_TYPED).

@@ -32,6 +32,10 @@ MOST_RANKED = 10**5
 MOST_PERCENTILES = 100
 
 RUNNING = "&&&& RUNNING TensorRT.trtexec"
+FAILED = "&&&& FAILED TensorRT.trtexec"
+# The first major version whose times are read here.
+OLDEST = 8
+LONGEST_ERROR = 200
 _PREFIX = re.compile(r"(?:\[[0-9/:\- ]{8,30}\] ?)+(?:\[[A-Z]\] )?")
 _STAMP = re.compile(r"\[(\d\d/\d\d/\d{4}-\d\d:\d\d:\d\d)\]")
 _VERSION = re.compile(r"\[TensorRT v(\d{3,6})\]")
@@ -72,6 +76,8 @@ class _Found:
     batch: int | None = None
     layers: int = 0
     engine_bytes: int | None = None
+    failed: bool = False
+    error: str = ""
 
 
 def read_log(
@@ -143,6 +149,9 @@ def _lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, str]]:
 def _read_line(run: _Found, line: str, where: str) -> None:
     prefix = _PREFIX.match(line)
     text = line[prefix.end() :] if prefix else line
+    run.failed = run.failed or line.startswith(FAILED)
+    if prefix and prefix[0].rstrip().endswith("[E]"):
+        run.error = run.error or text[:LONGEST_ERROR]
     if text.startswith("[TRT]"):
         run.layers += text.startswith("[TRT] [GpuLayer] ")
         if match := _ENGINE.search(text):
@@ -254,6 +263,21 @@ def _hertz(text: str) -> float | None:
     return value if value > 0 else None
 
 
+def _why(run: _Found) -> str:
+    """What became of a run that has no times, and what to do."""
+    if run.failed:
+        return f"trtexec failed ({run.error or 'it does not say why'}); mend that and run it again"
+    version = _version(run)
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) < OLDEST:
+        which = f"TensorRT {version}" if version else "a trtexec that names no version"
+        return (
+            f"it is of {which}, and times are read from TensorRT {OLDEST}.0 on; measure with that "
+            "(JetPack 4.6 or later)"
+        )
+    return "trtexec was cut off or was not to time anything; run it again, and keep all it prints"
+
+
 def _summary(
     run: _Found,
     *,
@@ -267,8 +291,7 @@ def _summary(
     if run.calls is None or run.calls < 1 or "Latency" not in run.times:
         missing = "Timing trace has" if not run.calls else "Latency: min ="
         raise ConfigError(
-            f"{path}, lines {run.line} to {end}: no line {missing + ' ...'!r} (TensorRT 8.0 and "
-            "later print it): trtexec failed, was cut off or was not to time anything"
+            f"{path}, lines {run.line} to {end}: no line {missing + ' ...'!r}: {_why(run)}"
         )
     command = run.header.partition(" # ")[2]
     named = _MODEL.search(command)

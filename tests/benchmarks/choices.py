@@ -266,8 +266,21 @@ def drawn(
     return found
 
 
+def worst(draws: Sequence[Draw]) -> tuple[str, float]:
+    """The set of networks from which the best was chosen least often, and how often it was."""
+    hits: dict[str, list[bool]] = {}
+    for draw in draws:
+        hits.setdefault(draw.candidates, []).append(draw.right)
+    shares = {name: sum(own) / len(own) for name, own in hits.items()}
+    name = min(sorted(shares), key=lambda name: shares[name])
+    return name, shares[name]
+
+
 class Rate(NamedTuple):
-    """A share of draws, with Clopper and Pearson's exact 95 % interval."""
+    """A share of draws, with Clopper and Pearson's exact 95 % interval.
+
+    It is that of other limits for the same networks: other networks are not covered by it.
+    """
 
     share: float
     low: float

@@ -4,6 +4,7 @@
 
 Each protocol splits a data set, calibrates a latency model on one part and predicts the other;
 identical graphs or layers stay on one side. The same code and the same defaults for every board.
+Tables of our own under ``data/measured`` (``own``) take part as well.
 Prints ours beside the datasheet roofline, the best simple calibrated roofline and the target, and
 writes every prediction to ``predictions.csv`` and a figure per data set to ``figures.html``.
 """
@@ -32,8 +33,8 @@ from scipy import stats
 
 from latency_models import calibration
 from latency_models.calibration import LatencyModel, NetworkSample
-from tests.benchmarks import published
-from tests.benchmarks.protocols import PROTOCOLS
+from tests.benchmarks import own, published
+from tests.benchmarks.protocols import PROTOCOLS, Protocol
 from tests.benchmarks.published import Item, Published
 
 COVERAGE = 0.9
@@ -50,6 +51,11 @@ class Row(NamedTuple):
     low_s: float
     high_s: float
     datasheet_s: float
+
+
+def every_protocol() -> tuple[Protocol, ...]:
+    """Those of the published tables, and of our own where there are any."""
+    return (*PROTOCOLS, *own.protocols(own.FOLDER))
 
 
 @functools.cache
@@ -73,6 +79,8 @@ def load(data: Path, name: str) -> Published:
         return published.nasbench(path, precision="fp16", runtime="tensorrt-6")
     if name == "tx2":
         return published.tx2(data / "jetson_tx2" / "cnv_pruned_trt.csv")
+    if name in {table.key for table in own.found(own.FOLDER)}:
+        return own.load(name, own.FOLDER)
     if name == "orin":
         return published.orin(data / "jetson_orin" / "mobilenet_v2_trt_per_layer.csv")
     return published.xavier(data / "jetson_agx_xavier" / "googlenet_trt_per_layer.csv")
@@ -105,11 +113,12 @@ def predict(model: LatencyModel, data: Published, item: Item) -> tuple[float, ..
 def datasheet_s(item: Item, data: Published) -> float:
     """The roofline of the datasheet: no parameter is fitted."""
     board = data.profile
-    peaks = {p: board.peak_flops.get(p, board.peak_flops["fp32"]).value for p in ("fp32", "fp16")}
+    fp32 = board.peak_flops["fp32"].value
+    peaks = {precision: peak.value for precision, peak in board.peak_flops.items()}
     bandwidth = board.bandwidth_bytes_per_s.value
     return sum(
         max(
-            2 * work.macs / peaks[work.precision] / item.scales.gpu,
+            2 * work.macs / peaks.get(work.precision, fp32) / item.scales.gpu,
             (work.bytes_in + work.bytes_out + work.bytes_weights) / bandwidth / item.scales.memory,
         )
         for work in item.works
@@ -118,7 +127,7 @@ def datasheet_s(item: Item, data: Published) -> float:
 
 def run(data_folder: Path, key: str, seed: int) -> list[Row]:
     """All predictions of one protocol with one seed."""
-    protocol = next(p for p in PROTOCOLS if p.key == key)
+    protocol = next(p for p in every_protocol() if p.key == key)
     data = load(data_folder, protocol.data)
     rows = []
     for fitted, tested in protocol.splits(data, seed):
@@ -168,7 +177,7 @@ def fit_seconds(data_folder: Path) -> float:
 def figures(rows: Sequence[Row]) -> str:
     """A page with predicted against measured for each protocol."""
     parts = []
-    for protocol in PROTOCOLS:
+    for protocol in every_protocol():
         chosen = [row for row in rows if row.protocol == protocol.key and row.seed == 0]
         if not chosen:
             continue
@@ -215,7 +224,7 @@ def table(scores: dict[str, dict[str, float]], seconds: float) -> Table:
     columns = "protocol n MAPE median within10 Spearman coverage width datasheet baseline target"
     for column in columns.split():
         result.add_column(column, justify="left" if column == "protocol" else "right")
-    for protocol in PROTOCOLS:
+    for protocol in every_protocol():
         if protocol.key not in scores:
             continue
         s = scores[protocol.key]
@@ -248,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{options.data} has no folder jetson_nano: give --data", file=sys.stderr)
         return 2
     started = time.perf_counter()
-    wanted = [p for p in PROTOCOLS if not options.only or p.key in options.only]
+    wanted = [p for p in every_protocol() if not options.only or p.key in options.only]
     seconds = fit_seconds(options.data)
     jobs = [(p.key, seed) for p in wanted for seed in p.seeds]
     rows: list[Row] = []

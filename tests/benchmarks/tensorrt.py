@@ -4,15 +4,17 @@
 
 Without a GPU each variant is parsed and built: all of the demo network and ResNet-20, and fp32,
 fp16 and int8 of the larger ones, with random weights where none come with boardfit. With one,
-``--measure --out FOLDER`` measures, profiles and compares networks there, calibrates the latency
-model and writes a measurement table (``tensorrt_gpu``). TensorRT-RTX may live in another
-environment: ``BOARDFIT_RTX_PYTHON`` names its Python.
+``--measure [--out FOLDER] [--json]`` measures, profiles and compares networks there, calibrates the
+latency model and writes a measurement table (``tensorrt_gpu``), under ``data/measured`` unless it
+is told another place. TensorRT-RTX may live in another environment: ``BOARDFIT_RTX_PYTHON`` names
+its Python.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +31,7 @@ from harness.compression import batchnorm, prune, quantize
 from harness.compression.groups import find_groups
 from harness.records import BoardFacts, BuildSettings, GpuFacts
 from harness.tensorrt import checks, chips, precision, versions
-from tests.benchmarks import tensorrt_gpu
+from tests.benchmarks import own, tensorrt_gpu
 from tests.benchmarks.compression_networks import NETWORKS, Absent, subject
 from tests.benchmarks.tensorrt_networks import PUBLISHED
 from tests.tensorrt import rtx
@@ -41,6 +43,8 @@ CALIBRATION, COMPARED = 64, 64
 # Of the networks that see 224 x 224 pixels, which take half a second an image on one core.
 LARGE = 4
 DEFAULT = ("demo", "resnet20", "efl0", "resnet18", "mobilenet_v2")
+MEASURED = ("demo", *PUBLISHED)
+WORK = ROOT / "runs" / "tensorrt"
 # All from Turing on compute all three precisions fast; a GPU that is there says so itself.
 TARGET = GpuFacts(name="a GPU of compute capability 8.9", compute="8.9")
 
@@ -253,37 +257,64 @@ def table(found: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def measured(asked: argparse.Namespace, interpreter: str | None) -> int:
+    """What ``--measure`` does; the exit code."""
+    out = asked.out or own.FOLDER / _name(tensorrt_gpu.gpu())
+    names = asked.networks.split(",") if asked.networks else MEASURED
+
+    def every() -> Iterator[tensorrt_gpu.Subject]:
+        for one in subjects([name for name in names if name == "demo"], asked.images):
+            yield tensorrt_gpu.Subject(
+                name=one.name,
+                family=one.name,
+                network=one.network,
+                shape=tuple(one.test.shape[1:]),
+            )
+        yield from tensorrt_gpu.published([name for name in names if name in PUBLISHED])
+
+    if wrong := sorted(set(names) - set(MEASURED)):
+        print(f"{wrong[0]} is not measured: --networks takes {', '.join(MEASURED)}")
+        return 2
+    return tensorrt_gpu.run(interpreter, every(), out, asked.work, as_json=asked.json)
+
+
+def _name(gpu: str | None) -> str:
+    """A folder's name for a GPU: ``nvidia-h100-80gb-hbm3`` of the first line of ``nvidia-smi``."""
+    first = (gpu or "gpu").splitlines()[0]
+    model = re.sub(r"^GPU \d+: | \(UUID.*", "", first)
+    return re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
     parser.add_argument(
         "--networks",
-        default=",".join(DEFAULT),
-        help=f"of demo, {', '.join((*NETWORKS, *PUBLISHED))}",
+        help=f"of demo, {', '.join((*NETWORKS, *PUBLISHED))} ({', '.join(DEFAULT)}; with --measure "
+        f"{', '.join(MEASURED)})",
     )
     parser.add_argument(
         "--images", type=Path, default=IMAGES, help="holds cifar10, imagenet_sample"
     )
     parser.add_argument("--measure", action="store_true", help="measure on this computer's GPU")
-    parser.add_argument("--out", type=Path, help="with --measure: the folder for what it finds")
+    parser.add_argument("--out", type=Path, help="with --measure: the measurement table's folder")
+    parser.add_argument(
+        "--work", type=Path, default=WORK, help="with --measure: files, and what an end cut short"
+    )
     asked = parser.parse_args()
     interpreter = rtx.python()
     torch.set_num_threads(1)
     if asked.measure:
-        if asked.out is None:
-            parser.error("--measure needs --out FOLDER, where the measurement table goes")
-        (demo,) = subjects(["demo"], asked.images)
-        one = tensorrt_gpu.Subject(
-            name="demo", family="demo", network=demo.network, shape=tuple(demo.test.shape[1:])
-        )
-        return tensorrt_gpu.run(interpreter, tuple(PUBLISHED), one, asked.out)
+        return measured(asked, interpreter)
     if interpreter is None:
-        print(f"TensorRT-RTX is absent: pip install 'boardfit[tensorrt]', or set {rtx.OTHER}")
+        text = f"TensorRT-RTX is absent: pip install 'boardfit[tensorrt]', or set {rtx.OTHER}"
+        print(text, file=sys.stderr)
         return 1
     found: list[Row] = []
+    names = asked.networks.split(",") if asked.networks else list(DEFAULT)
     with tempfile.TemporaryDirectory(prefix="boardfit-") as name:
         folder = Path(name)
-        for one in subjects(asked.networks.split(","), asked.images):
+        for one in subjects(names, asked.images):
             found += rows(one, folder, interpreter, target(rtx.version(interpreter)))
     if asked.json:
         print(json.dumps([asdict(row) for row in found], indent=2))

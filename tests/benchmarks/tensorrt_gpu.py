@@ -1,20 +1,21 @@
 """Networks measured on this computer's GPU, and the measurement table that comes of it.
 
 What ``python -m tests.benchmarks.tensorrt --measure --out FOLDER`` does: TensorRT-RTX where it runs
-on the GPU, else onnxruntime-gpu through the same agent.
+on the GPU, else TensorRT, else onnxruntime-gpu through the same agent (``tensorrt_fallback``).
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,42 +23,21 @@ import torch
 from torch import nn
 
 from harness import calibrate, networks, stats
+from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.compression import quantize
-from harness.errors import BoardfitError, LatencyModelError
+from harness.errors import BoardfitError
 from harness.progress import ConsoleObserver
 from harness.records import BoardSpec
 from harness.store import Store
 from harness.tensorrt import versions
 from latency_models import sweep
 from latency_models.errors import LatencyError
-from tests.benchmarks.tensorrt_networks import PUBLISHED, structure
+from tests.benchmarks import own, tensorrt_fallback
+from tests.benchmarks.tensorrt_networks import PUBLISHED
+from tests.benchmarks.tensorrt_rows import Failed, Measured, content, text
 
-# Where onnxruntime-gpu takes TensorRT's place: the agent's engine is told so by its environment.
-PROVIDER, CUDA = "BOARDFIT_ONNXRUNTIME_PROVIDER", "CUDAExecutionProvider"
 IMAGES = 4
-# The largest difference from onnxruntime's outputs on the host, over their largest value. fp32 may
-# be TF32, of 10 bits of mantissa, as fp16 is; int8 rounds ties and sums of Q/DQ in other places.
-TOLERANCES = {"fp32": 5e-3, "fp16": 2e-2, "int8": 0.1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One network in one precision on the GPU; times are seconds, ``kernels`` the profile's."""
-
-    network: str
-    family: str
-    precision: str
-    file: Path
-    median_s: float
-    p99_s: float
-    kernels: tuple[tuple[str, str, float], ...]
-    difference: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the outputs lie within the precision's tolerance."""
-        return self.difference <= TOLERANCES[self.precision]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +50,19 @@ class Subject:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file for one precision, and the one whose outputs on the host it is to have.
+
+    ``layers`` has the layer of each of the network's nodes, which keep their names.
+    """
+
+    precision: str
+    sent: Path
+    graph: Path
+    layers: Mapping[str, str]
+
+
 def gpu() -> str | None:
     """The GPUs of this computer, as the driver lists them; None where there is none."""
     command = shutil.which("nvidia-smi")
@@ -80,25 +73,32 @@ def gpu() -> str | None:
 
 
 def usable(interpreter: str | None, folder: Path) -> tuple[BoardSpec, str]:
-    """The board that this computer's GPU is, and why it is not TensorRT-RTX's ("" where it is).
+    """The board that this computer's GPU is, and what does not run there ("" for TensorRT-RTX).
 
-    ``BoardfitError`` where onnxruntime-gpu does not run either.
+    TensorRT-RTX of ``interpreter``, else TensorRT of this Python, else onnxruntime-gpu;
+    ``BoardfitError`` where none of them runs.
     """
     path = folder / "yardstick.onnx"
     onnx.save(sweep.yardstick(), path)
-    why = "it is not installed"
-    if interpreter is not None:
-        spec = BoardSpec(name="local", python=interpreter, runtime="tensorrt_rtx")
+    lacking = []
+    for name, runtime, python in (
+        ("TensorRT-RTX", "tensorrt_rtx", interpreter),
+        ("TensorRT", "tensorrt", sys.executable),
+    ):
+        if python is None:
+            lacking.append(f"{name} is not installed")
+            continue
+        spec = BoardSpec(name="local", python=python, runtime=runtime)
         try:
             _runs(spec, path)
         except BoardfitError as error:
-            why = str(error)
+            lacking.append(f"{name} does not run here ({error})")
         else:
-            return spec, ""
-    os.environ[PROVIDER] = CUDA
+            return spec, "; ".join(lacking)
+    os.environ[tensorrt_fallback.PROVIDER] = tensorrt_fallback.CUDA
     spec = BoardSpec(name="local", python=sys.executable, runtime="onnxruntime")
     _runs(spec, path)
-    return spec, f"TensorRT-RTX does not run here ({why}); onnxruntime-gpu does"
+    return spec, "; ".join(lacking)
 
 
 def _runs(spec: BoardSpec, path: Path) -> None:
@@ -115,48 +115,119 @@ def published(names: Sequence[str]) -> Iterator[Subject]:
         yield Subject(name=name, family=one.family, network=one.make().eval(), shape=one.shape)
 
 
-def measure(session: Session, one: Subject, folder: Path) -> Iterator[Measured]:
-    """A network in each precision that the GPU is fast in, interleaved, profiled and compared."""
-    images = torch.randn(IMAGES, *one.shape, generator=torch.Generator().manual_seed(0))
+def files(session: Session, one: Subject, images: torch.Tensor, folder: Path) -> tuple[File, ...]:
+    """A file for each precision that the GPU is fast in."""
     plain = folder / f"{one.name}.onnx"
     networks.export_onnx(one.network, images[:1], plain)
-    precisions = ("fp32",)
-    if versions.is_tensorrt(session.facts.runtime):
-        precisions = quantize.available_precisions(session.facts)
-    requests = []
-    for precision in precisions:
-        path = folder / f"{one.name}.{precision}.onnx"
-        shutil.copyfile(plain, path)
-        if precision == "int8":
-            layers = tuple(dict.fromkeys(networks.layer_of_node(onnx.load(plain)).values()))
-            quantize.quantize(
-                plain, path, calibration=images.numpy(), int8_layers=layers, board=session.facts
+    layers = networks.layer_of_node(onnx.load(plain))
+    calibration = images.numpy()
+    if not versions.is_tensorrt(session.facts.runtime):
+        made = tensorrt_fallback.files(plain, calibration=calibration, facts=session.facts)
+        return tuple(
+            File(
+                precision=name,
+                sent=path,
+                graph=path if name == "int8" else plain,
+                layers=layers,
             )
-        requests.append(EngineRequest(label=precision, path=path, precision=precision))
-    campaign = f"tensorrt {one.name}"
-    taken = session.measure(requests, plan=PRESETS["standard"], campaign=campaign)
-    for request, timed in zip(requests, taken, strict=True):
-        exact = networks.onnx_outputs(request.path, images.numpy())[0]
-        outputs = session.infer(request.path, images.numpy())
-        profile = session.profile(request.path)
+            for name, path in made.items()
+        )
+    found = []
+    for precision in quantize.available_precisions(session.facts):
+        # A file of its own for each: a session profiles the engine that a file was measured as.
+        sent = folder / f"{one.name}.{precision}.onnx"
+        if precision == "int8":
+            quantize.quantize(
+                plain,
+                sent,
+                calibration=calibration,
+                int8_layers=set(layers.values()),
+                board=session.facts,
+            )
+        else:
+            shutil.copyfile(plain, sent)
+        graph = sent if precision == "int8" else plain
+        found.append(File(precision=precision, sent=sent, graph=graph, layers=layers))
+    return tuple(found)
+
+
+def attempt(
+    session: Session, one: Subject, folder: Path
+) -> tuple[tuple[Measured, ...], tuple[Failed, ...]]:
+    """A network in each precision, interleaved; where that fails each alone, and what failed."""
+    images = torch.randn(IMAGES, *one.shape, generator=torch.Generator().manual_seed(0))
+    try:
+        made = files(session, one, images, folder)
+    except BoardfitError as error:
+        return (), (Failed(network=one.name, precision="all", why=str(error)),)
+    try:
+        return tuple(measure(session, one, made, images.numpy())), ()
+    except BoardfitError as error:
+        print(f"{one.name}: {error}; each precision is tried alone", file=sys.stderr)
+    found: list[Measured] = []
+    failed = []
+    for file in made:
+        try:
+            found += measure(session, one, (file,), images.numpy())
+        except BoardfitError as error:
+            failed.append(Failed(network=one.name, precision=file.precision, why=str(error)))
+    return tuple(found), tuple(failed)
+
+
+def measure(
+    session: Session, one: Subject, made: Sequence[File], images: np.ndarray
+) -> Iterator[Measured]:
+    """The files of a network measured in turn, each profiled and held against the host."""
+    requests = [
+        EngineRequest(label=file.precision, path=file.sent, precision=file.precision)
+        for file in made
+    ]
+    taken = session.measure(requests, plan=PRESETS["standard"], campaign=f"tensorrt {one.name}")
+    for file, timed in zip(made, taken, strict=True):
+        exact = networks.onnx_outputs(file.graph, images)[0]
+        outputs = session.infer(file.sent, images)
+        profile = session.profile(file.sent)
+        layers = set(file.layers.values())
+        integer = None
+        tells = not versions.is_tensorrt(profile.runtime) or any(k.tactic for k in profile.kernels)
+        if file.precision == "int8" and tells:
+            integer = len(quantize.real_int8_layers(profile, layers, layer_of_node=file.layers))
+        counted = Counter(kernel.provider for kernel in profile.kernels)
+        engine, parts = timed.engine, timed.parts
         yield Measured(
             network=one.name,
             family=one.family,
-            precision=request.precision,
-            file=request.path,
+            precision=file.precision,
+            graph=file.graph,
+            file_bytes=file.sent.stat().st_size,
+            engine_bytes=None if engine is None else engine.size_bytes,
+            build_s=None if engine is None else engine.build_s,
             median_s=stats.median(timed.samples_s),
+            interval=stats.interval_of_median(timed),
             p99_s=stats.percentile(timed.samples_s, 99),
+            gpu_s=None if parts is None else stats.median(parts.compute_s),
             kernels=tuple((k.name, k.node, k.latency_s) for k in profile.kernels),
+            ran_on=", ".join(f"{name or 'unknown'} {count}" for name, count in counted.items()),
+            integer_layers=integer,
+            layers=len(layers),
             difference=float(np.abs(outputs - exact).max() / np.abs(exact).max()),
         )
 
 
 def validate(
-    session: Session, found: Sequence[Measured], out: Path
+    session: Session, found: Sequence[Measured], out: Path, work: Path
 ) -> tuple[calibrate.Validation, ...]:
-    """The latency model of a sweep on this GPU, into ``out``, held against the networks."""
-    with ConsoleObserver() as observer, Store(out / "measurements.db") as store:
-        yardstick = calibrate.folder_yardstick(session, store, out)
+    """The latency model of this GPU, into ``out``, held against the networks.
+
+    It is calibrated by a sweep with TensorRT, else by whole probe networks; ``work`` keeps what was
+    measured for it, so that an interrupted run goes on.
+    """
+    if not versions.is_tensorrt(session.facts.runtime):
+        model = tensorrt_fallback.calibrated(session, work)
+        (out / "latency_model.json").write_text(model.to_json())
+        return tuple(_held(model, one) for one in found)
+    with ConsoleObserver() as observer, Store(work / "measurements.db") as store:
+        yardstick = calibrate.folder_yardstick(session, store, work)
         made = calibrate.calibrate(
             session,
             store,
@@ -166,87 +237,108 @@ def validate(
             yardstick=yardstick,
         )
         (out / "latency_model.json").write_text(made.model.to_json())
-        targets = [(one.network, one.precision, lambda file=one.file: file) for one in found]
+        targets = [(one.network, one.precision, lambda file=one.graph: file) for one in found]
         return calibrate.validate(
             session, store, observer, model=made.model, yardstick=yardstick, networks=targets
         )
 
 
+def _held(model: Any, one: Measured) -> calibrate.Validation:
+    predicted_s, interval = tensorrt_fallback.predict(model, one.graph, one.precision)
+    return calibrate.Validation(
+        network=one.network,
+        precision=one.precision,
+        predicted_s=predicted_s,
+        interval=interval,
+        measured_s=one.median_s,
+        measured_interval=one.interval,
+    )
+
+
 def write(found: Sequence[Measured], session: Session, out: Path) -> Path:
     """The measurement table of ``found`` in a folder, with graphs, profiles and fingerprint."""
-    graphs = out / "graphs"
-    graphs.mkdir(parents=True, exist_ok=True)
-    path = out / "networks.csv"
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(("network", "family", "precision", "batch", "latency_ms", "p99_ms"))
-        for one in found:
-            # fp16 is told to the builder: its structure is that of the fp32 file.
-            name = f"{one.network}{'.int8' if one.precision == 'int8' else ''}.onnx"
-            light = structure(onnx.load(one.file))
-            (graphs / name).write_bytes(light.SerializeToString(deterministic=True))
-            times = (f"{1e3 * one.median_s:.6f}", f"{1e3 * one.p99_s:.6f}")
-            rows.writerow((f"graphs/{name}", one.family, one.precision, 1, *times))
-    with (out / "kernels.csv").open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(("network", "precision", "kernel", "node", "latency_ms"))
-        for one in found:
-            for name, node, seconds in one.kernels:
-                rows.writerow((one.network, one.precision, name, node, f"{1e3 * seconds:.6f}"))
+    tensorrt = versions.is_tensorrt(session.facts.runtime)
     facts = replace(session.facts, hostname="")  # whose computer it was is no fact of the GPU
     fingerprint = {
         "facts": asdict(facts),
         "conditions": asdict(session.conditions()),
         "gpu": gpu(),
         "plan": asdict(PRESETS["standard"]),
+        "timed": "whole calls on the host's clock, copies included",
+        "kernels": "the GPU's clock" if tensorrt else "the host's clock: enqueueing alone",
+        "ran_on": {f"{one.network} {one.precision}": one.ran_on for one in found},
     }
-    (out / "fingerprint.json").write_text(json.dumps(fingerprint, indent=2, default=str) + "\n")
-    return path
-
-
-def run(interpreter: str | None, names: Sequence[str], demo: Subject, out: Path) -> int:
-    """Everything above; the exit code."""
-    if gpu() is None:
-        print("there is no NVIDIA GPU at hand (nvidia-smi lists none): nothing was measured")
-        return 1
-    out.mkdir(parents=True, exist_ok=True)
-    work = out / "files"
-    work.mkdir(exist_ok=True)
-    spec, fallback = usable(interpreter, work)
-    if fallback:
-        print(fallback)
-    with Session(spec) as session:
-        found = [row for one in (demo, *published(names)) for row in measure(session, one, work)]
-        path = write(found, session, out)
-        held: tuple[calibrate.Validation, ...] = ()
-        if fallback:
-            print("no sweep: the sweep's kernels are those of onnxruntime's CPU provider")
-        else:
-            try:
-                held = validate(session, found, out)
-            except (LatencyError, LatencyModelError) as error:
-                print(f"the latency model could not be calibrated here: {error}")
-    print(text(found, held))
-    runtime = "onnxruntime-cuda" if fallback else "tensorrt"
-    print(
-        f"{path} is a measurement table: put {out} into data/ without files/ and measurements.db, "
-        "and have tests/benchmarks/latency_models.load return\n"
-        f'published.networks(path, profile="generic-gpu", runtime="{runtime}") for it'
+    return own.write(
+        [
+            own.Row(
+                network=one.network,
+                family=one.family,
+                precision=one.precision,
+                graph=one.graph,
+                median_s=one.median_s,
+                p99_s=one.p99_s,
+                kernels=one.kernels,
+            )
+            for one in found
+        ],
+        out,
+        rules=rules.fusion_rules(session.facts) if tensorrt else tensorrt_fallback.RULES,
+        profile=tensorrt_fallback.PROFILE,
+        fingerprint=fingerprint,
     )
-    return 0 if all(one.agrees for one in found) else 1
 
 
-def text(found: Sequence[Measured], held: Sequence[calibrate.Validation]) -> str:
-    """The rows as text, with what was predicted where a latency model was calibrated."""
-    predicted = {(one.network, one.precision): one for one in held}
-    head = ("network", "types", "median", "p99", "kernels", "outputs", "within", "predicted")
-    lines = ["{:13} {:5} {:>10} {:>10} {:>7} {:>8} {:>6} {:>10}".format(*head)]
-    for one in found:
-        told = predicted.get((one.network, one.precision))
-        guess = "-" if told is None else f"{told.predicted_s * 1e3:7.3f} ms ({told.error:+.0%})"
-        lines.append(
-            f"{one.network:13} {one.precision:5} {one.median_s * 1e3:7.3f} ms "
-            f"{one.p99_s * 1e3:7.3f} ms {len(one.kernels):7} {one.difference:8.2%} "
-            f"{'yes' if one.agrees else 'NO':>6} {guess:>10}"
+def run(
+    interpreter: str | None, subjects: Iterator[Subject], out: Path, work: Path, *, as_json: bool
+) -> int:
+    """Everything above; the exit code. Results go to stdout, all else to stderr."""
+    if gpu() is None:
+        print(
+            "there is no NVIDIA GPU at hand (nvidia-smi lists none): nothing was measured",
+            file=sys.stderr,
         )
-    return "\n".join(lines)
+        return 1
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        spec, fallback = usable(interpreter, work)
+    except BoardfitError as error:
+        told = f"neither TensorRT-RTX, TensorRT nor onnxruntime-gpu runs here: {error}"
+        print(told, file=sys.stderr)
+        return 1
+    note = f"measured with {spec.runtime}" + (f"; {fallback}" if fallback else "")
+    print(note, file=sys.stderr)
+    return on_board(spec, subjects, out, work, note=note, as_json=as_json)
+
+
+def on_board(
+    spec: BoardSpec, subjects: Iterator[Subject], out: Path, work: Path, *, note: str, as_json: bool
+) -> int:
+    """What ``run`` does once it is known which board the GPU is."""
+    found: list[Measured] = []
+    failed: list[Failed] = []
+    held: tuple[calibrate.Validation, ...] = ()
+    with Session(spec) as session:
+        for one in subjects:
+            rows, lost = attempt(session, one, work)
+            found += rows
+            failed += lost
+            if found:  # after each network: what comes later may fail
+                write(found, session, out)
+        if found:
+            try:
+                held = validate(session, found, out, work)
+            except (LatencyError, BoardfitError) as error:
+                failed.append(Failed(network="latency model", precision="all", why=str(error)))
+    if as_json:
+        print(json.dumps(content(found, held, failed, note), indent=2, allow_nan=False))
+    else:
+        print(text(found, held, failed))
+    if found:
+        print(f"{out} holds the measurement table", file=sys.stderr)
+        if out.resolve().parent != own.FOLDER:
+            place = own.FOLDER.relative_to(own.FOLDER.parents[1])
+            print(
+                f"moved into {place}/, it takes part in tests.benchmarks.latency_models",
+                file=sys.stderr,
+            )
+    return 0 if found and not failed and all(one.agrees for one in found) else 1

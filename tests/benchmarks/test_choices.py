@@ -45,6 +45,15 @@ def test_accuracy_ranks_where_it_is_published_and_time_where_it_is_not():
         assert draw.best == "small"
 
 
+def test_the_worst_set_is_the_one_that_is_chosen_from_least_well():
+    good = {"good": [exact("a", 1.0), exact("b", 2.0)]}
+    late = exact("d", 2.0)._replace(predicted_s=3.0, low_s=3.0, high_s=3.0)
+    sets = {**good, "bad": [exact("c", 1.0), exact("e", 1.5), late._replace(measured_s=1.2)]}
+    name, share = choices.worst(choices.drawn(source("nano_ort_gpu"), sets, draws=60))
+    assert name == "bad"
+    assert share < 1
+
+
 def test_a_rate_has_the_exact_binomial_interval():
     found = choices.rate([True] * 9 + [False])
     # Clopper and Pearson, "The use of confidence or fiducial limits", 1934: 9 of 10.

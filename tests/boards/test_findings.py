@@ -210,6 +210,38 @@ def test_tensorrt_rtx_is_a_runtime_of_its_own() -> None:
     assert findings.tensorrt({**TENSORRT, "rtx": None}, spec)[0].status == "fail"
 
 
+@pytest.mark.parametrize(
+    ("runtime", "found", "remedy"),
+    [
+        ("tensorrt", "but no Python bindings for python3: none", "python3-libnvinfer"),
+        ("tensorrt_rtx", "but no TensorRT-RTX for python3", "pip install tensorrt-rtx-cu13"),
+    ],
+)
+def test_a_runtime_that_is_missing_beside_trtexec_is_named(
+    runtime: str, found: str, remedy: str
+) -> None:
+    unbound = {**TENSORRT, "version": None, "error": "none"}
+    spec = BoardSpec(name="nano", host="jetson-nano", runtime=runtime)
+    (check,) = findings.tensorrt(unbound, spec)
+    assert check.status == "fail" and check.found.endswith(found)
+    assert remedy in (check.remedy or "")
+
+
+def test_a_board_of_trtexec_without_it_is_told_where_it_comes_from() -> None:
+    spec = BoardSpec(name="nano", host="jetson-nano", runtime="trtexec")
+    (check,) = findings.tensorrt({**TENSORRT, "trtexec": None}, spec)
+    assert check.status == "fail" and check.found.endswith("; but no trtexec")
+    assert "libnvinfer-bin" in (check.remedy or "")
+
+
+def test_a_library_without_a_gpu_is_not_to_be_installed_again() -> None:
+    line = "TensorRT cannot run here; missing: CUDA (libcudart is there, but it finds no GPU)"
+    spec = BoardSpec(name="nano", host="jetson-nano", runtime="tensorrt")
+    (check,) = findings.tensorrt({**TENSORRT, "missing": line}, spec)
+    assert check.status == "fail"
+    assert "driver" in (check.remedy or "") and "BOARDFIT_CUDART" not in (check.remedy or "")
+
+
 def test_what_tensorrt_lacks_is_told_in_the_boards_own_line() -> None:
     line = "TensorRT cannot run here; missing: CUDA (no libcudart.so was found)"
     for runtime, status in (("tensorrt", "fail"), ("onnxruntime", "skip")):

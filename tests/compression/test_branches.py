@@ -58,6 +58,15 @@ def test_without_its_branch_a_network_is_its_stream() -> None:
     assert list(layers) == ["stem", "wide", "shortcut", "classifier"]
 
 
+def test_what_stands_for_a_layer_can_be_asked_for_its_stride() -> None:
+    net = Residual().eval()
+    example = _example(net)
+    shallow = branches.without(net, find_groups(net, example), example, ["inner"])
+    for name in ("inner", "outer"):
+        layer, stand_in = net.get_submodule(name), shallow.get_submodule(name)
+        assert (stand_in.stride, stand_in.padding) == (layer.stride, layer.padding)
+
+
 def test_the_file_holds_nothing_of_the_branch(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = Mobile().eval()

@@ -17,6 +17,7 @@ from harness.compression.quantize import (
     quantize,
     real_int8_layers,
     store_weights_int4,
+    usual_form,
 )
 from harness.compression.quantizers import (
     QuantizedWeight,
@@ -76,6 +77,13 @@ def test_the_form_is_the_runtimes() -> None:
     assert (old.symmetric, old.at_inputs, old.integer_bias) == (True, True, False)
     assert not old.integer_weights
     assert form_of(tensorrt("10.3.0")).integer_weights
+
+
+def test_the_usual_form_of_a_runtime_is_that_of_a_board_with_it() -> None:
+    assert usual_form("onnxruntime-cpu") == form_of(facts("vnni"))
+    arm = replace(facts("dotprod"), machine="aarch64")
+    assert usual_form("onnxruntime-cpu-arm") == form_of(arm)
+    assert usual_form("tensorrt") == form_of(tensorrt())
 
 
 @pytest.mark.parametrize("version", ["8.2.1", "10.3.0"])

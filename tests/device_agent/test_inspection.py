@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from device_agent import inspection
+from device_agent import cuda, inspection
 from tests.boards.support import ROOT
 from tests.device_agent import texts
 
@@ -265,6 +265,11 @@ NO_CUDA = {"error": "device_agent.cuda.NoCuda: no libcudart.so was found: instal
         (
             {"cuda": NO_CUDA},
             "TensorRT cannot run here; missing: CUDA (no libcudart.so was found: install it)",
+        ),
+        # What to do about it is the doctor's to say.
+        (
+            {"cuda": {"error": f"device_agent.cuda.NoCuda: it finds no GPU; {cuda.LOOK}"}},
+            "TensorRT cannot run here; missing: CUDA (it finds no GPU)",
         ),
         (
             {"version": None, "error": "No module named 'tensorrt'"},

@@ -118,7 +118,7 @@ if "--help" in given:
 if os.environ.get("TRTEXEC_NEEDS") and int(given["--workspace"]) > int(os.environ["TRTEXEC_NEEDS"]):
     os.kill(os.getpid(), signal.SIGKILL)
 if os.environ.get("TRTEXEC_FAILS"):
-    print("[01/01/2022-00:00:00] [E] Error[4]: [network.cpp::validate::2411] no output")
+    print("[01/01/2022-00:00:00] [E] " + os.environ["TRTEXEC_FAILS"])
     print("&&&& FAILED TensorRT.trtexec [TensorRT v8201]")
     sys.exit(1)
 call = dict(startComputeMs=1.0, computeMs=5.0, h2dMs=0.25, d2hMs=0.5, latencyMs=5.75)
@@ -183,8 +183,25 @@ def test_a_run_that_memory_runs_out_for_is_tried_with_less_workspace(board: Boar
     assert attempts[0]["ended"].startswith("killed by SIGKILL")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "ended"),
+    [
+        ("TRTEXEC_NEEDS", "1", "killed by SIGKILL"),
+        ("TRTEXEC_FAILS", "2: [defaultAllocator.cpp] Cuda failure: Out of memory", "exit code 1"),
+    ],
+)
+def test_a_run_that_memory_runs_out_for_to_the_end_says_what_is_left_to_do(
+    board: Board, variable: str, value: str, ended: str
+) -> None:
+    board.env[variable] = value
+    message = board.run()["exception"]["message"]
+    tried = [f"{mib} MiB workspace" in message for mib in (256, 64, 16)]
+    assert tried == [True] * 3
+    assert ended in message and "add swap" in message
+
+
 def test_trtexecs_errors_are_passed_on(board: Board) -> None:
-    board.env["TRTEXEC_FAILS"] = "1"
+    board.env["TRTEXEC_FAILS"] = "Error[4]: [network.cpp::validate::2411] no output"
     outcome = board.run()
     assert outcome["state"] == "failed"
     assert outcome["exception"]["type"] == "TrtexecFailed"

@@ -37,8 +37,8 @@ def test_blocks_alternate_and_their_first_calls_are_dropped() -> None:
     a, b = timing.interleave(
         runs, _plan(), script.clock, lambda: looks.append(len(script.order)), rounds.append
     )
-    # Two warm-up calls each, then twice: one dropped and two timed calls of a, the same of b.
-    assert "".join(script.order) == "aabb" + "aaabbb" * 2
+    # Two warm-up calls each, then one dropped and two timed calls of a, the same of b; and back.
+    assert "".join(script.order) == "aabb" + "aaabbb" + "bbbaaa"
     assert a == timing.Timed([1.0] * 4, [0, 0, 1, 1], [1.0, 1.0])
     assert b == timing.Timed([2.0] * 4, [0, 0, 1, 1], [2.0, 2.0])
     assert looks == [4]

@@ -127,6 +127,20 @@ def test_int8_kernels_take_pointers_or_sums_for_themselves():
     assert own == {"conv_0": (8 * 9 * 64,), "conv_1": ()}
 
 
+@pytest.mark.parametrize("runtime", graph.RUNTIMES)
+@pytest.mark.parametrize("make", [networks.residual, networks.inverted, networks.googlenet])
+def test_every_runtimes_kernels_have_what_they_read(make, runtime):
+    model = make()
+    kernels = graph.read(model, runtime=runtime)
+    found = liveness(kernels)
+    # Whatever a kernel writes is alive while it does.
+    works = {kernel.name: graph.work(kernel) for kernel in kernels if kernel.kind != "view"}
+    for access in found.accesses:
+        if access.kernel in works:
+            assert access.live_bytes >= works[access.kernel].bytes_out
+    assert found.peak_bytes <= found.arena_bytes
+
+
 # -- against onnxruntime -------------------------------------------------------------------------
 
 

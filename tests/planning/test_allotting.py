@@ -1,10 +1,11 @@
 """Allocations within limits, against every allocation of a small network priced from scratch."""
 
 import itertools
+import math
 
 import pytest
 
-from harness.errors import ConfigError, InfeasibleBudget
+from harness.errors import BoardfitError, ConfigError
 from harness.planning.verdicts import Reference
 from harness.planning.within import limits_of, within
 from harness.records import Requirements
@@ -71,18 +72,27 @@ def test_the_mildest_allocation_within_limits_is_found(branches, latency, size, 
         for quantity, place in places.items()
         if place is not None
     }
+    prices = [branches.costs.costs(choice) for choice in branches.every]
+    widest = max(price.upper_s / price.latency_s for price in prices)
+
+    def taken(quantity, choice):
+        """Of the latency what keeps its limit however wide the bound is."""
+        if quantity == "latency":
+            return branches.costs.costs(choice).latency_s * widest
+        return allotter.amount(quantity, choice)
+
     keeping = [
         choice
         for choice in branches.every
-        if all(allotter.amount(q, choice) <= limit * (1 + 1e-9) for q, limit in limits.items())
+        if all(taken(quantity, choice) <= limit for quantity, limit in limits.items())
     ]
-    if not keeping:
-        with pytest.raises(InfeasibleBudget):
-            allotter.best(everything(branches), limits)
+    try:
+        found = allotter.best(everything(branches), limits)
+    except BoardfitError:
+        assert not keeping
         return
-    found = allotter.best(everything(branches), limits)
     assert all(allotter.amount(q, found) <= limit * (1 + 1e-9) for q, limit in limits.items())
-    least = min(branches.score(choice) for choice in keeping)
+    least = min(map(branches.score, keeping), default=math.inf)
     assert branches.score(found) <= least * (1 + 2e-3) + 1e-12
 
 
@@ -106,17 +116,20 @@ def test_the_least_of_a_quantity_with_another_held_is_that_of_all_allocations(
     branches, quantity, other
 ):
     allotter = branches.subject.allotter
-    limit = between(branches, other, 1 / 3)
+    # Half of all allocations keep it: the bound of the latency has many widths here, where nothing
+    # was measured, and is met with some to spare.
+    limit = between(branches, other, 1 / 2)
+
+    def taken(choice):
+        price = branches.costs.costs(choice)
+        return price.latency_s if quantity == "latency" else allotter.amount(quantity, choice)
+
     reached = allotter.least(quantity, everything(branches), {other: limit, quantity: 1.0})
-    least = min(
-        allotter.amount(quantity, choice)
-        for choice in branches.every
-        if allotter.amount(other, choice) <= limit * (1 + 1e-9)
-    )
+    keeping = [c for c in branches.every if allotter.amount(other, c) <= limit]
     assert not reached.alone
     assert allotter.amount(other, reached.choice) <= limit * (1 + 1e-6)
-    # Raised by the least room that lets an allocation in; the bound's width differs a little.
-    assert allotter.amount(quantity, reached.choice) == pytest.approx(least, rel=2e-3)
+    # Raised by the least room that lets an allocation in.
+    assert taken(reached.choice) == pytest.approx(min(map(taken, keeping)), rel=2e-3)
     assert reached.binding and set(reached.binding) <= set(range(len(branches.groups)))
 
 

@@ -15,13 +15,14 @@ from harness.compression import prune, quantize
 from harness.compression.groups import find_groups
 from harness.compression.shapes import parameter_shapes
 from harness.errors import LatencyModelError
-from harness.planning.costs import VariantCosts, with_losses
-from harness.records import Option
+from harness.planning.costs import VariantCosts, engine_estimate, with_losses
+from harness.records import LayerCost, Option
 from latency_models import graph
 from latency_models.liveness import liveness
 from latency_models.operators import Op
 from tests.benchmarks.compression_networks import EfficientNetLite0
 from tests.compression import tiny
+from tests.latency_models.arena import allocated, local_runtime
 from tests.sensitivity import cifar_resnet
 
 BOARD = tiny.facts()
@@ -56,6 +57,17 @@ class Case:
             runtime=runtime,
             form=quantize.form_of(BOARD),
         )
+
+    def uniform(self, method):
+        """Half the channels of wide groups, all layers in int8: what strategies begin with."""
+        kept, options = {}, {}
+        for group in self.groups:
+            wide = group.prunable and group.channels >= 16 and method != "quantize"
+            count = group.channels // 16 * 8 if wide else group.channels
+            kept[group.name] = tuple(range(count))
+            precision = "fp32" if method == "prune" else "int8"
+            options[group.name] = Option(channels=count, precision=precision)
+        return kept, options
 
     def allocation(self, method):
         """Any channels of every group that can be pruned, any layers in int8."""
@@ -151,6 +163,28 @@ def test_costs_of_the_demo_are_those_of_the_variant_that_is_built(tmp_path):
         case.check(method)
 
 
+@pytest.mark.skipif(local_runtime() != RUNTIME, reason="the arena is another without AVX-512")
+@pytest.mark.parametrize("method", ["prune", "quantize", "joint"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (tiny.Mobile, (1, 3, 64, 64)),
+        (cifar_resnet.resnet20, (1, 3, 32, 32)),
+        (lambda: networks.load_network("data/demo/network.py:factory", None), (1, 1, 28, 28)),
+    ],
+    ids=("mobile", "resnet20", "demo"),
+)
+def test_memory_is_what_onnxruntime_allocates_for_the_variant(make, shape, method, tmp_path):
+    torch.manual_seed(0)
+    case = Case(make().eval(), torch.randn(shape), tmp_path)
+    kept, options = case.uniform(method)
+    case.built(kept, options)
+    found = case.costs.predicted(options).peak_activation_bytes
+    real = allocated(tmp_path / "variant.onnx")
+    assert found.value == pytest.approx(real, rel=0.1)
+    assert found.low <= real <= found.high
+
+
 def test_the_original_costs_what_its_file_says(small, tmp_path):
     case = small(tiny.Residual)
     found = case.costs.predicted(case.costs.whole)
@@ -204,6 +238,35 @@ def test_fp16_halves_the_weights_and_leaves_the_file(small):
     assert weights[0] == 2 * weights[1]
     assert after.engine_bytes.value < before.engine_bytes.value
     assert not after.engine_bytes.exact
+
+
+def test_an_engine_is_its_weights_and_what_kernels_add(small):
+    case = small(tiny.Residual, runtime="tensorrt")
+    found = case.costs.predicted(case.costs.whole)
+    weights = sum(layer.weight_bytes for layer in found.layers)
+    kernels = sum(bool(kernel.nodes) for kernel in case.costs.rewritten(case.costs.whole))
+    assert found.engine_bytes.low == weights
+    assert found.engine_bytes.high == weights + 45_000 * kernels
+    assert found.size_bytes.exact
+
+
+def test_engines_that_were_built_on_a_nano_lie_within_the_estimate():
+    """EfficientDet-D0 in fp16: 3.9 million parameters, 403 layers, 19 MB."""
+    layer = LayerCost(
+        layer="all",
+        kind="conv_1x1",
+        precision="fp16",
+        channels_in=1,
+        channels_out=1,
+        parameters=3_900_000,
+        macs=0,
+        weight_bytes=7_800_000,
+        read_bytes=0,
+        written_bytes=0,
+    )
+    found = engine_estimate("tensorrt", 0, [layer], kernels=403)
+    assert found.low <= 19 * 2**20 <= found.high
+    assert found.value == pytest.approx(19 * 2**20, rel=0.25)
 
 
 def test_seconds_of_merged_layers_are_shared_by_what_they_compute(small):

@@ -242,12 +242,20 @@ def test_the_nearest_of_two_limits_that_exclude_each_other_are_those_of_all_allo
     small = [c for c in branches.every if sizes[id(c)] <= size * (1 + 1e-9)]
     fast = [c for c in branches.every if highs[id(c)] <= latency * (1 + 1e-9)]
     near_latency, near_size = reachable(found, "latency"), reachable(found, "size")
-    least_s = min(highs[id(c)] for c in small)
+    # Of the fastest prediction the bound; or what is planned, if that promises more.
+    fastest = min(small, key=lambda c: branches.price(c).latency_s.value)
+    planned_s = [
+        s.predicted.latency_s.high
+        for s in found.strategies
+        if s.predicted.size_bytes.value <= size * (1 + 1e-9)
+    ]
+    least_s = min(highs[id(fastest)], *planned_s)
     assert near_latency.reachable == pytest.approx(least_s, rel=3e-3)
     assert not near_latency.alone and near_latency.reachable > near_latency.asked
-    if fast:
-        least_bytes = min(sizes[id(c)] for c in fast)
-        assert near_size.reachable == pytest.approx(least_bytes, rel=3e-3)
+    assert fast
+    # Within a per cent: how wide a latency's bound is depends on the allocation.
+    least_bytes = min(sizes[id(c)] for c in fast)
+    assert least_bytes <= near_size.reachable <= 1.01 * least_bytes
     layers = {layer for group in branches.groups for layer in group.producers}
     assert near_latency.binding and set(near_latency.binding) <= layers
 

@@ -84,6 +84,13 @@ def test_beyond_the_anchors_the_interval_is_wider_and_says_so():
     assert beyond.high - beyond.value > 1.2 * (inside.high - inside.value)
 
 
+def test_no_more_can_be_lost_than_there_is_but_for_what_is_counted():
+    model = fit(anchors(most=80.0))
+    found = model.predict(40.0, 0.0, images=10_000)
+    # 100 * sqrt(1.3 / 10,000) = 1.1 points, times 1.645.
+    assert found.value == pytest.approx(80.0, rel=0.01) and found.value <= found.high < 82.0
+
+
 def test_few_images_make_the_interval_wider():
     model = fit(anchors())
     few, many = (model.predict(0.1, 0.0, images=images) for images in (100, 10_000))

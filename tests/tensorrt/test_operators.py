@@ -60,6 +60,9 @@ def test_opsets_agree_with_the_table_that_the_doctor_reads(release):
         ("LayerNormalization", "8.5.2", False),
         ("LayerNormalization", "8.6.1", True),
         ("Hardmax", "8.6.1", False),
+        ("CastLike", "8.6.1", False),
+        ("CastLike", "9.2.0", True),
+        ("STFT", "9.2.0", False),
         ("STFT", "10.5.0", True),
         ("Gelu", "8.5.2", False),
         ("Gelu", "8.6.1", None),
@@ -95,6 +98,23 @@ def test_an_unsupported_operator_is_told_with_node_version_and_way_out(tmp_path)
     assert "node 'attn/einsum' (Einsum): TensorRT 8.0 does not read the operator Einsum" in text
     assert "TensorRT 8.2 reads it" in text
     assert checks.require(path, facts("8.2.1")) == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "by"),
+    [
+        ("8.0.1", ""),
+        ("8.2.1", " (by the matrix of 8.0 and the changelog of 8.2)"),
+        ("8.5.2", ""),
+        ("8.6.1", " (by the matrix of 8.5 and the changelog of 8.6)"),
+        ("10.3.0", " (by the matrix of 9.2 and the changelog up to 10.6)"),
+        ("11.1.0", " (by the matrix of 10.15)"),
+    ],
+)
+def test_a_refusal_says_where_it_is_not_by_a_matrix_of_the_release_itself(version, by):
+    model = network([node("Det", ["x"], ["y"])])
+    (found,) = checks.findings(model, versions.release_of("tensorrt", version))
+    assert found.wrong.endswith(f"does not read the operator Det{by}")
 
 
 def test_an_operator_in_a_subgraph_is_found():

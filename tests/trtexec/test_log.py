@@ -215,6 +215,27 @@ def test_a_log_that_was_cut_off_names_the_file_and_the_lines(tmp_path):
         read_log(path)
 
 
+HEADER = "&&&& RUNNING TensorRT.trtexec{} # trtexec --onnx=net.onnx\n"
+FAILED = "[05/01/2022-10:00:00] [E] no room\n[05/01/2022-10:00:01] [E] no engine\n&&&& FAILED "
+
+
+@pytest.mark.parametrize(
+    ("version", "rest", "words"),
+    [
+        ("", "", "it is of a trtexec that names no version, and times are read from TensorRT 8.0"),
+        (" [TensorRT v7203]", "", "it is of TensorRT 7.2.3, and times are read from TensorRT 8.0"),
+        (" [TensorRT v8201]", f"{FAILED}TensorRT.trtexec\n", r"trtexec failed \(no room\); mend"),
+        (" [TensorRT v8201]", "&&&& FAILED TensorRT.trtexec", "failed .it does not say why.; mend"),
+        (" [TensorRT v8201]", "", "was cut off or was not to time anything; run it again"),
+    ],
+)
+def test_a_log_without_times_says_why_and_what_to_do(tmp_path, version, rest, words):
+    path = tmp_path / "odd.log"
+    path.write_text(HEADER.format(version) + rest)
+    with pytest.raises(ConfigError, match=rf"no line 'Timing trace has \.\.\.': .*{words}"):
+        read_log(path)
+
+
 def test_a_line_that_was_cut_off_is_named(tmp_path):
     text = log_text(TEN)
     path = tmp_path / "cut.log"

@@ -261,6 +261,33 @@ class Insertion:
         """Sort the nodes, and leave out the constants that nobody reads any more."""
         nodes = [*self._graph.node, *self._new.values()]
         used = {name for node in nodes for name in node.input}
+        ordered = self._in_place() if self._form.at_inputs else self._as_ready(nodes)
+        del self._graph.node[:]
+        self._graph.node.extend(ordered)
+        del self._graph.initializer[:]
+        self._graph.initializer.extend(i for i in self._constants.values() if i.name in used)
+        del self._graph.value_info[:]
+
+    def _in_place(self) -> list[onnx.NodeProto]:
+        """The nodes in their order, the new ones just before who reads them first.
+
+        Which of two layers takes an addition in goes by the order, as predictions know it.
+        """
+        makers = {output: node for node in self._new for output in node.output}
+        ordered: list[onnx.NodeProto] = []
+
+        def place(node: onnx.NodeProto) -> None:
+            for name in node.input:
+                if (maker := makers.pop(name, None)) is not None:
+                    place(maker)
+            ordered.append(node)
+
+        for node in self._graph.node:
+            place(node)
+        return ordered
+
+    def _as_ready(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """The nodes in rounds, each when all that it reads is written."""
         ready = {"", *self._constants, *(entry.name for entry in self._graph.input)}
         ordered: list[onnx.NodeProto] = []
         waiting = nodes
@@ -274,11 +301,7 @@ class Insertion:
                     held.append(node)
             assert len(held) < len(waiting), "the graph has a loop"
             waiting = held
-        del self._graph.node[:]
-        self._graph.node.extend(ordered)
-        del self._graph.initializer[:]
-        self._graph.initializer.extend(i for i in self._constants.values() if i.name in used)
-        del self._graph.value_info[:]
+        return ordered
 
 
 def activations(node: onnx.NodeProto) -> list[str]:

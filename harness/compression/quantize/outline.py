@@ -35,9 +35,11 @@ def outline(model: onnx.ModelProto, int8_layers: Collection[str], form: Form) ->
         return model
     shapes = {item.name: tuple(item.dims) for item in model.graph.initializer}
     nodes = [node for node in model.graph.node if layers.get(node.name) in wanted]
+    # No two biases and no two ranges are alike: a layer that is called twice has one for each call.
     integer = {
-        node.name: (_zeros(shapes[node.input[1]], node, form), _bias(shapes[node.input[1]], node))
-        for node in nodes
+        node.name: (_zeros(shape, node, form), _bias(shape, node, 1.0 + index / 64))
+        for index, node in enumerate(nodes)
+        for shape in (shapes[node.input[1]],)
     }
     carried = frozenset(carriers(model, integer.keys()))
     touched = [
@@ -46,7 +48,6 @@ def outline(model: onnx.ModelProto, int8_layers: Collection[str], form: Form) ->
         if node.name in integer or node.name in carried
         for name in (*activations(node), *node.output)
     ]
-    # No two are alike: a layer that is called twice has a bias for each of its inputs' scales.
     ranges = {
         name: Range(low=0.0, high=1.0 + index / 64, symmetric=form.symmetric)
         for index, name in enumerate(dict.fromkeys(touched))
@@ -65,11 +66,8 @@ def _zeros(shape: tuple[int, ...], node: onnx.NodeProto, form: Form) -> Quantize
     return QuantizedWeight(levels, torch.ones(shape[0]), form.weight_bits)
 
 
-def _bias(shape: tuple[int, ...], node: onnx.NodeProto) -> np.ndarray | None:
-    """Every layer gets one when biases are corrected, but for a MatMul.
-
-    Not of zeros: those would be the same integers at any scale.
-    """
+def _bias(shape: tuple[int, ...], node: onnx.NodeProto, value: float) -> np.ndarray | None:
+    """Every layer gets one when biases are corrected, but for a MatMul."""
     if node.op_type == "MatMul":
         return None
-    return np.ones(shape[output_axis(node)], np.float32)
+    return np.full(shape[output_axis(node)], value, np.float32)

@@ -1,0 +1,307 @@
+"""How a row of the pruning benchmark is found: allocated, measured, built, judged."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import networks
+from harness.compression import distill
+from harness.records import Interval, Option, Strategy
+from harness.strategies import generator
+from harness.strategies.proposal import ANCHORED, MISSED, propose
+from harness.strategies.requirements import Limits
+from tests.benchmarks.pruning_bench import PRECISIONS, TEMPERATURE, Bench, Start
+from tests.benchmarks.ratios import FINAL, PLAN, surest_ratio
+
+__all__ = ["Plan", "Search"]
+
+ROUNDS = 2
+# Starts with as many branches left out as are needed at full widths, or so many fewer.
+FEWER = (0, 1, 3)
+# What is left of fp32's time when as many branches go as may, about.
+LEAST = {"fp32": 0.4, "int8": 0.2}
+# An allocation that comes as near to its budget as this is not improved on by measuring more.
+NEAR = 0.97
+# So many of the calibration images judge what was fitted to the others.
+JUDGING = 60
+# Nothing is measured meanwhile.
+TUNING_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One row to be found: the methods it has, its share of fp32's time, and the training."""
+
+    task: str
+    network: str
+    methods: tuple[str, ...]
+    latency: float
+    size: float | None = None
+    tuned: bool = False
+    # What is rounded to int8 only after the widths have been chosen for fp32.
+    afterwards: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the row's files are called by."""
+        how = "then".join(self.methods) if self.afterwards else "+".join(self.methods)
+        return f"{self.network}-{how}-{self.latency:g}{'-tuned' if self.tuned else ''}"
+
+    @property
+    def setting(self) -> str:
+        """What stands in the table."""
+        if self.afterwards:
+            how = "pruned, then quantized"
+        else:
+            joint = len(self.methods) > 1
+            how = "joint" if joint else {"prune": "pruned", "quantize": "int8"}[self.methods[0]]
+        return f"{how}, {'BN + 2 epochs KD lr 0.01' if self.tuned else 'no training, refitted'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A strategy on a start, and what was measured of it."""
+
+    branches: int
+    strategy: Strategy
+    ratio: float
+    interval: Interval
+    loss: float
+    # Of its file, as a share of fp32's.
+    size: float
+
+    def within(self, plan: Plan) -> bool:
+        """Whether it was measured to keep the budgets."""
+        small = plan.size is None or self.size <= plan.size
+        return small and self.interval.high <= plan.latency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocated:
+    """What the rounds of allocating and measuring came to."""
+
+    branches: int
+    strategy: Strategy
+    rounds: int
+    note: str
+
+
+class Search:
+    """The search for one row on a network's bench."""
+
+    def __init__(self, bench: Bench, plan: Plan) -> None:
+        self.bench, self.plan = bench, plan
+        self.tried: list[Tried] = []
+
+    def found(self) -> dict[str, Any]:
+        """The row: allocated, built, measured and evaluated."""
+        bench, plan = self.bench, self.plan
+        stages = bench.bench.folder
+        allocated = stages.stage(f"allocate {plan.label}", Allocated, self._allocated)
+        start, strategy = bench.start(allocated.branches), allocated.strategy
+        wall_s = stages.stages[-1].wall_s
+        stem = bench.folder / "variants" / plan.label
+        path = self._built(start, strategy, stem)
+        ratio, interval = surest_ratio(bench.session, bench.bench.baseline_path, path, FINAL)
+        found = bench.quality(path)
+        untrained = Path(f"{stem}-untrained.onnx")
+        size = path.stat().st_size / bench.bench.baseline_size_bytes
+        kept = sum(len(entry.kept) for entry in strategy.entries)
+        channels = sum(group.channels for group in bench.groups)
+        rounded = sum(entry.precision == "int8" for entry in strategy.entries)
+        return {
+            "task": plan.task,
+            "network": plan.network,
+            "peer": "boardfit",
+            "setting": plan.setting,
+            "budget": f"latency<={plan.latency:g}" + (f" size<={plan.size:g}" if plan.size else ""),
+            "achieved": f"size {size:.3f} channels {kept / channels:.3f} "
+            f"branches {allocated.branches} left out",
+            "latency_ratio": ratio,
+            "latency_low": interval.low,
+            "latency_high": interval.high,
+            "met": interval.high <= plan.latency and (plan.size is None or size <= plan.size),
+            "wall_s": wall_s,
+            "note": f"{allocated.note}; {allocated.rounds} tried; {rounded} of "
+            f"{len(strategy.entries)} groups int8; n={len(bench.subject.test)}",
+            "file": path.name,
+            **found,
+            # What two epochs on a few thousand images do to it.
+            "untrained": bench.quality(untrained) if untrained.is_file() else None,
+        }
+
+    def _allocated(self) -> Allocated:
+        """Of what was measured to fit, that which is nearest to the original once it is built.
+
+        Where nothing fits, what came nearest to the budget. Allocations begin at the whole network
+        and at some without as many branches as would have to go if all else stayed whole.
+        """
+        tried = self.tried
+        for count in self._starts():
+            self._rounds(count)
+        fitting = [one for one in tried if one.within(self.plan)]
+        if not fitting:
+            best = min(tried, key=lambda one: one.interval.high)
+            note = f"out of reach, nearest {best.ratio:.3f}"
+        else:
+            # The predicted losses of one start compare; those of different ones do not.
+            by_start = {one.branches: one for one in sorted(fitting, key=lambda one: -one.loss)}
+            judged = {count: self._divergence(one) for count, one in by_start.items()}
+            least = min(judged, key=judged.__getitem__)
+            best = by_start[least]
+            note = "KL untrained, by branches left out: " + ", ".join(
+                f"{count}: {judged[count]:.3f}" for count in sorted(judged)
+            )
+        return Allocated(
+            branches=best.branches, strategy=best.strategy, rounds=len(tried), note=note
+        )
+
+    def _starts(self) -> list[int]:
+        """How many branches to begin without; full widths within the budget are looked for."""
+        bench, plan = self.bench, self.plan
+        if "prune" not in plan.methods:
+            return [0]
+        precision = "int8" if "quantize" in plan.methods and not plan.afterwards else "fp32"
+        low, high = 0, len(bench.order) + 1
+        # The share that a branch takes is about the same for all: a guess, then halves.
+        middle = round((1 - plan.latency) / (1 - LEAST[precision]) * len(bench.order))
+        while high - low > 1:
+            middle = min(max(middle, low + 1), high - 1)
+            start = bench.start(middle)
+            choice = {
+                group.name: Option(channels=group.channels, precision=precision)
+                for group in start.groups
+            }
+            strategy = bench.strategy(plan.label, plan.methods, start, choice)
+            one = self._measured("whole", middle, strategy, bench.sensitivities.total(choice))
+            if one is None or one.interval.high > plan.latency:
+                low = middle
+            else:
+                high = middle
+            middle = (low + high) // 2
+        needed = min(high, len(bench.order))
+        return sorted({0, *(max(needed - fewer, 0) for fewer in FEWER)})
+
+    def _rounds(self, count: int) -> None:
+        """Allocate on a start, measure, and allocate again with what was learned."""
+        bench, plan = self.bench, self.plan
+        start = bench.start(count)
+        options = generator.restrict(
+            {group.name: bench.problem.options[group.name] for group in start.groups},
+            start.groups,
+            prune="prune" in plan.methods,
+            precisions=("fp32",) if plan.afterwards or plan.methods == ("prune",) else PRECISIONS,
+        )
+        aim, coverages = plan.latency, tuple[float, ...](ANCHORED)
+        if plan.afterwards:
+            # fp32's share is not int8's: it is found by measuring, as everything else.
+            aim = min(1.0, 1.8 * plan.latency)
+        for number in range(1, ROUNDS + 1):
+            proposal = propose(
+                functools.partial(bench.costs, start),
+                options,
+                bench.sensitivities,
+                self._limits(aim),
+                label=f"{plan.label} {number}",
+                epochs=0,
+                seed=0,
+                coverages=coverages,
+            )
+            one = self._measured(str(number), count, proposal.strategy, proposal.loss)
+            if one is None or NEAR * plan.latency <= one.interval.high <= plan.latency:
+                break
+            # What the model still gets wrong after it has learned of this one.
+            aim *= min(1.25, max(0.8, 0.985 * plan.latency / one.interval.high))
+            if aim >= 1:
+                break
+            coverages = MISSED if one.interval.high > plan.latency else ANCHORED
+
+    def _measured(self, name: str, count: int, strategy: Strategy, loss: float) -> Tried | None:
+        """What was measured of a strategy that is new; then the latency model is fitted again."""
+        bench, plan = self.bench, self.plan
+        strategy = _rounded(strategy) if plan.afterwards else strategy
+        tried = self.tried
+        if any((strategy.entries, count) == (one.strategy.entries, one.branches) for one in tried):
+            return None
+        stem = bench.folder / "drafts" / f"{plan.label}-{count}-{name}"
+        # What takes the time that the variant will take: cut and rounded, its weights as they are.
+        start = bench.start(count)
+        path = bench.exported(
+            bench.cut(start, strategy), start, strategy, stem, bench.images[:8], careful=False
+        )
+        ratio, interval = surest_ratio(bench.session, bench.bench.baseline_path, path, PLAN)
+        tried.append(
+            Tried(
+                branches=count,
+                strategy=strategy,
+                ratio=ratio,
+                interval=interval,
+                loss=loss,
+                size=path.stat().st_size / bench.bench.baseline_size_bytes,
+            )
+        )
+        bench.bench.folder.observer.warn(
+            f"{plan.label} without {count} branches, {name}: measured {ratio:.3f} "
+            f"({interval.low:.3f} to {interval.high:.3f}) of {plan.latency:g}"
+        )
+        bench.learn(path, ratio)
+        return tried[-1]
+
+    def _limits(self, aim: float) -> Limits:
+        share, bench = self.plan.size, self.bench
+        size = None if share is None else 0.99 * share * bench.bench.baseline_size_bytes
+        return Limits(latency_s=aim * bench.baseline.candidate.latency_s, size_bytes=size)
+
+    def _divergence(self, one: Tried) -> float:
+        """KL to the original of what is built without training, on images it has not seen."""
+        bench = self.bench
+        start = bench.start(one.branches)
+        network = bench.refit(start, one.strategy, bench.images[:-JUDGING])
+        judging = bench.images[-JUDGING:]
+        path = bench.exported(
+            network,
+            start,
+            one.strategy,
+            bench.folder / "judged" / f"{self.plan.label}-{one.branches}",
+            bench.images[:-JUDGING],
+            careful=True,
+        )
+        ours = torch.from_numpy(networks.onnx_logits(path, judging.numpy()))
+        exact = torch.from_numpy(networks.onnx_logits(bench.bench.baseline_path, judging.numpy()))
+        temperature = TEMPERATURE[bench.name]
+        return float(
+            distill.distillation_loss(ours, exact, None, temperature=temperature, alpha=0.0)
+        )
+
+    def _built(self, start: Start, strategy: Strategy, stem: Path) -> Path:
+        bench = self.bench
+        network = bench.refit(start, strategy, bench.images)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        if self.plan.tuned:
+            assert bench.training is not None
+            untrained = Path(f"{stem}-untrained")
+            bench.exported(network, start, strategy, untrained, bench.images, careful=True)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(TUNING_THREADS)
+            network = distill.distill(
+                network,
+                bench.network,
+                bench.training.train_images,
+                bench.training.train_labels,
+                **distill.FIXED_FINE_TUNING,
+                checkpoint=Path(f"{stem}.checkpoint"),
+            )
+            torch.set_num_threads(threads)
+        torch.save(network, f"{stem}.pt")
+        return bench.exported(network, start, strategy, stem, bench.images, careful=True)
+
+
+def _rounded(strategy: Strategy) -> Strategy:
+    """The strategy with every group in int8."""
+    entries = tuple(replace(entry, precision="int8") for entry in strategy.entries)
+    return replace(strategy, entries=entries, methods=("prune", "quantize"))
