@@ -273,7 +273,7 @@ class Insertion:
 
         Which of two layers takes an addition in goes by the order, as predictions know it.
         """
-        makers = {output: node for node in self._new for output in node.output}
+        makers = dict(self._new)
         ordered: list[onnx.NodeProto] = []
 
         def place(node: onnx.NodeProto) -> None:
