@@ -13,7 +13,7 @@ _DEMO = Path(__file__).parents[2] / "data" / "demo" / "network.py"
 
 
 def _demo(width: int, blocks: tuple[int, int, int]) -> nn.Module:
-    network: nn.Module = type(load_network(f"{_DEMO}:factory"))(width=width, blocks=blocks)
+    network: nn.Module = type(load_network(f"{_DEMO}:factory", None))(width=width, blocks=blocks)
     return network
 
 
