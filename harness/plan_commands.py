@@ -38,6 +38,8 @@ from harness.report import planned_page
 from harness.sensitivity import anchors
 from harness.store import Store
 from harness.strategies import given
+from latency_models import graph
+from latency_models.kernels import Work
 
 __all__ = ["PlanRequest", "Planned", "as_json", "bet", "required", "strategies", "write"]
 
@@ -254,6 +256,8 @@ def _subjects(
 ) -> tuple[Subject, ...]:
     """The original, and every student in its place."""
     found = [_subject(request, material, ground, folder, path)]
+    runtime = ground.model.runtime
+    original = tuple(graph.work(kernel) for kernel in graph.read(path, runtime=runtime))
     whole = networks.count_macs(material.network, material.example)
     for number, (name, student) in enumerate(material.students.items(), start=1):
         theirs = replace(material, network=student)
@@ -267,7 +271,7 @@ def _subjects(
             )
             # One that comes trained is no worse than it is; teaching keeps what it does not help.
             drop = min(drop, measured, key=lambda estimate: estimate.value)
-        found.append(_subject(request, theirs, ground, folder, file, name, drop))
+        found.append(_subject(request, theirs, ground, folder, file, name, drop, original=original))
     return tuple(found)
 
 
@@ -279,10 +283,12 @@ def _subject(
     path: Path,
     student: str = "",
     replacing: Estimate | None = None,
+    original: Sequence[Work] | None = None,
 ) -> Subject:
     """The original, or a student that takes its place, with all that predicts what becomes of it.
 
-    ``material.network`` is that network and ``path`` its exported file.
+    ``material.network`` is that network and ``path`` its exported file; ``original`` are the
+    kernels of the one whose place a student takes.
     """
     network, observer = material.network, folder.observer
     found = grouping.find_groups(network, material.example)
@@ -303,6 +309,7 @@ def _subject(
         images=_images(material, ground),
         student=student,
         replacing=replacing,
+        original=original,
         power_w=ground.power_w,
         seed=request.seed,
         cache=folder.path / "cache",

@@ -19,7 +19,7 @@ from scipy import stats
 from latency_models import fitting, posterior, roofline
 from latency_models.errors import CalibrationError
 from latency_models.kernels import KERNEL_KINDS, Work, Works
-from latency_models.parameters import DENSE, Array
+from latency_models.parameters import DENSE, Array, Indices
 from latency_models.profiles import REFERENCE, BoardProfile, Scales
 
 __all__ = [
@@ -204,14 +204,70 @@ class LatencyModel:
         """
         if not works:
             return fitting.NETWORK_NOISE
+        row, shares, group = self._slopes(works)
+        return self._posterior.spread(row, shares, works, group, fitting.NETWORK_NOISE)
+
+    def ratio_interval(
+        self, works: Sequence[Work], baseline_works: Sequence[Work], coverage: float = 0.9
+    ) -> tuple[float, float]:
+        """The ratio of two networks' times ``(low, high)``, with probability ``coverage``.
+
+        What the model gets wrong in both cancels: the claimed standard deviation is that of the
+        difference of their log times, in which parameters and residuals are those of one board,
+        and equal kernels have no noise of their own. It is scaled as ``interval`` scales one
+        network's. Networks of the same kernels have the ratio 1, exactly.
+        Source: Rasmussen and Williams, 2006, eqs. 2.23 to 2.26: the posterior is Gaussian, so a
+        difference of two of its values has the variance of the difference of their rows.
+        """
+        centre = self.predict(works) / self.predict(baseline_works)
+        apart = self._apart(works, baseline_works)
+        if not apart:
+            return centre, centre
+        row, shares, group = self._slopes(works)
+        base_row, base_shares, base_group = self._slopes(baseline_works)
+        spread = self._posterior.spread(
+            row - base_row,
+            np.concatenate([shares, -base_shares]),
+            [*works, *baseline_works],
+            np.concatenate([group, base_group]),
+            fitting.NETWORK_NOISE * math.sqrt(2 * apart),
+        )
+        width = max(self._quantile(coverage) * spread, _FLOOR * apart)
+        clocks = np.log(self.scales)
+        doubt = _CLOCK_DOUBT * float(clocks.max() - clocks.min()) * apart
+        unknown = self.unsupported([*works, *baseline_works]) if self.measured_groups else ()
+        labels = [(w.kind, w.precision) for w in (*works, *baseline_works)]
+        signed = np.concatenate([shares, -base_shares])
+        # Each kind that was never measured is off by its own factor, and cancels with itself.
+        open_ = [
+            sum(s for s, label in zip(signed, labels, strict=True) if label == kind)
+            for kind in unknown
+        ]
+        factor = math.log(_UNMEASURED_FACTOR) * math.hypot(*open_)
+        width = math.hypot(width, doubt * _normal(coverage), factor * _normal(coverage))
+        return centre * math.exp(-width), centre * math.exp(width)
+
+    def _slopes(self, works: Sequence[Work]) -> tuple[Array, Array, Indices]:
+        """A log time's Jacobian, and the shares and groups of the kernels that it is made of."""
         arrays = self._features(works)
         seconds, rows = roofline.kernel_jacobian(self.theta, arrays, self._layout)
         total = float(seconds.sum())
         whole, by_sum, slope = self._network(total, works)
-        row = (by_sum * rows.sum(axis=0) + slope) / whole
-        return self._posterior.spread(
-            row, seconds / total, works, arrays.group, fitting.NETWORK_NOISE
-        )
+        return (by_sum * rows.sum(axis=0) + slope) / whole, seconds / total, arrays.group
+
+    def _apart(self, works: Sequence[Work], others: Sequence[Work]) -> float:
+        """The share of the slower network's kernels that the other has not; 0 where all are."""
+        times: list[dict[tuple[object, ...], float]] = []
+        for own in (works, others):
+            times.append({})
+            for work, seconds in zip(own, self.predict_kernels(own), strict=True):
+                key = fitting.signature(work)
+                times[-1][key] = times[-1].get(key, 0.0) + float(seconds)
+        mine, theirs = times
+        if mine == theirs:
+            return 0.0
+        common = sum(min(mine[key], theirs[key]) for key in mine.keys() & theirs.keys())
+        return 1 - common / max(sum(mine.values()), sum(theirs.values()))
 
     def kernel_interval(self, work: Work, coverage: float = 0.9) -> tuple[float, float]:
         """Seconds ``(low, high)`` of one kernel, as ``interval`` gives them of a network.

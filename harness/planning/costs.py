@@ -8,6 +8,7 @@ runtime multiplies elsewhere does not count). The size is that of the file that 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from harness.records import Estimate, Group, LatencySource, LayerCost, Option, P
 from harness.strategies.predictor import kernels_of_groups
 from latency_models import graph
 from latency_models.calibration import LatencyModel
-from latency_models.kernels import BYTES
+from latency_models.kernels import BYTES, Work
 from latency_models.liveness import Liveness, liveness
 from latency_models.lowering import RUNTIMES as CPU_RUNTIMES
 from latency_models.operators import Op
@@ -84,6 +85,11 @@ class VariantCosts:
     def whole(self) -> dict[str, Option]:
         """The options of the original: every channel, in fp32."""
         return {g.name: Option(channels=g.channels, precision="fp32") for g in self.groups}
+
+    @functools.cached_property
+    def works(self) -> tuple[Work, ...]:
+        """What the untouched network's kernels do."""
+        return tuple(graph.work(kernel) for kernel in self.rewritten(self.whole))
 
     def parameters(self, options: Mapping[str, Option]) -> int:
         """The variant's parameters, exactly."""
@@ -163,21 +169,27 @@ class VariantCosts:
         model: LatencyModel | None = None,
         source: LatencySource = "prior",
         coverage: float = COVERAGE,
+        original: Sequence[Work] | None = None,
     ) -> Predicted:
         """Everything that is known of the variant: all but its energy and its accuracy.
 
         The latency is that of ``model``, where there is one, with its interval at ``coverage``;
-        ``source`` says where the model is from.
+        ``source`` says where the model is from. Its ratio is to the ``original``, whose kernels
+        these are (None: this network, untouched).
         """
         kernels, memory = self.rewritten(options), self.memory(options)
         layers = self.layers(options, model=model)
         size = self.size_bytes(options)
-        latency = None
+        latency = ratio = None
         if model is not None:
             works = tuple(graph.work(kernel) for kernel in kernels)
             value = model.predict(works)
             low, high = model.interval(works, coverage)
             latency = Estimate(value=value, low=min(low, value), high=max(high, value))
+            whole = self.works if original is None else original
+            low, high = model.ratio_interval(works, whole, coverage)
+            value /= model.predict(whole)
+            ratio = Estimate(value=value, low=min(low, value), high=max(high, value))
         return Predicted(
             size_bytes=Estimate.exactly(size),
             engine_bytes=engine_estimate(
@@ -190,6 +202,7 @@ class VariantCosts:
             peak_activation_bytes=self._peak(memory, options),
             latency_s=latency,
             latency_source=source,
+            latency_ratio=ratio,
             layers=layers,
         )
 

@@ -14,7 +14,7 @@ from harness.errors import BoardfitError, InfeasibleBudget
 from harness.planning.allotting import Allowed, Amount, Choice
 from harness.planning.subjects import Subject
 from harness.planning.verdicts import Reference
-from harness.planning.within import limits_of, within
+from harness.planning.within import is_relative, limits_of, within
 from harness.records import Requirements
 
 __all__ = ["Draft", "PlanSettings", "Task", "distinct", "of_original", "of_students"]
@@ -209,21 +209,25 @@ def _allocated(
     """Allocations of every way: as the requirements ask, then by shares of the latency."""
     asked = limits_of(task.requirements, subject, task.reference)
     whole_s = subject.allotter.amount("latency", subject.allotter.full())
-    points: list[tuple[str, dict[Amount, float]]] = []
+    relative = is_relative(task.requirements)
+    points: list[tuple[str, dict[Amount, float], bool]] = []
     if asked:
-        points.append(("as required", asked))
+        points.append(("as required", asked, relative))
     if "latency" in asked:
         # Where the model is not sure enough to promise anything, what it predicts may do.
-        loosened = asked["latency"] * subject.allotter.width
-        points.append(("as required if the prediction holds", {**asked, "latency": loosened}))
-    points += [(f"{share:.0%} of the latency", {"latency": share * whole_s}) for share in shares]
-    for point, limits in points:
+        loosened = asked["latency"] * (1.0 if relative else subject.allotter.width)
+        likely = {**asked, "latency": loosened}
+        points.append(("as required if the prediction holds", likely, False))
+    points += [
+        (f"{share:.0%} of the latency", {"latency": share * whole_s}, False) for share in shares
+    ]
+    for point, limits, ratio in points:
         for way, allowed, epochs in ways:
             if task.clock() - task.began >= task.limit_s:
                 task.left_out += 1
                 continue
             try:
-                choice = within(subject, allowed, limits)
+                choice = within(subject, allowed, limits, relative=ratio)
             except InfeasibleBudget:
                 continue  # out of reach in this way: ``nearest`` says by how much, if in all
             except BoardfitError:

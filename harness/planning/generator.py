@@ -108,9 +108,12 @@ def _check(task: Task, original: Subject) -> None:
     if task.may("prune") and not any(g.prunable and g.name not in wide for g in original.groups):
         task.notes.append("Nothing can be pruned: no group is prunable, or all are to be kept.")
     if original.loss is None:
-        task.notes.append(
-            "No loss of accuracy is predicted: give images (--data). Milder strategies come first."
+        why = (
+            "it does little better than chance on its images: give its weights (--weights)"
+            if original.untrained
+            else "give images (--data)"
         )
+        task.notes.append(f"No loss of accuracy is predicted: {why}. Milder strategies come first.")
     elif not original.loss.learned:
         task.notes.append("What training gives back is a prior; --verify learns it.")
     if original.predicted(original.allotter.full(), epochs=0, images=1).latency_source == "prior":

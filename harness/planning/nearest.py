@@ -11,7 +11,7 @@ from harness.planning import verdicts
 from harness.planning.allotting import Allowed, Amount, Choice
 from harness.planning.subjects import Subject
 from harness.planning.verdicts import Reference
-from harness.planning.within import ALLOCATED, limits_of, within
+from harness.planning.within import ALLOCATED, is_relative, limits_of, within
 from harness.records import Nearest, PlannedStrategy, Predicted, Requirement, Requirements
 
 __all__ = ["nearest"]
@@ -142,7 +142,12 @@ class _Search:
     def _accuracy(self, asked: Requirement) -> list[_Promise]:
         alone = False
         try:
-            choice: Choice = within(self.subject, self.allowed, self.limits)
+            choice: Choice = within(
+                self.subject,
+                self.allowed,
+                self.limits,
+                relative=is_relative(self.requirements),
+            )
         except InfeasibleBudget:
             choice, alone = self.subject.allotter.full(), True
         predicted = self._predicted(choice)

@@ -20,6 +20,7 @@ from harness.sensitivity import anchors, magnitude, refitted
 from harness.strategies.generator import options_for
 from harness.strategies.predictor import NetworkCosts
 from latency_models.calibration import LatencyModel
+from latency_models.kernels import Work
 
 __all__ = ["prepare"]
 
@@ -44,6 +45,7 @@ def prepare(
     fine_step: int,
     images: anchors.Images | None = None,
     student: str = "",
+    original: Sequence[Work] | None = None,
     replacing: Estimate | None = None,
     power_w: Estimate | None = None,
     seed: int = 0,
@@ -56,8 +58,9 @@ def prepare(
     ``source`` says where it is from; ``form`` is that of the board's int8 layers, None where
     ``precisions`` (those that the board can use, the exact one first) have none. Widths are
     multiples of ``step``, of ``fine_step`` in narrow groups. ``replacing`` is what the student
-    alone loses. ``power_w`` is what the board was measured to draw while it runs the original; an
-    inference is taken to draw as much for as long as it lasts (None: the board has no rails).
+    alone loses, and ``original`` are the kernels of the network whose place it takes. ``power_w``
+    is what the board was measured to draw while it runs the original; an inference is taken to draw
+    as much for as long as it lasts (None: the board has no rails).
     Without ``images``, and of a network that is not trained, no loss is predicted. With ``cache``,
     a folder, scores and anchors are kept there. ``progress(done, of)`` counts images and then
     anchors.
@@ -84,7 +87,7 @@ def prepare(
     def price(choice: Choice) -> Predicted:
         key = tuple(choice[group.name] for group in groups)
         if key not in known:
-            found = costs.predicted(choice, model=model, source=source)
+            found = costs.predicted(choice, model=model, source=source, original=original)
             known[key] = replace(found, energy_j=_energy(found.latency_s, power_w))
         return known[key]
 
@@ -96,6 +99,7 @@ def prepare(
         loss=found,
         student=student,
         replacing=replacing,
+        untrained=images is not None and found is None,
     )
 
 

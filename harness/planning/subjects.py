@@ -34,7 +34,8 @@ class Subject:
     ``student`` names the one that takes the original's place (``file.py:factory``; empty: it is the
     original), and ``replacing`` the points that this alone loses. ``loss`` is None where nobody
     has images, or the network is not trained, and no drop is predicted; the sensitivities then only
-    say which allocation is milder. The options are those that the board can use.
+    say which allocation is milder. ``untrained``: there are images, and the network has nothing to
+    lose on them. The options are those that the board can use.
     """
 
     groups: tuple[Group, ...]
@@ -44,6 +45,7 @@ class Subject:
     loss: LossModel | None = None
     student: str = ""
     replacing: Estimate | None = None
+    untrained: bool = False
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from harness.records import Estimate, Met, Predicted, Requirement
 from harness.records.planning import PlanVerdict
 
-__all__ = ["Reference", "estimate", "excess", "front", "limit_of", "met", "overall"]
+__all__ = ["Reference", "estimate", "excess", "front", "judged", "limit_of", "met", "overall"]
 
 WORST: tuple[PlanVerdict, ...] = ("does not meet", "cannot tell")
 # What sums of predictions may differ by where nothing differs.
@@ -63,18 +63,31 @@ def limit_of(requirement: Requirement, reference: Reference) -> float | None:
     return None if whole is None else requirement.limit * whole.value
 
 
+def judged(
+    requirement: Requirement, predicted: Predicted, reference: Reference
+) -> tuple[Estimate | None, float | None]:
+    """What is judged, and its limit in the same unit.
+
+    A relative latency is judged by its ratio to the original's: what the model gets wrong in both
+    says nothing of it. A percentile of both is taken to be as far from either median.
+    """
+    if requirement.relative and requirement.quantity == "latency":
+        return predicted.latency_ratio, requirement.limit
+    return estimate(requirement.quantity, predicted, reference), limit_of(requirement, reference)
+
+
 def met(requirement: Requirement, predicted: Predicted, reference: Reference) -> Met:
     """Whether a prediction keeps a requirement: "cannot tell" where its interval holds the limit.
 
     A percentile of the latency other than the median is judged by its ratio to that on the board;
     where it is not known, by what is certain of any: one above the median is no less than it.
     """
-    found = estimate(requirement.quantity, predicted, reference)
-    limit = limit_of(requirement, reference)
+    found, limit = judged(requirement, predicted, reference)
     if found is None or limit is None:
         return Met(requirement=requirement, verdict="cannot tell")
     low, value, high = found.low, found.value, found.high
-    if requirement.quantity == "latency" and requirement.percentile != 50:
+    absolute = not requirement.relative
+    if requirement.quantity == "latency" and absolute and requirement.percentile != 50:
         tail = reference.tails.get(requirement.percentile)
         if tail is not None:
             low, value, high = (tail * number for number in (low, value, high))

@@ -148,8 +148,9 @@ class Predicted:
     ``moved_bytes`` these and all activations that are read and written. ``peak_activation_bytes``
     are the most bytes of activations alive at once, weights apart. ``latency_s`` is that of one
     call, from a latency model that was calibrated on this board just now, a saved one, or a
-    profile's prior. ``accuracy_drop`` is in points of the metric, positive where it is lost. None
-    is "not predicted".
+    profile's prior; ``latency_ratio`` is that over the original's, in which what the model gets
+    wrong in both cancels. ``accuracy_drop`` is in points of the metric, positive where it is lost.
+    None is "not predicted".
     """
 
     size_bytes: Estimate
@@ -160,6 +161,7 @@ class Predicted:
     peak_activation_bytes: Estimate
     latency_s: Estimate | None = None
     latency_source: LatencySource = "prior"
+    latency_ratio: Estimate | None = None
     engine_bytes: Estimate | None = None
     energy_j: Estimate | None = None
     accuracy_drop: Estimate | None = None

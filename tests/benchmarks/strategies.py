@@ -1,6 +1,10 @@
 """Whether strategies keep what they promise.
 
+    python -m tests.benchmarks.strategies [--only demo resnet56 efl0] [--images ../shared/images]
     python -m tests.benchmarks.strategies --published --data ../shared/measured [--json]
+
+Without ``--published`` every strategy that is planned for three networks is built and measured on
+this computer (``strategies_built``); ``--most 3`` does so with the first three alone.
 
 ``--published``: given the latency model of the held-out benchmark, the planner chooses a width or a
 network for a random latency requirement; the published measurement says whether it keeps it, and
@@ -14,15 +18,17 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from tests.benchmarks import choices
+from tests.benchmarks import choices, compression_networks, strategies_built
 from tests.benchmarks.choices import Draw, Rate
+from tests.benchmarks.strategies_built import Score
 
 OURS = next(iter(choices.RULES))
 TARGETS = {"met": 0.90, "right": 0.75}
@@ -110,6 +116,57 @@ def _text(rate: Rate) -> str:
     return f"{100 * rate.share:.1f} ({100 * rate.low:.0f} to {100 * rate.high:.0f})"
 
 
+def built(options: argparse.Namespace) -> int:
+    """Predictions against variants that are built and measured here; a line a network."""
+    cache: Path = options.cache
+    scores: dict[str, Score] = {}
+    absent: list[str] = []
+    for name in options.only:
+        try:
+            plan, rows, notes = strategies_built.run(
+                name, options.images, cache, most=options.most, epochs=options.epochs
+            )
+        except compression_networks.Absent as error:
+            absent.append(f"{name} is left out: {error}")
+            continue
+        several = strategies_built.judged(plan, rows)
+        scores[name] = strategies_built.scored(rows, several)
+        _write(cache / name / "columns.csv", strategies_built.Row._fields, rows)
+        _write(cache / name / "verdicts.csv", strategies_built.Judged._fields, several)
+        for note in notes:
+            print(f"{name}: {note}", file=sys.stderr)
+    for line in absent:
+        print(line, file=sys.stderr)
+    if options.json:
+        print(json.dumps({name: asdict(score) for name, score in scores.items()}))
+    elif scores:
+        Console(width=170).print(_built_table(scores))
+    if not scores:
+        return 2
+    return 0 if not absent and all(score.kept for score in scores.values()) else 1
+
+
+def _built_table(scores: Mapping[str, Score]) -> Table:
+    result = Table(title="Predicted against built and measured (%, Spearman of 1)")
+    result.add_column("network")
+    names = [one.name for one in fields(Score)]
+    for name in names:
+        result.add_column(name.replace("_", " "), justify="right")
+    for network, score in scores.items():
+        cells = []
+        for name in names:
+            value = getattr(score, name)
+            if value is None:
+                cells.append("-")
+            elif name in ("built", "spearman"):
+                cells.append(f"{value:.3g}")
+            else:
+                cells.append(f"{100 * value:.1f}")
+        result.add_row(network, *cells)
+    result.caption = "; ".join(f"{k}: {v}" for k, v in strategies_built.TARGETS.items())
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 0, 1 where a target is missed, 2 without the data."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -119,9 +176,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--draws", type=int, default=choices.DRAWS)
     parser.add_argument("--seed", type=int, default=choices.SEED)
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=strategies_built.NETWORKS,
+        default=strategies_built.NETWORKS,
+        help="networks that are built",
+    )
+    parser.add_argument("--images", type=Path, default=Path("../shared/images"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/strategies_built"))
+    parser.add_argument("--most", type=int, help="build so many strategies of a network alone")
+    parser.add_argument("--epochs", type=int, default=4, help="that a pruned network is trained")
     options = parser.parse_args(arguments)
     if not options.published:
-        parser.error("say what to run: --published")
+        return built(options)
     if not (options.data / "jetson_nano").is_dir():
         print(f"{options.data} has no folder jetson_nano: give --data", file=sys.stderr)
         return 2

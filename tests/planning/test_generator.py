@@ -337,3 +337,22 @@ def test_nothing_is_near_where_nothing_was_predicted(blind):
     everything = blind.subject.allotter.allowed(lambda *_: True)
     ways = [(blind.subject, everything)]
     assert nearest(asked, ways, reference, [], epochs=4, images=1000) == ()
+
+
+def test_the_original_keeps_its_own_latency_and_no_less_however_unsure_the_model(branches):
+    for limit, verdict in ((1.0, "meets"), (0.99, "does not meet")):
+        asked = require("latency", limit, relative=True)
+        found = planned(branches, asked, methods=("prune", "quantize"))
+        (whole,) = [s for s in found.strategies if s.name == "as it is"]
+        assert whole.predicted.latency_ratio.exact and whole.verdict == verdict
+        for one in found.strategies:
+            assert (one.verdict == "meets") == (one.predicted.latency_ratio.high <= limit)
+
+
+def test_a_network_that_is_not_trained_is_not_said_to_lack_images(blind):
+    subject = replace(blind.subject, untrained=True)
+    found = plan(Requirements(), [subject], settings=PlanSettings(), **NETWORK)
+    (note,) = [note for note in found.notes if note.startswith("No loss of accuracy")]
+    assert "--weights" in note and "--data" not in note
+    found = plan(Requirements(), [blind.subject], settings=PlanSettings(), **NETWORK)
+    assert any("give images (--data)" in note for note in found.notes)

@@ -55,6 +55,7 @@ def test_a_network_that_is_no_better_than_chance_has_nothing_to_lose(material):
     whole = subject.allotter.full()
     if subject.loss is not None:
         pytest.fail("a network that is no better than chance was taken for a trained one")
+    assert subject.untrained and not ready(material).untrained
     assert subject.predicted(whole, epochs=0, images=1).accuracy_drop == replacing
     rounded = {name: own[-1] for name, own in subject.allotter.options.items()}
     assert subject.predicted(rounded, epochs=0, images=1).accuracy_drop is None

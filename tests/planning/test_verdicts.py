@@ -130,3 +130,24 @@ def test_the_front_is_what_no_other_point_beats():
     points = [(1.0, 5.0, 3.0), (2.0, 4.0, 3.0), (2.0, 5.0, 3.0), (1.0, 5.0, 3.0), (3.0, 3.0, 9.0)]
     # The third is beaten by the first; equal ones stay both.
     assert front(points) == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"),
+    [(0.55, "meets"), (0.54, "cannot tell"), (0.46, "cannot tell"), (0.44, "does not meet")],
+)
+def test_a_relative_latency_is_judged_by_the_ratio_and_not_by_what_both_share(limit, verdict):
+    # The times are known within a factor of three either way, their ratio within a tenth.
+    open_ = {"latency_s": Estimate(value=0.006, low=0.002, high=0.018)}
+    half = predicted(latency_ratio=Estimate(value=0.5, low=0.45, high=0.55), **open_)
+    found = met(require("latency", limit, relative=True, percentile=99), half, REFERENCE)
+    assert found.verdict == verdict
+    assert (found.low, found.value, found.high) == (0.45, 0.5, 0.55)
+
+
+def test_the_original_takes_exactly_what_it_takes():
+    found = met(require("latency", 1.0, relative=True), predicted(), REFERENCE)
+    assert (found.verdict, found.low, found.high) == ("meets", 1.0, 1.0)
+    assert met(require("latency", 0.99, relative=True), predicted(), REFERENCE).verdict == (
+        "does not meet"
+    )

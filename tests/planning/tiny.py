@@ -38,6 +38,7 @@ def predicted(**more: Any) -> Predicted:
         moved_bytes=3_000_000,
         peak_activation_bytes=Estimate(value=2e5, low=1.5e5, high=2.5e5),
         latency_s=Estimate(value=0.012, low=0.010, high=0.014),
+        latency_ratio=Estimate.exactly(1.0),
         accuracy_drop=Estimate(value=1.0, low=0.2, high=2.4, note="from 9 anchors"),
     )
     return replace(base, **more)
@@ -68,9 +69,18 @@ def rough(costs: NetworkCosts) -> Pricer:
             peak_activation_bytes=Estimate.exactly(max(w.bytes_in + w.bytes_out for w in works)),
             latency_s=Estimate(value=found.latency_s, low=low, high=high),
             latency_source="prior",
+            latency_ratio=_ratio(costs, works),
         )
 
     return price
+
+
+def _ratio(costs: NetworkCosts, works: Any) -> Estimate:
+    whole = {g.name: Option(channels=g.channels, precision="fp32") for g in costs.groups}
+    original = [graph.work(kernel) for kernel in costs.kernels(whole)]
+    low, high = costs.model.ratio_interval(works, original, 0.9)
+    value = costs.model.predict(works) / costs.model.predict(original)
+    return Estimate(value=value, low=low, high=high)
 
 
 def anchors(scale: float = 2.0, *, most: float = 80.0) -> Anchors:
