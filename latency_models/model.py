@@ -418,7 +418,7 @@ class LatencyModel:
         if not 0 < coverage < 1:
             raise ValueError(f"coverage {coverage} is not between 0 and 1")
         sizes = sorted(abs(residual) / spread for residual, spread in self.held_out_)
-        if not (self.kernel_samples or self.network_samples):
+        if not sizes and not (self.kernel_samples or self.network_samples):
             return _normal(coverage)  # the priors' own uncertainty is all there is to claim
         if not sizes:
             # Nothing was held out: a factor of two, as for a kind that was never measured.
