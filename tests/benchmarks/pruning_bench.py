@@ -31,11 +31,10 @@ __all__ = ["PRECISIONS", "TEMPERATURE", "Bench", "Start"]
 
 # Widths of a group that are tried: eighths of its channels, in whole steps of onnxruntime's blocked
 # kernels (16 floats with AVX-512: ResNet-56 with 40 of 64 channels in every block took 0.956 of its
-# time, with 48 0.945, with 24 0.867 and with 32 0.869); and some below one step, of which the
-# runtime makes less work (8, 4 and 2 of 16 channels: 0.979, 0.920 and 0.872).
+# time, with 48 0.945, with 24 0.867 and with 32 0.869). Widths below one step save less than they
+# lose (8, 4 and 2 of 16 channels: 0.979, 0.920 and 0.872): there the branch is better left out.
 EIGHTHS = range(1, 8)
 STEP = 16
-NARROW = {"resnet56": (2, 4, 8), "efl0": ()}
 # Residual branches that are left out at most.
 MOST_LEFT_OUT = {"resnet56": 16, "efl0": 9}
 # ResNet-56 is calibrated on training images, which it is certain of; Lite0 on others.
@@ -74,7 +73,7 @@ class Said:
         print(f"  {text}", file=sys.stderr, flush=True)
 
 
-def widths_of(network: str, group: Group) -> list[int]:
+def widths_of(group: Group) -> list[int]:
     """The widths that are tried, the whole one last.
 
     EfficientNet-Lite0's linear bottlenecks are narrow by design, and stay whole.
@@ -82,7 +81,6 @@ def widths_of(network: str, group: Group) -> list[int]:
     if not group.prunable or group.name.endswith("_project_conv"):
         return [group.channels]
     found = {max(STEP, round(group.channels * i / 8 / STEP) * STEP) for i in EIGHTHS}
-    found |= {width for width in NARROW[network]}
     return sorted({width for width in found if width < group.channels} | {group.channels})
 
 
@@ -155,7 +153,7 @@ class Bench:
         options = {
             group.name: tuple(
                 Option(channels=width, precision=precision)
-                for width in widths_of(self.name, group)
+                for width in widths_of(group)
                 for precision in precisions
             )
             for group in self.groups
@@ -201,7 +199,7 @@ class Bench:
         mirrored = torch.cat([self.images, self.images.flip(3)])
 
         def computed() -> curvature.Sensitivities:
-            widths = {g.name: widths_of(self.name, g)[:-1] for g in self.groups}
+            widths = {g.name: widths_of(g)[:-1] for g in self.groups}
             widths = {name: own for name, own in widths.items() if own}
             removed = selection.removals(
                 self.network,

@@ -22,7 +22,7 @@ __all__ = ["Plan", "Search"]
 
 ROUNDS = 2
 # Starts with as many branches left out as are needed at full widths, or so many fewer.
-FEWER = (0, 1, 3)
+FEWER = (0, 2)
 # What is left of fp32's time when as many branches go as may, about.
 LEAST = {"fp32": 0.4, "int8": 0.2}
 # An allocation that comes as near to its budget as this is not improved on by measuring more.
