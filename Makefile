@@ -8,7 +8,7 @@ PYTHON36 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python) $(s
 DEMO := runs/demo
 # Tests in which a fit's measurements have to agree, a board fails at a set moment, or a program has
 # to get a whole core: they have the computer to themselves. All others share its cores.
-ALONE := $(addprefix tests/,boards device_agent/test_inspection.py faults test_fit.py)
+ALONE := $(addprefix tests/,boards device_agent/test_inspection.py faults test_branches_fit.py test_fit.py)
 
 .PHONY: demo test faults check format clean
 
