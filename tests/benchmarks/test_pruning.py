@@ -4,44 +4,40 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Group, Option, Strategy, StrategyEntry
-from tests.benchmarks import pruning
+from harness.records import Group, Interval, Strategy, StrategyEntry
+from tests.benchmarks import pruning, pruning_bench, pruning_search
+from tests.benchmarks.pruning_search import Plan, Tried
 
 
 def group(channels: int, name: str = "g") -> Group:
     return Group(name=name, channels=channels, producers=(name,), consumers=("c",), prunable=True)
 
 
-def test_widths_are_whole_steps_and_a_few_below_one() -> None:
-    assert pruning.widths_of("resnet56", group(16)) == [2, 4, 8, 16]
-    assert pruning.widths_of("resnet56", group(32)) == [2, 4, 8, 16, 32]
-    assert pruning.widths_of("resnet56", group(64)) == [2, 4, 8, 16, 32, 48, 64]
-    assert pruning.widths_of("efl0", group(96)) == [16, 32, 48, 64, 80, 96]
+def test_widths_are_whole_steps() -> None:
+    assert pruning_bench.widths_of(group(16)) == [16]
+    assert pruning_bench.widths_of(group(64)) == [16, 32, 48, 64]
+    assert pruning_bench.widths_of(group(96)) == [16, 32, 48, 64, 80, 96]
 
 
 def test_bottlenecks_and_what_cannot_be_pruned_stay_whole() -> None:
-    assert pruning.widths_of("efl0", group(320, "_blocks.15._project_conv")) == [320]
+    assert pruning_bench.widths_of(group(320, "_blocks.15._project_conv")) == [320]
     fixed = Group(name="fc", channels=10, producers=("fc",), consumers=(), prunable=False)
-    assert pruning.widths_of("resnet56", fixed) == [10]
+    assert pruning_bench.widths_of(fixed) == [10]
 
 
-def test_uniform_choices_keep_equally_wide_groups_equal_and_take_int8() -> None:
-    def options(*widths: int) -> tuple[Option, ...]:
-        return tuple(
-            Option(channels=width, precision=precision)  # type: ignore[arg-type]
-            for width in widths
-            for precision in ("fp32", "int8")
+def test_what_is_too_slow_or_too_large_does_not_fit() -> None:
+    plan = Plan(task="T3", network="resnet56", methods=("prune",), latency=0.3, size=0.15)
+    strategy = Strategy(label="x", methods=("prune",), entries=(), epochs=0, seed=0)
+
+    def tried(high: float, size: float) -> Tried:
+        interval = Interval(0.2, high, 0.95)
+        return Tried(
+            branches=1, strategy=strategy, ratio=0.25, interval=interval, loss=0.0, size=size
         )
 
-    found = pruning.uniform_choices(
-        {"a": options(8, 16), "b": options(8, 16), "c": options(8, 16, 32), "fc": options(10)}
-    )
-    assert len(found) == 2 * 3
-    assert all(choice["a"] == choice["b"] for choice in found)
-    assert {choice["fc"].precision for choice in found} == {"int8"}
-    assert {(c["a"].channels, c["c"].channels) for c in found} == {
-        (narrow, wide) for narrow in (8, 16) for wide in (8, 16, 32)
-    }
+    assert tried(0.3, 0.15).within(plan)
+    assert not tried(0.31, 0.15).within(plan)
+    assert not tried(0.3, 0.16).within(plan)
 
 
 def test_every_plan_has_files_of_its_own() -> None:
@@ -57,7 +53,7 @@ def test_what_is_rounded_afterwards_keeps_its_channels() -> None:
         epochs=0,
         seed=0,
     )
-    (entry,) = pruning._rounded(strategy).entries
+    (entry,) = pruning_search._rounded(strategy).entries
     assert (entry.kept, entry.precision) == ((0, 2), "int8")
 
 

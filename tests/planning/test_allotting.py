@@ -147,9 +147,7 @@ def test_requirements_become_limits_and_what_keeps_them_is_predicted_to(branches
     share = between(branches, "latency", 0.4) / baseline.latency_s.high
     asked = Requirements(
         limits=(
-            require(
-                "latency", share * baseline.latency_s.high / baseline.latency_s.value, relative=True
-            ),
+            require("latency", share * baseline.latency_s.high),
             require("size", 0.97 * baseline.size_bytes.value),
             require("accuracy_drop", 1.0),
         )
@@ -163,3 +161,13 @@ def test_requirements_become_limits_and_what_keeps_them_is_predicted_to(branches
     assert price.size_bytes.value <= 0.97 * baseline.size_bytes.value
     tail = Requirements(limits=(require("latency", 0.01, percentile=99),))
     assert limits_of(tail, branches.subject, reference)["latency"] == pytest.approx(0.008)
+
+
+def test_a_limit_relative_to_the_original_is_a_share_of_what_the_tables_say_of_it(branches):
+    whole = branches.subject.allotter.full()
+    baseline = branches.price(whole)
+    asked = Requirements(limits=(require("latency", 0.8, relative=True),))
+    limits = limits_of(asked, branches.subject, Reference(baseline=baseline))
+    assert limits == {
+        "latency": pytest.approx(0.8 * branches.subject.allotter.amount("latency", whole))
+    }
