@@ -1,5 +1,6 @@
 """What a fit is asked, and the problem that its rounds solve."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,7 +122,16 @@ def pose(
     model = calibrated(bench, baseline, path, precisions)
     branches = Branches()
     if settings.given is None and "prune" in settings.methods:
-        branches = starts.find(bench, network, found)
+        costs = NetworkCosts(
+            kernels,
+            found,
+            model=model,
+            baseline_size_bytes=path.stat().st_size,
+            coverage=0.0,
+        )
+        branches = starts.find(
+            bench, network, found, saves=functools.partial(starts.savings, costs, limits)
+        )
     elif settings.given is not None and settings.given.left_out:
         branches = starts.find(bench, network, found, settings.given)
 

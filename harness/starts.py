@@ -1,6 +1,6 @@
 """What allocations begin with: the network, and what is left of it without some branches."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness import networks
@@ -13,7 +13,7 @@ from harness.strategies.predictor import Costs, NetworkCosts
 from harness.strategies.requirements import Limits
 from latency_models import graph
 
-__all__ = ["Start", "count", "depths", "find", "left_out", "start"]
+__all__ = ["Start", "count", "depths", "find", "left_out", "savings", "start"]
 
 # Enough to tell which branch is missed the least.
 IMAGES = 64
@@ -44,11 +44,13 @@ def find(
     network: networks.Network,
     groups: Sequence[Group],
     given: Strategy | None = None,
+    *,
+    saves: Callable[[Collection[str]], dict[str, float]] | None = None,
 ) -> Branches:
     """The branches that can go, in the order in which they best do: a stage of the folder.
 
-    For a strategy that is ``given`` the order is not looked for; ConfigError where it leaves out
-    what cannot go.
+    ``saves`` says of the groups that can go what each is worth (``savings``). For a strategy that
+    is ``given`` the order is not looked for; ConfigError where it leaves out what cannot go.
     """
     images = bench.data.train_images
     some = images[: recovery.fitting_images(network, bench.data.example, IMAGES)]
@@ -65,6 +67,7 @@ def find(
             some,
             most=len(names),
             names=names,
+            saves=None if saves is None else saves(names),
             classes=bench.data.classes,
             temperature=TEMPERATURE,
             progress=bench.folder.observer.progress,
@@ -75,6 +78,29 @@ def find(
     if given is not None:
         _require(given, groups, found)
     return found
+
+
+def savings(costs: NetworkCosts, limits: Limits, names: Collection[str]) -> dict[str, float]:
+    """What the network saves, nearly, without each of the branches ``names``.
+
+    Its shares of the latency and of the size, whichever are limited (the latency where neither is),
+    in one sum. All of that in fp32: which branch saves more is hardly another question in another
+    precision.
+    """
+    groups = costs.groups
+    whole = {group.name: Option(channels=group.channels, precision="fp32") for group in groups}
+    before = costs.costs(whole)
+
+    def saved(name: str) -> float:
+        left = costs.costs_without(whole, shallow.unread(groups, shallow.together(groups, [name])))
+        share = 0.0
+        if limits.latency_s is not None or limits.size_bytes is None:
+            share += 1 - left.latency_s / before.latency_s
+        if limits.size_bytes is not None:
+            share += 1 - left.size_bytes / before.size_bytes
+        return share
+
+    return {name: saved(name) for name in names}
 
 
 def _require(given: Strategy, groups: Sequence[Group], found: Branches) -> None:

@@ -65,6 +65,28 @@ def whole(start, precision):
     return {g.name: Option(channels=g.channels, precision=precision) for g in start.groups}
 
 
+def test_what_a_branch_saves_is_its_share_of_what_is_limited(problem):
+    names = problem.branches.removable
+    costs = problem.costs(0.0)
+    by = {
+        kind: starts.savings(costs, limits, names)
+        for kind, limits in {
+            "neither": FULL,
+            "latency": Limits(latency_s=1.0, size_bytes=None),
+            "size": Limits(latency_s=None, size_bytes=1.0),
+            "both": Limits(latency_s=1.0, size_bytes=1.0),
+        }.items()
+    }
+    assert by["neither"] == by["latency"]
+    assert all(0 < share < 1 for share in by["latency"].values())
+    for name in names:
+        assert by["both"][name] == pytest.approx(by["latency"][name] + by["size"][name])
+        gone = shallow.unread(problem.groups, shallow.together(problem.groups, [name]))
+        weights = sum(4 * problem.network.get_submodule(layer).weight.numel() for layer in gone)
+        biases = sum(4 * problem.network.get_submodule(layer).out_channels for layer in gone)
+        assert by["size"][name] * problem.size_bytes == pytest.approx(weights + biases, rel=0.01)
+
+
 def test_the_branch_that_adds_nothing_goes_first_and_a_start_has_the_kernels_that_are_left(problem):
     found = problem.branches
     assert found.removable == ("blocks.0.0", "blocks.1.0", "blocks.2.0")

@@ -162,31 +162,37 @@ def removal_order(
     *,
     most: int,
     names: Sequence[str] | None = None,
+    saves: Mapping[str, float] | None = None,
     classes: bool = True,
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[LeftOut, ...]:
     """The branches in the order in which they are best left out, up to ``most``.
 
-    Each time the one that leaves the least divergence of the outputs from the original's (of the
-    ``classes`` where the outputs are logits, else their relative squared error), with batch norm on
-    the statistics of the ``images`` (one batch, no labels). What a branch costs rises, as a rule,
-    as others go: only those whose last known cost is the least are tried again.
+    Each time the one that adds the least, for what it ``saves`` (each the same, unless it is
+    given), to the divergence of the outputs from the original's (of the ``classes`` where the
+    outputs are logits, else their relative squared error), with batch norm on the statistics of the
+    ``images`` (one batch, no labels). What a branch adds rises, as a rule, as others go: only those
+    that last added the least are tried again.
     ``names`` are the ``removable`` groups, where they are known. A branch without which, once
-    others are gone, the outputs do not depend on the input stays. ``progress(done, of)`` counts
-    branches. BuildError where there is one image.
+    others are gone, the outputs do not depend on the input stays, as does one that saves nothing.
+    ``progress(done, of)`` counts branches. BuildError where there is one image.
     """
     names = removable(network, groups, images) if names is None else tuple(names)
+    worth = {name: 1.0 if saves is None else saves[name] for name in names}
     wanted = outputs_of(network, images)
     tried = copy.deepcopy(network).eval()
     silence = _silences(tried, groups, names, images)
+    scale = temperature if classes else None
     result: list[LeftOut] = []
-    # What each costs, and how many had gone when that was found.
-    queue = [(0.0, -1, name) for name in names]
+    reached = _divergence(_with_own_statistics(tried, images), wanted, scale)
+    # What each adds for what it saves, how many had gone when that was found, and the divergence.
+    queue = [(0.0, -1, name, 0.0) for name in names if worth[name] > 0]
     while queue and len(result) < most:
-        known, when, name = heapq.heappop(queue)
+        _, when, name, known = heapq.heappop(queue)
         if when == len(result):
             result.append(LeftOut(name, known))
+            reached = known
             if progress is not None:
                 progress(len(result), min(most, len(names)))
             continue
@@ -195,8 +201,8 @@ def removal_order(
             outputs = _with_own_statistics(tried, images)
         if all(map(_alike, outputs)):
             continue
-        cost = _divergence(outputs, wanted, temperature if classes else None)
-        heapq.heappush(queue, (cost, len(result), name))
+        known = _divergence(outputs, wanted, scale)
+        heapq.heappush(queue, ((known - reached) / worth[name], len(result), name, known))
     return tuple(result)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from harness import calibrate, networks, pacing
+from harness import calibrate, networks, pacing, starts
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import branches, groups, prune, quantize, reconstruct, selection
@@ -111,30 +111,41 @@ class Bench:
         self.exact = self.outputs(self.bench.baseline_path)
         self.problem = self._posed()
         self.sensitivities = self._refitted()
-        self.order = stage("branches", tuple[branches.LeftOut, ...], self._ordered)
+        self.order = functools.lru_cache(maxsize=None)(self._order)
         self.start = functools.lru_cache(maxsize=None)(self._start)
 
     def outputs(self, path: Path) -> torch.Tensor:
         return torch.from_numpy(networks.onnx_logits(path, self.bench.data.test_images.numpy()))
 
-    def _ordered(self) -> tuple[branches.LeftOut, ...]:
-        return branches.removal_order(
-            self.network,
-            self.groups,
-            self.images[:ORDERED],
-            most=MOST_LEFT_OUT[self.name],
-            temperature=TEMPERATURE[self.name],
-        )
+    def _order(self, sized: bool) -> tuple[branches.LeftOut, ...]:
+        """The branches as they best go, for what they save of the time (and of the size)."""
+        limits = Limits(latency_s=1.0, size_bytes=1.0 if sized else None)
 
-    def _start(self, count: int) -> Start:
-        """The network without ``count`` branches."""
-        gone = tuple(one.group for one in self.order[:count])
+        def ordered() -> tuple[branches.LeftOut, ...]:
+            images = self.images[:ORDERED]
+            names = branches.removable(self.network, self.groups, images)
+            return branches.removal_order(
+                self.network,
+                self.groups,
+                images,
+                most=MOST_LEFT_OUT[self.name],
+                names=names,
+                saves=starts.savings(self.problem.costs(0.0), limits, names),
+                temperature=TEMPERATURE[self.name],
+            )
+
+        name = "branches by time" + (" and size" if sized else "")
+        return self.bench.folder.stage(name, tuple[branches.LeftOut, ...], ordered)
+
+    def _start(self, count: int, *, sized: bool) -> Start:
+        """The network without the first ``count`` branches of that order."""
+        gone = tuple(one.group for one in self.order(sized)[:count])
         if not gone:
             network, found, path = self.network, self.groups, self.bench.baseline_path
         else:
             network = branches.without(self.network, self.groups, self.images[:2], gone)
             found = groups.find_groups(network, self.images[:1])
-            path = self.folder / "starts" / f"{count}.onnx"
+            path = self.folder / "starts" / f"{count}{' sized' if sized else ''}.onnx"
             networks.export_onnx(network, self.images[:1], path)
         return Start(
             left_out=gone,

@@ -98,6 +98,24 @@ def test_what_is_missed_the_least_goes_first() -> None:
     assert torch.allclose(shallow(example), net(example), atol=1e-2)
 
 
+def test_a_branch_that_saves_more_goes_before_one_that_is_missed_less() -> None:
+    torch.manual_seed(0)
+    net = Mobile().eval()
+    example = _example(net)
+    groups = find_groups(net, example)
+    first, second = branches.removal_order(net, groups, example, most=5)
+
+    def order(**saves: float) -> list[str]:
+        own = {first.group: saves["first"], second.group: saves["second"]}
+        names = (first.group, second.group)
+        found = branches.removal_order(net, groups, example, most=5, names=names, saves=own)
+        return [one.group for one in found]
+
+    assert order(first=1.0, second=1.0) == [first.group, second.group]
+    assert order(first=1e-4, second=1.0) == [second.group, first.group]
+    assert order(first=0.0, second=1.0) == [second.group]
+
+
 def test_layers_behind_make_up_for_a_branch() -> None:
     torch.manual_seed(0)
     net = Mobile().eval()
