@@ -31,7 +31,16 @@ from scipy import optimize, stats
 from harness.records import Estimate
 from harness.sensitivity.anchors import Anchor, Anchors
 
-__all__ = ["Built", "LossModel", "added", "fit", "measured_drop", "recalibrated", "student_drop"]
+__all__ = [
+    "Built",
+    "LossModel",
+    "added",
+    "compressed",
+    "fit",
+    "measured_drop",
+    "recalibrated",
+    "student_drop",
+]
 
 Floats = npt.NDArray[np.float64]
 COVERAGE = 0.9
@@ -56,6 +65,9 @@ TRAINING_POINTS = 0.4
 # al., CVPR 2016, table 6). One that began with random weights is short of that by up to this many
 # points at first, less by e every so many epochs.
 HALVING, UNTAUGHT, EPOCHS = 1.2, 60.0, 12.0
+# What rounding to int8 takes of a network that nobody could try it on: within 2 points, with a
+# scale for each channel of a weight (Krishnamoorthi, arXiv:1806.08342).
+ROUNDED = Estimate(value=0.5, low=-0.5, high=2.0, note="int8 by a prior")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,6 +308,18 @@ def student_drop(macs_share: float, *, epochs: int, most: float = 100.0) -> Esti
         high=max(min(HALVING * (3 * halvings + 1) + untaught, most), value),
         note="a prior by the student's size: teach it to know more",
     )
+
+
+def compressed(student: Estimate, *, macs_share: float, rounded: bool) -> Estimate:
+    """The points lost by a student that nobody has taught yet, compressed as well.
+
+    A prior: cut to ``macs_share`` of its MACs it is as good as a student of that size.
+    """
+    halvings = -math.log2(macs_share)
+    if halvings > 0:
+        cut = HALVING * halvings
+        student = added(student, Estimate(value=cut, low=cut / 4, high=3 * cut, note=""))
+    return added(student, ROUNDED) if rounded else student
 
 
 def measured_drop(drop: float, *, changed: float | None, images: int) -> Estimate:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from harness.errors import ConfigError
 from harness.planning.allotting import Allotter, Allowed, Choice
 from harness.planning.costs import with_losses
-from harness.planning.loss import LossModel, added
+from harness.planning.loss import LossModel, added, compressed
 from harness.records import (
     Estimate,
     Group,
@@ -124,9 +124,7 @@ class Subject:
         """What a choice comes to, with what it is predicted to lose after so many epochs."""
         found = with_losses(self.pricer(choice), self._losses(choice))
         if self.loss is None:
-            # A student that nobody taught yet: what compressing it costs says nothing yet.
-            whole = self.replacing is not None and choice == self.allotter.full()
-            return replace(found, accuracy_drop=self.replacing) if whole else found
+            return replace(found, accuracy_drop=self._untaught(found, choice))
         pruning, rounding = self.score(choice)
         drop = self.loss.predict(pruning, rounding, epochs=epochs, images=images)
         if self.replacing is not None:
@@ -134,6 +132,19 @@ class Subject:
         elif not pruning and not rounding:
             drop = Estimate.exactly(0.0, note="the original itself")
         return replace(found, accuracy_drop=drop)
+
+    def _untaught(self, found: Predicted, choice: Choice) -> Estimate | None:
+        """What a student loses that nobody taught yet; None of any other network."""
+        whole = self.allotter.full()
+        if self.replacing is None or choice == whole:
+            return self.replacing
+        if not self.untrained:  # nobody has images: of the others no drop is predicted either
+            return None
+        return compressed(
+            self.replacing,
+            macs_share=found.macs / self.pricer(whole).macs,
+            rounded=any(option.precision == "int8" for option in choice.values()),
+        )
 
     def _losses(self, choice: Choice) -> dict[str, float]:
         """Each layer's share of the summed sensitivity; layers of one group share alike."""

@@ -10,6 +10,7 @@ from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.compression.quantize import form_of
 from harness.compression.shapes import parameter_shapes
+from harness.planning.loss import HALVING, ROUNDED
 from harness.planning.preparing import prepare
 from harness.records import Estimate
 from harness.sensitivity.anchors import Images
@@ -57,8 +58,16 @@ def test_a_network_that_is_no_better_than_chance_has_nothing_to_lose(material):
         pytest.fail("a network that is no better than chance was taken for a trained one")
     assert subject.untrained and not ready(material).untrained
     assert subject.predicted(whole, epochs=0, images=1).accuracy_drop == replacing
+    # Compressed as well it loses more, by a prior: as much as a smaller student, and by rounding.
     rounded = {name: own[-1] for name, own in subject.allotter.options.items()}
-    assert subject.predicted(rounded, epochs=0, images=1).accuracy_drop is None
+    narrow = {name: own[0] for name, own in subject.allotter.options.items()}
+    drops = [subject.predicted(c, epochs=0, images=1).accuracy_drop for c in (rounded, narrow)]
+    macs = [subject.predicted(c, epochs=0, images=1).macs for c in (whole, narrow)]
+    assert {option.precision for option in rounded.values()} == {"int8"}
+    assert drops[0].value == replacing.value + ROUNDED.value
+    assert drops[0].high > replacing.high + 0.01
+    assert drops[1].value == pytest.approx(replacing.value + HALVING * math.log2(macs[0] / macs[1]))
+    assert drops[1].low < replacing.value < drops[1].high
 
 
 def test_layers_share_the_summed_sensitivity(material):
