@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ class Plan:
     def label(self) -> str:
         """What the row's files are called by."""
         how = "then".join(self.methods) if self.afterwards else "+".join(self.methods)
-        return f"{self.network}-{how}-{self.latency:g}{'-tuned' if self.tuned else ''}"
+        small = "" if self.size is None else f"-{self.size:g}"
+        return f"{self.network}-{how}-{self.latency:g}{small}{'-tuned' if self.tuned else ''}"
 
     @property
     def setting(self) -> str:
@@ -176,12 +178,22 @@ class Search:
 
     def _starts(self) -> list[int]:
         """How many branches to begin without; full widths within the budget are looked for."""
-        bench, plan = self.bench, self.plan
+        plan = self.plan
         if "prune" not in plan.methods:
             return [0]
+        needed = self._needed(lambda one: one.interval.high <= self.aim * plan.latency)
+        found = {max(needed - fewer, 0) for fewer in FEWER}
+        if plan.size is not None:
+            small = self._needed(lambda one: one.within(plan, self.aim))
+            found |= {max(small - fewer, needed) for fewer in FEWER}
+        return sorted(found)
+
+    def _needed(self, enough: Callable[[Tried], bool]) -> int:
+        """As few branches left out as it takes for full widths; all that can go if none do."""
+        bench, plan = self.bench, self.plan
         precision = "int8" if "quantize" in plan.methods and not plan.afterwards else "fp32"
         order = bench.order(plan.size is not None)
-        low, high = 0, len(order) + 1
+        low, high = -1, len(order) + 1
         # The share that a branch takes is about the same for all: a guess, then halves.
         middle = round((1 - plan.latency) / (1 - LEAST[precision]) * len(order))
         while high - low > 1:
@@ -193,13 +205,12 @@ class Search:
             }
             strategy = bench.strategy(plan.label, plan.methods, start, choice)
             one = self._measured("whole", middle, strategy, bench.sensitivities.total(choice))
-            if one.interval.high > self.aim * plan.latency:
-                low = middle
-            else:
+            if enough(one):
                 high = middle
+            else:
+                low = middle
             middle = (low + high) // 2
-        needed = min(high, len(order))
-        return sorted({max(needed - fewer, 0) for fewer in FEWER})
+        return min(high, len(order))
 
     def _rounds(self, count: int) -> None:
         """Allocate on a start, measure, and allocate again with what was learned."""

@@ -1,12 +1,13 @@
 """What the pruning benchmark reads and asks for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.records import Group, Interval, Strategy, StrategyEntry
 from tests.benchmarks import pruning, pruning_bench, pruning_search
-from tests.benchmarks.pruning_search import Plan, Tried
+from tests.benchmarks.pruning_search import Plan, Search, Tried
 
 
 def group(channels: int, name: str = "g") -> Group:
@@ -35,9 +36,53 @@ def test_what_is_too_slow_or_too_large_does_not_fit() -> None:
             branches=1, strategy=strategy, ratio=0.25, interval=interval, loss=0.0, size=size
         )
 
-    assert tried(0.3, 0.15).within(plan)
-    assert not tried(0.31, 0.15).within(plan)
-    assert not tried(0.3, 0.16).within(plan)
+    assert tried(0.3, 0.15).within(plan, 1.0)
+    assert not tried(0.31, 0.15).within(plan, 1.0)
+    assert not tried(0.3, 0.15).within(plan, 0.99)
+    assert not tried(0.3, 0.16).within(plan, 1.0)
+
+
+class Linear(Search):
+    """A search among branches each of which saves 0.05 of the time and 0.08 of the file."""
+
+    def __init__(self, plan: Plan) -> None:
+        bench = SimpleNamespace(
+            order=lambda *_: [None] * 10,
+            start=lambda *_, **__: SimpleNamespace(groups=()),
+            strategy=lambda *_: None,
+            sensitivities=SimpleNamespace(total=lambda *_: 0.0),
+        )
+        super().__init__(bench, plan)
+
+    def _measured(self, name: str, count: int, strategy: Strategy, loss: float) -> Tried:
+        del name
+        ratio = 1 - 0.05 * count
+        return Tried(
+            branches=count,
+            strategy=strategy,
+            ratio=ratio,
+            interval=Interval(ratio - 0.001, ratio + 0.001, 0.95),
+            loss=loss,
+            size=1 - 0.08 * count,
+        )
+
+
+def test_starts_are_without_as_many_branches_as_it_takes_and_some_fewer() -> None:
+    def starts(latency: float, size: float | None = None) -> list[int]:
+        plan = Plan(task="T2", network="n", methods=("prune",), latency=latency, size=size)
+        return Linear(plan)._starts()
+
+    assert starts(0.76) == [3, 5]
+    assert starts(0.98) == [0, 1]
+    assert starts(0.2) == [8, 10]  # out of reach: all that can go
+    assert starts(0.76, 0.85) == [3, 5]
+    assert starts(0.76, 0.4) == [3, 5, 6, 8]
+
+
+def test_a_budget_that_was_missed_is_aimed_below() -> None:
+    search = Linear(Plan(task="T2", network="n", methods=("prune",), latency=0.76))
+    search.aim = 0.9
+    assert search._starts() == [5, 7]
 
 
 def test_every_plan_has_files_of_its_own() -> None:
