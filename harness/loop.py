@@ -80,6 +80,7 @@ def fit(
 def _asked(
     settings: FitSettings, session: Session, fingerprint: Mapping[str, str]
 ) -> dict[str, object]:
+    """What a folder resumes for: all that is asked but the rounds, of which more may follow."""
     facts = session.facts
     return {
         **fingerprint,
@@ -87,7 +88,6 @@ def _asked(
         "budgets": [f"{b.quantity} {b.text}" for b in settings.budgets],
         "methods": list(settings.methods),
         "epochs": settings.epochs,
-        "max_rounds": settings.max_rounds,
         "seed": settings.seed,
         "board": facts.board,
         "runtime": f"{facts.runtime} {facts.runtime_version}",

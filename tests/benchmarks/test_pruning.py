@@ -69,7 +69,7 @@ class Linear(Search):
 
 def test_starts_are_without_as_many_branches_as_it_takes_and_some_fewer() -> None:
     def starts(latency: float, size: float | None = None) -> list[int]:
-        plan = Plan(task="T2", network="n", methods=("prune",), latency=latency, size=size)
+        plan = Plan(task="T2", network="efl0", methods=("prune",), latency=latency, size=size)
         return Linear(plan)._starts()
 
     assert starts(0.76) == [3, 5]
@@ -80,7 +80,7 @@ def test_starts_are_without_as_many_branches_as_it_takes_and_some_fewer() -> Non
 
 
 def test_a_budget_that_was_missed_is_aimed_below() -> None:
-    search = Linear(Plan(task="T2", network="n", methods=("prune",), latency=0.76))
+    search = Linear(Plan(task="T2", network="efl0", methods=("prune",), latency=0.76))
     search.aim = 0.9
     assert search._starts() == [5, 7]
 
