@@ -25,8 +25,7 @@ from harness.report.drawing import (
     safe,
 )
 from harness.report.planned import cells
-from harness.report.words import points_text
-from harness.units import format_count, format_size, format_time
+from harness.units import format_count, format_points, format_size, format_time
 
 __all__ = ["Quantity", "accuracy_against_latency", "layer_costs", "size_against_latency"]
 
@@ -99,7 +98,7 @@ def accuracy_against_latency(plan: Plan) -> go.Figure | None:
     ends = [end for p in points for end in (p.y.low, p.y.high)]
     room = max(0.08 * (max(ends) - min(ends)), 0.1)
     low, high = min(ends) - room, max(ends) + room
-    axis = even_axis(low, high, points_text)
+    axis = even_axis(low, high, format_points)
     # Less lost is better, and better is up.
     figure.update_yaxes(title="accuracy lost", **{**axis, "range": [high, low]})
     _latency_axis(figure, plan, points)
