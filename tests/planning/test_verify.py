@@ -8,7 +8,6 @@ import torch
 
 from harness import networks
 from harness.candidates import Measured
-from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.compression.quantize import form_of
 from harness.compression.shapes import parameter_shapes
@@ -19,7 +18,7 @@ from harness.planning.preparing import prepare
 from harness.planning.verify import rows_of, verify
 from harness.records import Candidate, Estimate, Interval, Profile, Requirements
 from harness.sensitivity.anchors import Images
-from tests.compression.tiny import Residual, facts, seeded
+from tests.compression.tiny import Residual, confident, facts
 from tests.planning.tiny import predicted, require
 from tests.strategies.test_tables import CPU, model_of
 from tests.test_proposing import Watcher
@@ -97,12 +96,7 @@ def networks_classes(network, images):
 @pytest.fixture
 def ready(tmp_path):
     """A network that is sure of its classes, a plan for it, and a bench."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    network = seeded(Residual)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, IMAGES)
+    network = confident(Residual, IMAGES)
     path = tmp_path / "baseline.onnx"
     networks.export_onnx(network, IMAGES[:1], path)
     groups = find_groups(network, IMAGES[:1])
@@ -129,13 +123,12 @@ def ready(tmp_path):
         settings=PlanSettings(epochs=1, student_epochs=1, images=64),
     )
     bench = Bench(Folder(tmp_path / "run", {}, Patient()), network)
-    yield SimpleNamespace(
+    return SimpleNamespace(
         subject=subject,
         plan=found,
         bench=bench,
         baseline=Measured(candidate=candidate("baseline", top1=1.0), profile=PROFILE, warnings=()),
     )
-    torch.set_num_threads(threads)
 
 
 def check(ready, top, **more):
