@@ -18,6 +18,7 @@ from harness.report.drawing import (
     MUTED,
     OTHER,
     PRECISION,
+    add_limit,
     blank,
     even_axis,
     lines,
@@ -160,14 +161,7 @@ def _limits(
         name = "size required" if quantity == "size" else "accuracy required"
         drawn.append((name, "dot", [left, right], [other] * 2))
     for name, dash, x, y in drawn:
-        figure.add_scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            name=name,
-            hoverinfo="skip",
-            line={"color": MEETS, "width": 1.5, "dash": dash},
-        )
+        add_limit(figure, name, dash, x, y)
 
 
 def _scatter(figure: go.Figure, points: Sequence[_Point]) -> None:
