@@ -154,6 +154,8 @@ def test_a_strategy_that_is_given_leaves_out_branches_as_a_whole_and_no_others(p
     half = strategy(groups, ("blocks.0.0",))
     with pytest.raises(ConfigError, match=r"keeps blocks\.0\.3, of which nothing is left"):
         given.check(half, groups, ("fp32",), 0)
+    with pytest.raises(ConfigError, match=r"leaves out blocks\.0\.0, without which"):
+        starts.find(problem.bench, problem.network, groups, half)
     everything = strategy(groups, tuple(g.name for g in groups))
     with pytest.raises(ConfigError, match="leaves out classifier, stem"):
         starts.find(problem.bench, problem.network, groups, everything)

@@ -82,6 +82,9 @@ def test_beyond_the_anchors_the_interval_is_wider_and_says_so():
     inside, beyond = model.predict(1.9, 0.0), model.predict(3.0, 0.0)
     assert "beyond" not in inside.note and "beyond the range of the anchors" in beyond.note
     assert beyond.high - beyond.value > 1.2 * (inside.high - inside.value)
+    # The anchors round by up to 0.05 nats.
+    inside, beyond = model.predict(0.0, 0.05), model.predict(0.0, 0.2)
+    assert "beyond" not in inside.note and "beyond the range of the anchors" in beyond.note
 
 
 def test_no_more_can_be_lost_than_there_is_but_for_what_is_counted():

@@ -15,7 +15,7 @@ from harness.errors import ConfigError, StableBoardError
 from harness.folder import Folder
 from harness.planning.generator import PlanSettings, plan
 from harness.planning.preparing import prepare
-from harness.planning.verify import rows_of, verify
+from harness.planning.verify import _pair, rows_of, verify
 from harness.records import Candidate, Estimate, Interval, Profile, Requirements
 from harness.sensitivity.anchors import Images
 from tests.compression.tiny import Residual, confident, facts
@@ -194,6 +194,15 @@ def test_a_student_that_was_not_given_is_asked_for(ready):
     ready.plan = replace(ready.plan, strategies=(of_another,))
     with pytest.raises(ConfigError, match=r"wants the student nets\.py:small"):
         check(ready, 1)
+
+
+def test_what_a_student_lost_teaches_nothing_of_what_compressing_costs(ready):
+    planned = next(one for one in ready.plan.strategies if one.strategy.methods)
+    found, whole = candidate("a", top1=0.8), candidate("baseline", top1=1.0)
+    pair = _pair(planned, ready.subject, found, whole, ready.bench)
+    assert pair is not None and pair.drop == pytest.approx(20.0)
+    taught = replace(ready.subject, student="nets.py:small")
+    assert _pair(planned, taught, found, whole, ready.bench) is None
 
 
 def test_rows_are_of_what_was_predicted_and_measured_alone():
