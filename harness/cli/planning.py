@@ -119,12 +119,13 @@ def strategies(
     as_json: JsonOption = False,
 ) -> None:
     """Say what would make NETWORK meet the requirements on a board, without building anything."""
-    from harness import networks, plan_commands
+    from harness import networks
+    from harness.planning import commands
 
-    planned = plan_commands.strategies(
-        plan_commands.PlanRequest(
+    planned = commands.strategies(
+        commands.PlanRequest(
             network=network,
-            requirements=plan_commands.required(
+            requirements=commands.required(
                 requirements,
                 latency=latency,
                 fps=fps,
@@ -167,7 +168,7 @@ def strategies(
         )
     )
     if as_json:
-        print(plan_commands.as_json(planned))
+        print(commands.as_json(planned))
     else:
         from harness.report import planned as reporting
 
