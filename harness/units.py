@@ -5,14 +5,17 @@ Sizes are decimal as in DESIGN's budgets (1 MB = 1e6 bytes); KiB and MiB are und
 
 import math
 import re
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from harness.errors import ConfigError
-from harness.records import Budget
+from harness.records import Budget, Requirement
 
 __all__ = [
+    "format_amount",
     "format_count",
     "format_energy",
+    "format_points",
     "format_size",
     "format_time",
     "parse_accuracy_drop",
@@ -154,3 +157,28 @@ def format_count(count: float) -> str:
     if abs(count) < 1000:
         return f"{count:.0f}"
     return _scaled(count, ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")))
+
+
+def format_points(points: float) -> str:
+    """``points`` of accuracy with at most two digits after the point: "1.25 points"."""
+    return f"{points:.2f}".rstrip("0").rstrip(".") + (" point" if points == 1 else " points")
+
+
+_AMOUNTS: Mapping[str, Callable[[float], str]] = {
+    "latency": format_time,
+    "size": format_size,
+    "engine_size": format_size,
+    "peak_memory": format_size,
+    "parameters": format_count,
+    "macs": format_count,
+    "energy": format_energy,
+    "accuracy_floor": lambda share: f"{100 * share:.2f} %",
+    "accuracy_drop": format_points,
+}
+
+
+def format_amount(requirement: Requirement, value: float) -> str:
+    """``value`` in the unit of a requirement's limit: "20.0 ms", or "25.0 %" of the original."""
+    if requirement.relative:
+        return f"{100 * value:.1f} %"
+    return _AMOUNTS[requirement.quantity](value)

@@ -43,6 +43,17 @@ def nano_makers() -> Iterator[virtual.Makers]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes in one thread: in small networks two would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def nano(
     nano_makers: virtual.Makers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Nano]:

@@ -1,11 +1,10 @@
 """A fit that leaves residual branches out: the real agent, the real runtime, this computer."""
 
-import numpy as np
 import onnx
 import pytest
 
 from harness.records import FitResult, Strategy, load
-from tests.test_fit import boardfit
+from tests.fitting import boardfit, write_images
 
 NETWORK = """
 import torch
@@ -52,16 +51,7 @@ ARGUMENTS = (
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("branches")
     (path / "net.py").write_text(NETWORK)
-    rng = np.random.default_rng(0)
-    np.savez(
-        path / "data.npz",
-        train_images=rng.integers(0, 255, (256, 1, 8, 8), np.uint8),
-        train_labels=rng.integers(0, 3, 256),
-        test_images=rng.integers(0, 255, (300, 1, 8, 8), np.uint8),
-        test_labels=rng.integers(0, 3, 300),
-        mean=np.float32([0.5]),
-        std=np.float32([0.25]),
-    )
+    write_images(path / "data.npz", train=256, test=300)
     return path
 
 

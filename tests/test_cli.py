@@ -17,6 +17,7 @@ from harness import cli
 from harness.cli import options
 from latency_models import calibration, profiles
 from latency_models.graph import Dims, Work
+from tests.fitting import write_images
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,16 +67,7 @@ def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BOARDFIT_CONFIG_DIR", str(tmp_path / "config"))
     (tmp_path / "tiny.py").write_text(TINY)
-    rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "data.npz",
-        train_images=rng.integers(0, 255, (40, 1, 8, 8), np.uint8),
-        train_labels=rng.integers(0, 3, 40),
-        test_images=rng.integers(0, 255, (20, 1, 8, 8), np.uint8),
-        test_labels=rng.integers(0, 3, 20),
-        mean=np.float32([0.5]),
-        std=np.float32([0.25]),
-    )
+    write_images(tmp_path / "data.npz", train=40, test=20)
     return tmp_path
 
 

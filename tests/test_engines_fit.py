@@ -10,7 +10,6 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 
@@ -19,6 +18,7 @@ from harness.records import FitResult, Measurement, Prediction, Profile, load
 from harness.store import Store
 from harness.strategies import generator
 from latency_models import calibration, graph, sweep
+from tests.fitting import write_images
 from tests.tensorrt.nets import chain
 from tests.test_cli import TINY, run
 from tests.test_engines import calls, folder, library  # noqa: F401  (fixtures)
@@ -36,16 +36,7 @@ def brief(monkeypatch):
 @pytest.fixture
 def data(folder):  # noqa: F811
     Path("tiny.py").write_text(TINY)
-    rng = np.random.default_rng(0)
-    np.savez(
-        "data.npz",
-        train_images=rng.integers(0, 255, (64, 1, 8, 8), np.uint8),
-        train_labels=rng.integers(0, 3, 64),
-        test_images=rng.integers(0, 255, (32, 1, 8, 8), np.uint8),
-        test_labels=rng.integers(0, 3, 32),
-        mean=np.float32([0.5]),
-        std=np.float32([0.25]),
-    )
+    write_images("data.npz", train=64, test=32)
     return folder
 
 

@@ -1,11 +1,9 @@
 """The main job on a tiny network: the real agent, the real runtime, this computer."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from harness.records import FitResult, Measurement, Strategy, dump, load
 from harness.store import Store
 from tests.boards.sshd import SSHD, Sshd
 from tests.boards.support import python36_with_runtime
+from tests.fitting import boardfit, command, environment, write_images
 from tests.test_cli import TINY
 
 WIDER = TINY.replace("16", "32")
@@ -30,38 +29,8 @@ def folder(tmp_path_factory):
     """A working folder with a tiny network and data."""
     path = tmp_path_factory.mktemp("fit")
     (path / "tiny.py").write_text(WIDER)
-    rng = np.random.default_rng(0)
-    np.savez(
-        path / "data.npz",
-        train_images=rng.integers(0, 255, (256, 1, 8, 8), np.uint8),
-        train_labels=rng.integers(0, 3, 256),
-        test_images=rng.integers(0, 255, (300, 1, 8, 8), np.uint8),
-        test_labels=rng.integers(0, 3, 300),
-        mean=np.float32([0.5]),
-        std=np.float32([0.25]),
-    )
+    write_images(path / "data.npz", train=256, test=300)
     return path
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "harness.cli", *arguments]
-
-
-def environment(folder, **extra):
-    here = os.pathsep.join(sys.path)
-    config = str(folder / "config")
-    return {**os.environ, "PYTHONPATH": here, "BOARDFIT_CONFIG_DIR": config, **extra}
-
-
-def boardfit(folder, *arguments, **extra):
-    return subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env=environment(folder, **extra),
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from harness import networks, proposing
-from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.folder import Folder
 from harness.posing import FitSettings, Problem
@@ -16,9 +15,10 @@ from harness.strategies import shortlist
 from harness.strategies.generator import options_for
 from harness.strategies.requirements import Limits
 from latency_models import graph
-from tests.compression.tiny import Residual, facts, seeded
+from tests.compression.tiny import Residual, confident, facts
 from tests.strategies.test_tables import CPU, model_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -42,17 +42,12 @@ class Watcher:
 @pytest.fixture
 def problem(tmp_path):
     """A network that is sure of its classes, its options scored, on no board."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    network = seeded(Residual)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, IMAGES)
+    network = confident(Residual, IMAGES)
     path = tmp_path / "baseline.onnx"
     networks.export_onnx(network, IMAGES[:1], path)
     groups = find_groups(network, IMAGES[:1])
     options = options_for(groups, precisions=("fp32", "int8"), step=1)
-    yield Problem(
+    return Problem(
         bench=SimpleNamespace(
             folder=Folder(tmp_path / "run", {}, Watcher()),
             session=SimpleNamespace(facts=facts()),
@@ -68,7 +63,6 @@ def problem(tmp_path):
         limits=Limits(latency_s=None, size_bytes=0.4 * path.stat().st_size),
         model=model_of(CPU),
     )
-    torch.set_num_threads(threads)
 
 
 def narrow(problem):

@@ -8,7 +8,6 @@ import torch
 
 from harness import networks, proposing, starts
 from harness.compression import shallow
-from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.errors import ConfigError
 from harness.folder import Folder
@@ -20,10 +19,11 @@ from harness.strategies.generator import options_for, restrict
 from harness.strategies.proposal import Proposal
 from harness.strategies.requirements import Limits
 from latency_models import graph
-from tests.compression.tiny import Bottleneck, facts, seeded
+from tests.compression.tiny import Bottleneck, confident, facts
 from tests.strategies.test_tables import CPU, model_of
 from tests.test_proposing import Watcher
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 # Of one block's weights and biases, batch norm folded; 4 bytes each.
 NUMBERS = (16 * 8 + 8) + (9 * 8 * 8 + 8) + (8 * 16 + 16)
@@ -33,10 +33,7 @@ FULL = Limits(latency_s=None, size_bytes=None)
 @pytest.fixture
 def problem(tmp_path):
     """A network of three branches of several groups, the second of which adds hardly anything."""
-    network = seeded(Bottleneck)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, IMAGES)
+    network = confident(Bottleneck, IMAGES)
     path = tmp_path / "baseline.onnx"
     networks.export_onnx(network, IMAGES[:1], path)
     groups = find_groups(network, IMAGES[:1])
@@ -157,6 +154,8 @@ def test_a_strategy_that_is_given_leaves_out_branches_as_a_whole_and_no_others(p
     half = strategy(groups, ("blocks.0.0",))
     with pytest.raises(ConfigError, match=r"keeps blocks\.0\.3, of which nothing is left"):
         given.check(half, groups, ("fp32",), 0)
+    with pytest.raises(ConfigError, match=r"leaves out blocks\.0\.0, without which"):
+        starts.find(problem.bench, problem.network, groups, half)
     everything = strategy(groups, tuple(g.name for g in groups))
     with pytest.raises(ConfigError, match="leaves out classifier, stem"):
         starts.find(problem.bench, problem.network, groups, everything)

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness import networks, plan_commands
+from harness import networks
 from harness.compression import groups
+from harness.planning import commands
 from harness.records import Plan, load
 from harness.strategies import given
 from tests import test_cli
@@ -60,11 +61,11 @@ def test_a_plan_says_which_to_take_where_the_safest_is_not_the_likeliest_best():
     # seldom. What meets it for sure loses 0.8.
     plan = plans.plan(limits=(replace(plans.LATENCY, limit=0.0225),))
     assert plan.strategies[0].name != "int8 everywhere"
-    (note,) = plan_commands.bet(plan)
+    (note,) = commands.bet(plan)
     assert note.startswith("If only one can be built, take int8 everywhere")
     assert "a probability of 93 %" in note or "a probability of 94 %" in note
     first = replace(plan, strategies=(plan.strategies[0],))
-    assert plan_commands.bet(first) == ()
+    assert commands.bet(first) == ()
 
 
 def test_every_strategy_is_a_file_of_this_network_that_fit_reads(tiny, capsys):

@@ -2,6 +2,7 @@ import pytest
 
 from harness import units
 from harness.errors import ConfigError
+from harness.records import Requirement
 
 
 @pytest.mark.parametrize(
@@ -108,3 +109,25 @@ def test_a_share_of_more_than_all_is_refused(text, fragment):
 def test_energies_have_the_prefix_that_suits():
     assert units.format_energy(0.0123) == "12.3 mJ"
     assert units.format_energy(2.5) == "2.50 J"
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "text"),
+    [
+        ("latency", 0.02, "20.0 ms"),
+        ("engine_size", 5e6, "5.00 MB"),
+        ("macs", 2e8, "200 M"),
+        ("energy", 0.05, "50.0 mJ"),
+        ("accuracy_floor", 0.915, "91.50 %"),
+        ("accuracy_drop", 1.0, "1 point"),
+        ("accuracy_drop", 0.25, "0.25 points"),
+    ],
+)
+def test_an_amount_has_the_unit_of_the_requirement(quantity, value, text):
+    requirement = Requirement(quantity=quantity, limit=1.0, text="")
+    assert units.format_amount(requirement, value) == text
+
+
+def test_a_share_of_the_original_has_no_unit():
+    relative = Requirement(quantity="latency", limit=0.5, relative=True, text="")
+    assert units.format_amount(relative, 0.25) == "25.0 %"

@@ -9,12 +9,16 @@ import typer
 from harness.cli.options import (
     BoardOption,
     DataOption,
+    EpochsOption,
+    FactoryArgument,
     ImageSizeOption,
     JsonOption,
     LabelsOption,
     LimitOption,
     MeanOption,
+    MetricOption,
     PreprocessOption,
+    SeedOption,
     StdOption,
     StrictOption,
     WeightsOption,
@@ -25,7 +29,7 @@ from harness.cli.options import (
 
 @app.command()
 def fit(
-    network: Annotated[str, typer.Argument(help="module:factory or file.py:factory.")],
+    network: FactoryArgument,
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", help="The result folder; rerunning resumes.")],
     board: BoardOption = "local",
@@ -36,13 +40,7 @@ def fit(
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
     limit: LimitOption = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            "--metric",
-            help="file.py:function from outputs and targets to a share, instead of top-1.",
-        ),
-    ] = None,
+    metric: MetricOption = None,
     latency: Annotated[
         str | None, typer.Option("--latency", help="4ms, or 22% of the baseline's.")
     ] = None,
@@ -66,10 +64,8 @@ def fit(
     rounds: Annotated[
         int, typer.Option("--rounds", min=1, help="Allocate and measure at most this often.")
     ] = 3,
-    epochs: Annotated[
-        int, typer.Option("--epochs", min=0, help="Epochs of distillation from the original.")
-    ] = 4,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    epochs: EpochsOption = 4,
+    seed: SeedOption = 0,
     alternatives: Annotated[
         bool, typer.Option(help="Also build and measure each method alone.")
     ] = True,

@@ -17,6 +17,7 @@ app = typer.Typer(
 boards_app = typer.Typer(help="The boards that boardfit knows, and whom to trust.")
 app.add_typer(boards_app, name="boards")
 
+FactoryArgument = Annotated[str, typer.Argument(help="module:factory or file.py:factory.")]
 BoardOption = Annotated[
     str, typer.Option("--board", help="A board of boards.toml, or local: this computer.")
 ]
@@ -64,6 +65,16 @@ LimitOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="The trained weights: a state dict.")
 ]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric", help="file.py:function from outputs and targets to a share, instead of top-1."
+    ),
+]
+EpochsOption = Annotated[
+    int, typer.Option("--epochs", min=0, help="Epochs of distillation from the original.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Exit with 1 where a measurement is UNSTABLE; it is kept.")
 ]

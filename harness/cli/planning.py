@@ -6,12 +6,16 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import (
+    EpochsOption,
+    FactoryArgument,
     ImageSizeOption,
     JsonOption,
     LabelsOption,
     LimitOption,
     MeanOption,
+    MetricOption,
     PreprocessOption,
+    SeedOption,
     ShapeOption,
     StdOption,
     WeightsOption,
@@ -21,7 +25,7 @@ from harness.cli.options import (
 
 @app.command()
 def strategies(
-    network: Annotated[str, typer.Argument(help="module:factory or file.py:factory.")],
+    network: FactoryArgument,
     out: Annotated[
         Path, typer.Option("--out", help="Folder for plan, strategy files and report.")
     ] = Path("runs/strategies"),
@@ -99,32 +103,29 @@ def strategies(
     preprocess: PreprocessOption = None,
     labels: LabelsOption = None,
     limit: LimitOption = None,
-    metric: Annotated[
-        str | None, typer.Option("--metric", help="file.py:function, instead of top-1.")
-    ] = None,
+    metric: MetricOption = None,
     student: Annotated[
         list[str] | None,
         typer.Option("--student", help="file.py:factory of a smaller network; repeatable."),
     ] = None,
-    epochs: Annotated[
-        int, typer.Option("--epochs", min=0, help="Epochs of training after pruning.")
-    ] = 4,
+    epochs: EpochsOption = 4,
     student_epochs: Annotated[
         int, typer.Option("--student-epochs", min=1, help="Epochs in which students are taught.")
     ] = 30,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of everything random.")] = 0,
+    seed: SeedOption = 0,
     verify: Annotated[
         int, typer.Option("--verify", min=0, help="Build and measure so many of the best.")
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Say what would make NETWORK meet the requirements on a board, without building anything."""
-    from harness import networks, plan_commands
+    from harness import networks
+    from harness.planning import commands
 
-    planned = plan_commands.strategies(
-        plan_commands.PlanRequest(
+    planned = commands.strategies(
+        commands.PlanRequest(
             network=network,
-            requirements=plan_commands.required(
+            requirements=commands.required(
                 requirements,
                 latency=latency,
                 fps=fps,
@@ -167,7 +168,7 @@ def strategies(
         )
     )
     if as_json:
-        print(plan_commands.as_json(planned))
+        print(commands.as_json(planned))
     else:
         from harness.report import planned as reporting
 

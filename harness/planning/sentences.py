@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.records import Estimate, Group, Met, Option, Predicted, Requirement
-from harness.units import format_count, format_size, format_time
+from harness.units import (
+    format_amount,
+    format_count,
+    format_points,
+    format_size,
+    format_time,
+)
 
 __all__ = ["WORDS", "amount", "does", "explained", "listed"]
 
@@ -24,36 +30,10 @@ WORDS = {
 }
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(value: float) -> str:
-    return f"{value:.2f} points"
-
-
-def _energy(value: float) -> str:
-    return f"{1e3 * value:.3g} mJ"
-
-
-_FORMATS: Mapping[str, Callable[[float], str]] = {
-    "latency": format_time,
-    "size": format_size,
-    "engine_size": format_size,
-    "peak_memory": format_size,
-    "parameters": format_count,
-    "macs": format_count,
-    "energy": _energy,
-    "accuracy_floor": _percent,
-    "accuracy_drop": _points,
-}
-
-
 def amount(requirement: Requirement, value: float) -> str:
-    """A value in the unit of a requirement's limit, as text."""
-    if requirement.relative:
-        return f"{_percent(value)} of the original's"
-    return _FORMATS[requirement.quantity](value)
+    """A value in the unit of a requirement's limit, as text that stands alone."""
+    text = format_amount(requirement, value)
+    return f"{text} of the original's" if requirement.relative else text
 
 
 def listed(names: Sequence[str]) -> str:
@@ -155,7 +135,7 @@ def _uncertain(predicted: Predicted) -> str:
     if drop is None:
         parts.append("what it loses in accuracy is not predicted")
     else:
-        text = f"it is predicted to lose {_interval(drop, _points)}"
+        text = f"it is predicted to lose {_interval(drop, format_points)}"
         parts.append(f"{text} ({drop.note})" if drop.note else text)
     return listed(parts)
 

@@ -21,6 +21,7 @@ __all__ = [
     "OTHER",
     "PRECISION",
     "RESULT",
+    "add_limit",
     "bars",
     "blank",
     "even_axis",
@@ -65,6 +66,20 @@ def safe(text: str) -> str:
 def lines(*parts: str) -> str:
     """The parts that are not empty, one a line."""
     return "<br>".join(part for part in parts if part)
+
+
+def add_limit(
+    figure: go.Figure, name: str, dash: str, x: Sequence[float], y: Sequence[float]
+) -> None:
+    """Add a line that what is asked for lies on the better side of."""
+    figure.add_scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        name=name,
+        hoverinfo="skip",
+        line={"color": MEETS, "width": 1.5, "dash": dash},
+    )
 
 
 # --- axes ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from harness.report.drawing import (
     OTHER,
     PRECISION,
     RESULT,
+    add_limit,
     bars,
     blank,
     even_axis,
@@ -146,19 +147,10 @@ def accuracy_against_latency(result: FitResult) -> go.Figure | None:
             opacity=0.08,
             layer="below",
         )
-    for name, dash, x, y in (
-        ("latency budget", "dash", [limit, limit], [low, high]),
-        (f"{metric} budget", "dot", [0, right], [floor, floor]),
-    ):
-        if None not in (*x, *y):
-            figure.add_scatter(
-                x=x,
-                y=y,
-                mode="lines",
-                name=name,
-                hoverinfo="skip",
-                line={"color": MEETS, "width": 1.5, "dash": dash},
-            )
+    if limit is not None:
+        add_limit(figure, "latency budget", "dash", [limit, limit], [low, high])
+    if floor is not None:
+        add_limit(figure, f"{metric} budget", "dot", [0, right], [floor, floor])
     for name, colour, symbol, group in _by_role(result, shown):
         latencies = [c.latency_s for c in group]
         figure.add_scatter(

@@ -17,10 +17,9 @@ from harness.report.words import (
     limit_of,
     metric_of,
     percent,
-    points_text,
     role_name,
 )
-from harness.units import format_count, format_size, format_time
+from harness.units import format_count, format_points, format_size, format_time
 
 __all__ = [
     "all_candidates",
@@ -221,6 +220,6 @@ def _against(result: Candidate | None, other: Candidate, metric: str) -> list[st
     if result.top1 is not None and other.top1 is not None:
         points = round(100 * (other.top1 - result.top1), 2)
         word = "higher" if points > 0 else "lower"
-        differences.append(f"{metric} {points_text(abs(points))} {word}" if points else "")
+        differences.append(f"{metric} {format_points(abs(points))} {word}" if points else "")
     told = [difference for difference in differences if difference]
     return [f"{and_list(told)} than the result"] if told else ["like the result in every respect"]

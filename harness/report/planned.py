@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -21,12 +21,18 @@ from harness.records import (
     Verification,
 )
 from harness.report.tables import add_row, new_table, show
-from harness.report.words import Cell, and_list, percent, points_text
-from harness.units import format_count, format_size, format_time
+from harness.report.words import Cell, and_list
+from harness.units import (
+    format_amount,
+    format_count,
+    format_energy,
+    format_points,
+    format_size,
+    format_time,
+)
 
 __all__ = [
     "COLUMNS",
-    "amount",
     "asked",
     "cells",
     "column_amount",
@@ -70,23 +76,6 @@ COLUMNS = ("size", "parameters", "MACs", "peak activations", "latency", "energy"
 UNKNOWN = Cell("not predicted")
 
 
-def _energy(energy_j: float) -> str:
-    return f"{1e3 * energy_j:.3g} mJ"
-
-
-_FORMATS: Mapping[str, Callable[[float], str]] = {
-    "latency": format_time,
-    "size": format_size,
-    "engine_size": format_size,
-    "peak_memory": format_size,
-    "parameters": format_count,
-    "macs": format_count,
-    "energy": _energy,
-    "accuracy_floor": lambda share: percent(share, 2),
-    "accuracy_drop": points_text,
-}
-
-
 def title(requirement: Requirement) -> str:
     """What a requirement is about: "Latency, p90"."""
     name = _TITLES[requirement.quantity]
@@ -95,16 +84,11 @@ def title(requirement: Requirement) -> str:
     return name
 
 
-def amount(requirement: Requirement, value: float) -> str:
-    """``value`` in the unit of a requirement's limit, as text."""
-    return percent(value) if requirement.relative else _FORMATS[requirement.quantity](value)
-
-
 def limit_of(requirement: Requirement) -> str:
     """The limit itself: "at most 40.0 ms"."""
     word = "at least" if requirement.quantity == "accuracy_floor" else "at most"
     whole = " of the original's" if requirement.relative else ""
-    return f"{word} {amount(requirement, requirement.limit)}{whole}"
+    return f"{word} {format_amount(requirement, requirement.limit)}{whole}"
 
 
 def asked(requirement: Requirement) -> str:
@@ -136,10 +120,10 @@ def met_cell(met: Met) -> Cell:
     """What is predicted of a requirement's quantity."""
     if met.value is None:
         return UNKNOWN
-    value = amount(met.requirement, met.value)
+    value = format_amount(met.requirement, met.value)
     if met.low is None or met.low == met.high:
         return Cell(value)
-    return Cell(value, _span(met.low, met.high, lambda v: amount(met.requirement, v)))
+    return Cell(value, _span(met.low, met.high, lambda v: format_amount(met.requirement, v)))
 
 
 def cells(predicted: Predicted) -> tuple[Cell, ...]:
@@ -150,8 +134,8 @@ def cells(predicted: Predicted) -> tuple[Cell, ...]:
         Cell(format_count(predicted.macs)),
         estimate_cell(predicted.peak_activation_bytes, format_size),
         estimate_cell(predicted.latency_s, format_time),
-        estimate_cell(predicted.energy_j, _energy),
-        estimate_cell(predicted.accuracy_drop, points_text),
+        estimate_cell(predicted.energy_j, format_energy),
+        estimate_cell(predicted.accuracy_drop, format_points),
     )
 
 
@@ -196,8 +180,8 @@ def nearest_sentences(plan: Plan) -> tuple[str, ...]:
 
 def _nearest(nearest: Nearest, requirement: Requirement) -> str:
     text = (
-        f"{title(requirement)}: {amount(requirement, nearest.asked)} is asked, and "
-        f"{amount(requirement, nearest.reachable)} is the nearest that could be kept"
+        f"{title(requirement)}: {format_amount(requirement, nearest.asked)} is asked, and "
+        f"{format_amount(requirement, nearest.reachable)} is the nearest that could be kept"
     )
     text += ", with every other requirement set aside" if nearest.alone else ""
     if nearest.binding:
@@ -297,9 +281,9 @@ _UNITS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("size", format_size),
     ("bytes", format_size),
     ("activation", format_size),
-    ("energy", _energy),
-    ("drop", points_text),
-    ("accuracy", points_text),
+    ("energy", format_energy),
+    ("drop", format_points),
+    ("accuracy", format_points),
 )
 
 

@@ -18,6 +18,7 @@ from harness.report.drawing import (
     MUTED,
     OTHER,
     PRECISION,
+    add_limit,
     blank,
     even_axis,
     lines,
@@ -25,8 +26,7 @@ from harness.report.drawing import (
     safe,
 )
 from harness.report.planned import cells
-from harness.report.words import points_text
-from harness.units import format_count, format_size, format_time
+from harness.units import format_count, format_points, format_size, format_time
 
 __all__ = ["Quantity", "accuracy_against_latency", "layer_costs", "size_against_latency"]
 
@@ -99,7 +99,7 @@ def accuracy_against_latency(plan: Plan) -> go.Figure | None:
     ends = [end for p in points for end in (p.y.low, p.y.high)]
     room = max(0.08 * (max(ends) - min(ends)), 0.1)
     low, high = min(ends) - room, max(ends) + room
-    axis = even_axis(low, high, points_text)
+    axis = even_axis(low, high, format_points)
     # Less lost is better, and better is up.
     figure.update_yaxes(title="accuracy lost", **{**axis, "range": [high, low]})
     _latency_axis(figure, plan, points)
@@ -161,14 +161,7 @@ def _limits(
         name = "size required" if quantity == "size" else "accuracy required"
         drawn.append((name, "dot", [left, right], [other] * 2))
     for name, dash, x, y in drawn:
-        figure.add_scatter(
-            x=x,
-            y=y,
-            mode="lines",
-            name=name,
-            hoverinfo="skip",
-            line={"color": MEETS, "width": 1.5, "dash": dash},
-        )
+        add_limit(figure, name, dash, x, y)
 
 
 def _scatter(figure: go.Figure, points: Sequence[_Point]) -> None:

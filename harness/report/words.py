@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.records import BoardFacts, Budget, BudgetVerdict, Candidate, FitResult, Interval
-from harness.units import format_size, format_time
+from harness.units import format_points, format_size, format_time
 
 __all__ = [
     "Cell",
@@ -85,10 +85,6 @@ def role_name(role: str) -> str:
     return _ROLES.get(role, role.replace("_", " "))
 
 
-def points_text(points: float) -> str:
-    return f"{points:.2f}".rstrip("0").rstrip(".") + (" point" if points == 1 else " points")
-
-
 def interval_text(interval: Interval, text: Callable[[float], str]) -> str:
     return f"{between(interval, text)} ({percent(interval.coverage, 0)})"
 
@@ -98,7 +94,7 @@ def interval_text(interval: Interval, text: Callable[[float], str]) -> str:
 
 def amount_text(budget: Budget, amount: float) -> str:
     if budget.quantity == "accuracy_drop":
-        return points_text(amount)
+        return format_points(amount)
     if budget.relative:
         return percent(amount)
     return format_time(amount) if budget.quantity == "latency" else format_size(amount)
@@ -197,8 +193,8 @@ def value_text(verdict: BudgetVerdict, result: Candidate) -> str:
         return f"{lost} not measured"
     if quantity == "accuracy_drop":
         if verdict.value < 0:
-            return f"{points_text(-verdict.value)} of {verdict.budget.metric} gained"
-        return f"{points_text(verdict.value)} of {verdict.budget.metric} lost"
+            return f"{format_points(-verdict.value)} of {verdict.budget.metric} gained"
+        return f"{format_points(verdict.value)} of {verdict.budget.metric} lost"
     absolute = (
         format_time(result.latency_s) if quantity == "latency" else format_size(result.size_bytes)
     )

@@ -15,11 +15,11 @@ from typing import NamedTuple, get_args
 
 from scipy import stats
 
-from harness import networks, plan_commands
+from harness import networks
 from harness.errors import ConfigError
 from harness.folder import write_atomically
-from harness.plan_request import PlanRequest
-from harness.planning import verdicts
+from harness.planning import commands, verdicts
+from harness.planning.request import PlanRequest
 from harness.records import Plan, Requirement, Requirements, Verified, dump, load
 from harness.records.planning import Method, Quantity
 from tests.benchmarks import compression_networks, lite0
@@ -141,7 +141,7 @@ def run(
     ConfigError where the plan that is made now is not the one that was kept.
     """
     kept = out / name / "predictions.json"
-    first = plan_commands.strategies(request(name, images, out, verify=0, epochs=epochs)).plan
+    first = commands.strategies(request(name, images, out, verify=0, epochs=epochs)).plan
     if not kept.exists():
         write_atomically(kept, dump(first, indent=2))
     plan = load(Plan, kept.read_text())
@@ -151,7 +151,7 @@ def run(
             "allocations were cut off by time; remove the folder to start over"
         )
     top = len(plan.strategies) if most is None else min(most, len(plan.strategies))
-    found = plan_commands.strategies(request(name, images, out, verify=top, epochs=epochs))
+    found = commands.strategies(request(name, images, out, verify=top, epochs=epochs))
     assert found.verification is not None
     return plan, rows_of(plan, found.verification.rows), found.verification.notes
 

@@ -15,7 +15,7 @@ from harness.compression.quantize import quantize
 from harness.compression.recovery import Progress
 from harness.networks import Data, export_onnx, onnx_logits
 from harness.records import Group, Strategy, StrategyEntry
-from tests.compression.tiny import Bottleneck, Residual, facts, seeded
+from tests.compression.tiny import Bottleneck, Residual, confident, facts, seeded
 
 IMAGES = torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -79,18 +79,9 @@ def pruning(groups: tuple[Group, ...], *, epochs: int) -> Strategy:
     )
 
 
-def sure(images: torch.Tensor) -> torch.nn.Module:
-    """A network that is sure of its classes, with the statistics of the images themselves."""
-    network = seeded(Residual)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, images)
-    return network
-
-
 def test_a_pruned_network_is_fitted_again_and_distilled(tmp_path: Path) -> None:
     images = torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    network = sure(images)
+    network = confident(Residual, images)
     groups = find_groups(network, IMAGES[:1])
     data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
     with torch.no_grad():
@@ -126,7 +117,7 @@ def test_a_build_that_was_interrupted_ends_as_one_that_was_not(
     tmp_path: Path, damaged: bool
 ) -> None:
     images = torch.randn(640, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    network = sure(images)
+    network = confident(Residual, images)
     groups = find_groups(network, IMAGES[:1])
     data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
     strategy = pruning(groups, epochs=4)

@@ -5,24 +5,14 @@ import torch
 from torch import nn
 
 from harness.compression import branches, shallow
-from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.compression.recovery import cut
 from harness.errors import BuildError
 from harness.networks import layers_in_order, output_shapes
 from harness.records import Group
-from tests.compression.tiny import Bottleneck, Padded, seeded
+from tests.compression.tiny import Bottleneck, Padded, confident
 
 IMAGES = torch.randn(96, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def made(kind: type[nn.Module]) -> nn.Module:
-    """A network that is sure of its classes, with the statistics of ``IMAGES``."""
-    network = seeded(kind)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, IMAGES)
-    return network
 
 
 def group(name: str, producers: str, consumers: str, *, prunable: bool = True) -> Group:
@@ -76,7 +66,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def test_a_branch_of_several_groups_is_one_and_the_one_that_adds_nothing_goes_first() -> None:
-    network = made(Bottleneck)
+    network = confident(Bottleneck, IMAGES)
     groups = find_groups(network, IMAGES[:1])
     assert branches.removable(network, groups, IMAGES) == ("blocks.0.0", "blocks.1.0", "blocks.2.0")
     order = branches.removal_order(network, groups, IMAGES, most=3)
@@ -88,7 +78,7 @@ def test_a_branch_of_several_groups_is_one_and_the_one_that_adds_nothing_goes_fi
 def test_a_cut_network_without_a_branch_has_the_layers_and_widths_that_were_asked(
     kind: type[nn.Module], name: str
 ) -> None:
-    network = made(kind)
+    network = confident(kind, IMAGES)
     groups = find_groups(network, IMAGES[:1])
     out = shallow.together(groups, [name])
     there = shallow.remaining(groups, out)
@@ -106,7 +96,7 @@ def test_a_cut_network_without_a_branch_has_the_layers_and_widths_that_were_aske
 
 
 def test_where_all_that_was_left_out_hardly_counted_the_refit_network_is_the_original() -> None:
-    network = made(Bottleneck)
+    network = confident(Bottleneck, IMAGES)
     groups = find_groups(network, IMAGES[:1])
     out = shallow.together(groups, ["blocks.1.0"])
     with torch.no_grad():
@@ -129,7 +119,7 @@ def test_a_branch_without_which_nothing_would_reach_the_outputs_stays() -> None:
             sides = self.ways[0](x) + self.ways[1](x)
             return self.classifier(sides.relu().mean((2, 3)))  # type: ignore[no-any-return]
 
-    network = made(Sides)
+    network = confident(Sides, IMAGES)
     groups = find_groups(network, IMAGES[:1])
     assert branches.removable(network, groups, IMAGES) == ("ways.0.0", "ways.1.0")
     assert len(branches.removal_order(network, groups, IMAGES, most=2)) == 1

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from harness.compression import student as module
-from harness.compression.batchnorm import reestimate
 from harness.errors import BuildError, ConfigError
 from harness.networks import Data, onnx_logits
-from tests.compression.tiny import Residual, seeded
+from tests.compression.tiny import Residual, confident
 
 IMAGES = torch.randn(640, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 DATA = Data(IMAGES, None, IMAGES[:32], torch.zeros(32, dtype=torch.int64))
@@ -32,16 +31,8 @@ def small() -> nn.Module:
     return Small().eval()
 
 
-def teacher() -> nn.Module:
-    network = seeded(Residual)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, IMAGES)
-    return network
-
-
 def test_a_student_comes_nearer_to_its_teacher_and_is_found_again(tmp_path: Path) -> None:
-    network = teacher()
+    network = confident(Residual, IMAGES)
     steps: list[int] = []
 
     def progress(done: int, _total: int, /, **_left: object) -> None:
@@ -66,7 +57,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_is_found_again(tmp_path: Path
 
 
 def test_a_student_that_was_interrupted_learns_on(tmp_path: Path) -> None:
-    network = teacher()
+    network = confident(Residual, IMAGES)
 
     def stop(done: int, total: int, /, **_left: object) -> None:
         if 2 * done > total:
@@ -88,7 +79,7 @@ def test_a_student_that_was_interrupted_learns_on(tmp_path: Path) -> None:
 
 
 def test_students_that_do_not_fit_are_refused_and_larger_ones_are_warned_of() -> None:
-    network = teacher()
+    network = confident(Residual, IMAGES)
     assert module.check(Small(), network, DATA) == ""
     larger = module.check(Small(channels=2000), network, DATA)  # 64 x 9 x 2000 + 6000
     assert "the student takes 1158000 multiply-accumulates" in larger

@@ -166,3 +166,20 @@ def test_of_a_plan_without_a_latency_there_is_nothing_to_bet_on():
     assert choosing.of_plan(plans.plan(latency=False)) is None
     nothing = plans.plan(limits=(plans.LATENCY, replace(plans.SIZE, limit=10.0)))
     assert choosing.of_plan(nothing) is None
+    # What is known of the original's percentile is no interval of it.
+    tail = replace(plans.LATENCY, percentile=90)
+    assert choosing.of_plan(plans.plan(limits=(tail,))) is None
+
+
+def test_of_a_plan_the_objective_weighs_accuracy_and_latency():
+    plan = plans.plan(limits=(plans.LATENCY,))
+    fits = [one for one in plan.strategies if one.predicted.latency_s.high <= plans.LATENCY.limit]
+    fastest = min(fits, key=lambda one: one.predicted.latency_s.value)
+    mildest = min(fits, key=lambda one: one.predicted.accuracy_drop.value)
+    assert fastest.name != mildest.name
+    for objective, wanted in (
+        ({"accuracy": 1.0}, mildest),
+        ({"accuracy": 1e-3, "latency": 1.0}, fastest),
+    ):
+        asked = Requirements(limits=(plans.LATENCY,), objective=objective)
+        assert choosing.of_plan(replace(plan, requirements=asked)).name == wanted.name

@@ -16,13 +16,14 @@ from harness.compression.groups import find_groups
 from harness.compression.shapes import parameter_shapes
 from harness.errors import LatencyModelError
 from harness.planning.costs import VariantCosts, engine_estimate, with_losses
-from harness.records import LayerCost, Option
+from harness.records import Option
 from latency_models import graph
 from latency_models.liveness import liveness
 from latency_models.operators import Op
 from tests.benchmarks.compression_networks import EfficientNetLite0
 from tests.compression import tiny
 from tests.latency_models.arena import allocated, local_runtime
+from tests.planning.tiny import layer_cost
 from tests.sensitivity import cifar_resnet
 
 BOARD = tiny.facts()
@@ -252,18 +253,7 @@ def test_an_engine_is_its_weights_and_what_kernels_add(small):
 
 def test_engines_that_were_built_on_a_nano_lie_within_the_estimate():
     """EfficientDet-D0 in fp16: 3.9 million parameters, 403 layers, 19 MB."""
-    layer = LayerCost(
-        layer="all",
-        kind="conv_1x1",
-        precision="fp16",
-        channels_in=1,
-        channels_out=1,
-        parameters=3_900_000,
-        macs=0,
-        weight_bytes=7_800_000,
-        read_bytes=0,
-        written_bytes=0,
-    )
+    layer = layer_cost("all", precision="fp16", parameters=3_900_000, weight_bytes=7_800_000)
     found = engine_estimate("tensorrt", 0, [layer], kernels=403)
     assert found.low <= 19 * 2**20 <= found.high
     assert found.value == pytest.approx(19 * 2**20, rel=0.25)

@@ -57,7 +57,7 @@ def test_the_second_sentence_names_what_binds_and_what_is_uncertain():
     text = explained(judged(require("latency", 0.015), require("size", 2e6)), predicted())
     assert "meets what is asked, of which latency at most 15.0 ms" in text
     assert "(12.0 ms, from 10.0 ms to 14.0 ms) binds" in text
-    assert "lose 1.00 points, from 0.20 points to 2.40 points (from 9 anchors)" in text
+    assert "lose 1 point, from 0.2 points to 2.4 points (from 9 anchors)" in text
     assert "rests on a datasheet alone, 12.0 ms, from 10.0 ms to 14.0 ms" in text
 
 
@@ -67,7 +67,9 @@ def test_the_second_sentence_says_what_is_missed_and_what_cannot_be_told():
     )
     assert missed.startswith("It does not meet latency at most 5.00 ms (12.0 ms, from 10.0 ms")
     unsure = explained(judged(require("accuracy_floor", 0.89)), predicted())
-    assert unsure.startswith("It may meet accuracy at least 89.0 % (89.0 %, from 87.6 % to 89.8 %)")
+    assert unsure.startswith(
+        "It may meet accuracy at least 89.00 % (89.00 %, from 87.60 % to 89.80 %)"
+    )
     tail = explained(judged(require("latency", 1.0, percentile=99)), predicted())
     assert "p99 latency at most 1.00 s (12.0 ms, from 10.0 ms to no known bound)" in tail
 
@@ -75,7 +77,7 @@ def test_the_second_sentence_says_what_is_missed_and_what_cannot_be_told():
 def test_what_is_not_predicted_is_said_so():
     bare = {"latency_s": None, "accuracy_drop": None}
     text = explained(judged(require("accuracy_drop", 1.0), **bare), predicted(**bare))
-    assert "accuracy lost at most 1.00 points (nothing is predicted of it)" in text
+    assert "accuracy lost at most 1 point (nothing is predicted of it)" in text
     assert "its latency is not predicted" in text
     assert "what it loses in accuracy is not predicted" in text
     assert explained([], predicted()).startswith("Nothing was asked")

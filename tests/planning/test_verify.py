@@ -8,7 +8,6 @@ import torch
 
 from harness import networks
 from harness.candidates import Measured
-from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.compression.quantize import form_of
 from harness.compression.shapes import parameter_shapes
@@ -16,10 +15,10 @@ from harness.errors import ConfigError, StableBoardError
 from harness.folder import Folder
 from harness.planning.generator import PlanSettings, plan
 from harness.planning.preparing import prepare
-from harness.planning.verify import rows_of, verify
+from harness.planning.verify import _pair, rows_of, verify
 from harness.records import Candidate, Estimate, Interval, Profile, Requirements
 from harness.sensitivity.anchors import Images
-from tests.compression.tiny import Residual, facts, seeded
+from tests.compression.tiny import Residual, confident, facts
 from tests.planning.tiny import predicted, require
 from tests.strategies.test_tables import CPU, model_of
 from tests.test_proposing import Watcher
@@ -97,12 +96,7 @@ def networks_classes(network, images):
 @pytest.fixture
 def ready(tmp_path):
     """A network that is sure of its classes, a plan for it, and a bench."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    network = seeded(Residual)
-    with torch.no_grad():
-        network.get_parameter("classifier.weight").mul_(10)
-    reestimate(network, IMAGES)
+    network = confident(Residual, IMAGES)
     path = tmp_path / "baseline.onnx"
     networks.export_onnx(network, IMAGES[:1], path)
     groups = find_groups(network, IMAGES[:1])
@@ -129,13 +123,12 @@ def ready(tmp_path):
         settings=PlanSettings(epochs=1, student_epochs=1, images=64),
     )
     bench = Bench(Folder(tmp_path / "run", {}, Patient()), network)
-    yield SimpleNamespace(
+    return SimpleNamespace(
         subject=subject,
         plan=found,
         bench=bench,
         baseline=Measured(candidate=candidate("baseline", top1=1.0), profile=PROFILE, warnings=()),
     )
-    torch.set_num_threads(threads)
 
 
 def check(ready, top, **more):
@@ -201,6 +194,15 @@ def test_a_student_that_was_not_given_is_asked_for(ready):
     ready.plan = replace(ready.plan, strategies=(of_another,))
     with pytest.raises(ConfigError, match=r"wants the student nets\.py:small"):
         check(ready, 1)
+
+
+def test_what_a_student_lost_teaches_nothing_of_what_compressing_costs(ready):
+    planned = next(one for one in ready.plan.strategies if one.strategy.methods)
+    found, whole = candidate("a", top1=0.8), candidate("baseline", top1=1.0)
+    pair = _pair(planned, ready.subject, found, whole, ready.bench)
+    assert pair is not None and pair.drop == pytest.approx(20.0)
+    taught = replace(ready.subject, student="nets.py:small")
+    assert _pair(planned, taught, found, whole, ready.bench) is None
 
 
 def test_rows_are_of_what_was_predicted_and_measured_alone():

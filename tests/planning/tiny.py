@@ -11,7 +11,7 @@ import numpy as np
 from harness.planning.allotting import Allotter
 from harness.planning.loss import LossModel, fit
 from harness.planning.subjects import Pricer, Subject
-from harness.records import Estimate, Group, Option, Predicted, Requirement
+from harness.records import Estimate, Group, LayerCost, Option, Predicted, Requirement
 from harness.sensitivity.anchors import Anchor, Anchors
 from harness.sensitivity.results import Sensitivities
 from harness.strategies.predictor import NetworkCosts, holders
@@ -42,6 +42,13 @@ def predicted(**more: Any) -> Predicted:
         accuracy_drop=Estimate(value=1.0, low=0.2, high=2.4, note="from 9 anchors"),
     )
     return replace(base, **more)
+
+
+def layer_cost(layer: str, **more: Any) -> LayerCost:
+    """A layer of one channel that costs nothing but what ``more`` says."""
+    counts = dict.fromkeys(("parameters", "macs", "weight_bytes", "read_bytes", "written_bytes"), 0)
+    base: dict[str, Any] = {"kind": "conv_1x1", "precision": "fp32", **counts}
+    return LayerCost(layer=layer, **{**base, "channels_in": 1, "channels_out": 1, **more})
 
 
 def rough(costs: NetworkCosts) -> Pricer:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from harness.records import Estimate, Met, Plan, Requirement, Requirements, Verification, dump, load
 from harness.report import planned, planned_figures, planned_page
+from harness.units import format_points
 from tests.report import plans
 from tests.report.conftest import NASTY
 from tests.report.test_page import Outline
@@ -68,7 +69,7 @@ def test_where_nothing_meets_the_nearest_and_what_binds_are_said():
             "file size at most 25.0 % of the original's",
         ),
         (Requirement(quantity="macs", limit=2e8, text=""), "MACs at most 200 M"),
-        (Requirement(quantity="energy", limit=0.05, text=""), "energy a call at most 50 mJ"),
+        (Requirement(quantity="energy", limit=0.05, text=""), "energy a call at most 50.0 mJ"),
         (
             Requirement(quantity="accuracy_floor", limit=0.915, text=""),
             "accuracy at least 91.50 %",
@@ -237,5 +238,5 @@ def test_the_page_of_a_plan_from_its_file_is_the_same():
 
 
 def test_an_interval_in_points_has_its_unit_once():
-    found = planned.estimate_cell(Estimate(value=1.5, low=1.0, high=2.0), planned.points_text)
+    found = planned.estimate_cell(Estimate(value=1.5, low=1.0, high=2.0), format_points)
     assert found.detail == "1 to 2 points"

@@ -1,14 +1,8 @@
-"""One thread for networks this small: two would spend their time waiting for each other."""
-
-from collections.abc import Iterator
+"""One thread for networks this small."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def small(one_thread: None) -> None:
+    """Every test here computes in one thread."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness import grounds, plan_commands
+from harness.planning import commands, grounds
 from harness.records import Requirement, Requirements, Telemetry, TelemetrySample
 from tests.test_stats import measurement
 
@@ -24,7 +24,7 @@ def test_tails_are_ratios_of_the_percentile_that_is_required_to_the_median():
     slow = Requirement(quantity="latency", limit=0.02, text="20ms", percentile=90)
     # trtexec's p90 of ten calls is the ninth: 0.018; their median is 0.010.
     samples = [0.010] * 8 + [0.018, 0.030]
-    found = plan_commands._tails(Requirements(limits=(slow,)), samples)
+    found = commands._tails(Requirements(limits=(slow,)), samples)
     assert found == {90: pytest.approx(1.8)}
-    assert plan_commands._tails(Requirements(), samples) == {}
-    assert plan_commands._tails(Requirements(limits=(slow,)), ()) == {}
+    assert commands._tails(Requirements(), samples) == {}
+    assert commands._tails(Requirements(limits=(slow,)), ()) == {}

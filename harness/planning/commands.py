@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness import commands, grounds, networks, posing, stats
+from harness import commands, networks, posing, stats
 from harness.boards import inventory
 from harness.boards.session import Session
 from harness.candidates import Workbench
@@ -19,10 +19,10 @@ from harness.compression import groups as grouping
 from harness.compression import shapes
 from harness.errors import latency_errors
 from harness.folder import Folder, write_atomically
-from harness.grounds import Grounds
-from harness.plan_request import Material, PlanRequest, check, exported, loaded, settings
-from harness.planning import choosing, generator, loss, preparing, verify
+from harness.planning import choosing, generator, grounds, loss, preparing, verify
 from harness.planning import requirements as requiring
+from harness.planning.grounds import Grounds
+from harness.planning.request import Material, PlanRequest, check, exported, loaded, settings
 from harness.planning.subjects import Subject
 from harness.progress import ConsoleObserver
 from harness.records import (
