@@ -220,16 +220,13 @@ def _left_out(network: nn.Module, silence: Mapping[str, nn.Module]) -> Iterator[
 
 
 def _with_own_statistics(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """The outputs with batch norm on the statistics of this batch; running ones stay."""
-    norms = statistics_layers(network)
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    for norm in norms.values():
-        norm.momentum = 0.0
+    """The outputs with batch norm on the statistics of this batch."""
+    norms = statistics_layers(network).values()
+    for norm in norms:
         norm.train()
     with torch.no_grad():
         outputs = tensors_of(network(images))
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
+    for norm in norms:
         norm.eval()
     return outputs
 
