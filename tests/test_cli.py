@@ -120,6 +120,8 @@ BAD_INPUT = [
     ("a negative drop", {"--max-drop": "-1"}, 2, "-1"),
     ("a missing strategy", {"--strategy": "gone.json"}, 2, "gone.json"),
     ("a strategy that is none", {"--strategy": "tiny.py"}, 2, "holds no strategy"),
+    ("a missing latency model", {"--latency-model": "gone.json"}, 2, "gone.json does not exist"),
+    ("a latency model that is none", {"--latency-model": "tiny.py"}, 2, "not a latency model"),
     ("no student to teach", {"--methods": "distill"}, 2, "--student file.py:factory"),
     ("a student nobody teaches", {"--student": "tiny.py:factory"}, 2, "add it to --methods"),
     ("a missing student", {**STUDENT, "--student": "tiny.py:gone"}, 2, "student 'tiny.py:gone'"),
@@ -149,6 +151,16 @@ def test_bad_input_is_named_in_one_message(files, capsys, changes, code, fragmen
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("boardfit: ")]) == 1
     assert out == ""
+
+
+def test_a_latency_model_of_another_board_is_refused_before_anything_is_written(files, capsys):
+    model = calibration.prior(profiles.load("jetson-nano-cpu"), runtime="onnxruntime-1.10-cpu-arm")
+    (files / "nano.json").write_text(model.to_json())
+    code, out, err = run(capsys, *fit_arguments(**{"--latency-model": "nano.json"}))
+    assert code == 2, err
+    assert "jetson-nano-cpu with onnxruntime-1.10-cpu-arm" in " ".join(err.split())
+    assert out == ""
+    assert not (files / "run").exists()
 
 
 @pytest.mark.parametrize(
