@@ -17,47 +17,9 @@ from harness import cli
 from harness.cli import options
 from latency_models import calibration, profiles
 from latency_models.graph import Dims, Work
+from tests.fits import TINY
 
 ROOT = Path(__file__).parent.parent
-
-TINY = """
-import torch
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.b = nn.Conv2d(16, 16, 3, padding=1)
-        self.fc = nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.a(x)))
-        return self.fc(torch.relu(self.b(x)).mean((2, 3)))
-
-def factory():
-    torch.manual_seed(0)
-    return Tiny()
-
-def raising():
-    raise RuntimeError("no such backbone")
-
-def not_a_network():
-    return 42
-
-class Nothing(nn.Module):
-    def forward(self, x):
-        return x.mean((2, 3)).repeat(1, 3)
-
-def nothing():
-    return Nothing()
-
-def four():
-    network = Tiny()
-    network.fc = nn.Linear(16, 4)
-    return network
-"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A saved latency model takes the place of a calibration: anchored, kept, and of this board only."""
+"""A saved latency model in the place of a calibration: anchored, kept, and of this board only."""
 
 import math
 from dataclasses import replace
