@@ -103,14 +103,13 @@ def of_board(
 
 def of_bench(bench: Workbench, *, saved: str | None) -> Grounds:
     """The same where the original is measured and judged on the board as well."""
+    model = None if saved is None else _of_session(bench.session, saved)
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
     precisions = quantize.available_precisions(bench.session.facts)
-    if saved is None:
+    if model is None:
         model = posing.calibrated(bench, baseline, bench.baseline_path, precisions)
-    else:
-        model = _of_session(bench.session, saved)
     taken = next(
         one for one in bench.store.all(Measurement) if one.campaign == baseline.candidate.label
     )
