@@ -6,9 +6,11 @@ BIN := $(VENV)/bin
 VENV36 := .venv36
 PYTHON36 ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.6.*/bin/python) $(shell command -v python3.6))
 DEMO := runs/demo
-# Tests in which a fit's measurements have to agree, a board fails at a set moment, or a program has
-# to get a whole core: they have the computer to themselves. All others share its cores.
-ALONE := $(addprefix tests/,boards device_agent/test_inspection.py faults test_branches_fit.py test_fit.py)
+# Tests that calibrate and measure have the computer to themselves. Those in which a board fails at a
+# set moment, or a program has to get a core, mostly wait: two at a time, the longest file first. All
+# others share its cores.
+ALONE := $(addprefix tests/,test_branches_fit.py test_fit.py)
+PAIRED := $(addprefix tests/,faults boards device_agent/test_inspection.py)
 
 .PHONY: demo test faults check format clean
 
@@ -19,7 +21,8 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-test $(VENV36)/.installed sshd check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadfile \
-	  $(addprefix --ignore=,$(ALONE))
+	  $(addprefix --ignore=,$(ALONE) $(PAIRED))
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(PAIRED)
 	$(BIN)/python -m pytest $(ALONE)
 
 # Two hundred faults on the virtual Nano; a quarter of an hour.

@@ -26,6 +26,7 @@ __all__ = [
     "Target",
     "Validation",
     "calibrate",
+    "check_model",
     "folder_yardstick",
     "validate",
 ]
@@ -284,6 +285,28 @@ def _prior(session: Session, precisions: Sequence[str]) -> BoardProfile:
         )
     # Whoever predicts with the model reads networks as this board's runtime does.
     return dataclasses.replace(prior, runtime=runtime)
+
+
+def check_model(
+    model: calibration.LatencyModel, session: Session, *, precisions: Sequence[str]
+) -> None:
+    """ConfigError where a saved ``model`` is not one of the session's board.
+
+    It has to be in terms of the datasheet that a calibration there starts from, for the kernels
+    that the board's runtime executes, and know the ``precisions`` that the board computes in.
+    """
+    ours = _prior(session, precisions)
+    missing = [precision for precision in precisions if precision not in model.precisions]
+    if (model.profile.name, model.runtime) == (ours.name, ours.runtime) and not missing:
+        return
+    lacking = f", without {', '.join(missing)}" if missing else ""
+    board = session.spec.name
+    raise ConfigError(
+        f"--latency-model: its model is of {model.profile.name} with {model.runtime}{lacking}, "
+        f"and board {board} is {ours.name} with {ours.runtime} and computes in "
+        f"{', '.join(precisions)}; give one of this board (boardfit calibrate --board {board} "
+        "--out DIR), or leave the option out to calibrate now"
+    )
 
 
 def _works(path: Path, runtime: str, *, precision: str = "fp32") -> tuple[graph.Work, ...]:

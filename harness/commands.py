@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from harness import calibrate as calibrating
-from harness import engines, loop, networks, pacing, profiling, units
+from harness import engines, loop, networks, pacing, posing, profiling, units
 from harness.boards import inventory, rules
 from harness.boards.session import EngineRequest, Session
 from harness.compression import quantize
@@ -113,11 +113,13 @@ def fit(
     metric: str | None = None,
     student: str | None = None,
     strategy: Path | None = None,
+    latency_model: Path | None = None,
 ) -> FitResult:
     """``boardfit fit``: inputs are checked before the board is touched; ends with the report.
 
     The ``strategy`` in a file is built as it stands: its methods, seed, student and epochs (where
-    it has any) take the place of the options, and nothing is allocated.
+    it has any) take the place of the options, and nothing is allocated. A ``latency_model`` of the
+    board that was saved takes the place of a calibration.
     """
     spec = inventory.find(board)
     asked = None if strategy is None else given.read(strategy)
@@ -131,6 +133,9 @@ def fit(
             )
         methods, seed, student = asked.methods, asked.seed, asked.student or None
         epochs = asked.epochs or epochs
+    saved = None
+    if latency_model is not None:
+        saved = posing.SavedModel(file=latency_model.name, model=load_model(latency_model))
     networks.keep_freed_memory()
     loaded = networks.load_network(network, weights)
     learner = networks.load_network(student, None, kind="student", seed=seed) if student else None
@@ -149,6 +154,9 @@ def fit(
     networks.check_images(loaded, images.train_images, least=MIN_IMAGES)
     larger = "" if learner is None else teaching.check(learner, loaded, images)
     with ConsoleObserver() as observer, Session(spec, on_event=observer.event) as session:
+        if saved is not None:
+            precisions = quantize.available_precisions(session.facts)
+            calibrating.check_model(saved.model, session, precisions=precisions)
         if larger:
             observer.warn(larger)
         result = loop.fit(
@@ -167,6 +175,7 @@ def fit(
                 student=student or "",
                 sustain_s=profiling.sustain_s(sustain, spec),
                 given=asked,
+                saved=saved,
             ),
             fingerprint={
                 "weights_sha256": networks.fingerprint(loaded),

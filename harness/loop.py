@@ -96,6 +96,7 @@ def _asked(
         **({"sustain_s": settings.sustain_s} if settings.sustain_s else {}),
         **({"student": settings.student} if settings.student else {}),
         **({"strategy_sha256": given.digest(settings.given)} if settings.given else {}),
+        **({"latency_model_sha256": settings.saved.model.sha256} if settings.saved else {}),
     }
 
 
@@ -370,6 +371,7 @@ def _conclude(
         front=front,
         shortlist=chosen.shortlist if chosen.shortlist.contenders else None,
         binding={} if verdict == "meets" else last.binding,
+        latency_model="" if settings.saved is None else str(settings.saved),
     )
     strategy = chosen.proposal.strategy
     if settings.student:

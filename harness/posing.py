@@ -16,7 +16,15 @@ from harness.strategies import generator, given, requirements
 from harness.strategies.predictor import NetworkCosts
 from latency_models import calibration, graph, staircase
 
-__all__ = ["BOARD_IMAGES", "FitSettings", "Problem", "calibrated", "channel_step", "pose"]
+__all__ = [
+    "BOARD_IMAGES",
+    "FitSettings",
+    "Problem",
+    "SavedModel",
+    "calibrated",
+    "channel_step",
+    "pose",
+]
 
 # Channels that a convolution's kernels compute at once where the latency model shows no staircase:
 # vectors of 8 floats, and what tensor cores ask of every width.
@@ -26,10 +34,23 @@ BOARD_IMAGES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SavedModel:
+    """A latency model of an earlier calibration, and the name of the file that it is from."""
+
+    file: str
+    model: calibration.LatencyModel
+
+    def __str__(self) -> str:
+        """The file's name and the beginning of the model's hash."""
+        return f"{self.file} ({self.model.sha256[:12]})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitSettings:
     """What a fit is asked to do, beside network, data and board.
 
-    Where a strategy is ``given``, that is built, and nothing is allocated.
+    Where a strategy is ``given``, that is built, and nothing is allocated. Where a latency model
+    was ``saved``, the board is not calibrated.
     """
 
     network: str
@@ -44,6 +65,7 @@ class FitSettings:
     student: str = ""
     sustain_s: float = 0.0
     given: Strategy | None = None
+    saved: SavedModel | None = None
 
 
 @dataclass(slots=True)
@@ -119,7 +141,10 @@ def pose(
         size_bytes=baseline.candidate.size_bytes,
     )
 
-    model = calibrated(bench, baseline, path, precisions)
+    if settings.saved is None:
+        model = calibrated(bench, baseline, path, precisions)
+    else:
+        model = _anchored(bench, baseline, path, settings.saved)
     branches = Branches()
     if settings.given is None and "prune" in settings.methods:
         costs = NetworkCosts(
@@ -183,7 +208,6 @@ def calibrated(
 
     def measured() -> str:
         original = bench.kernels(bench.path_of(baseline))
-        works = tuple(graph.work(kernel) for kernel in original)
         return calibrate.calibrate(
             bench.session,
             bench.store,
@@ -193,10 +217,39 @@ def calibrated(
             yardstick=pacing.Yardstick(
                 path=bench.baseline_path, latency_s=baseline.candidate.latency_s
             ),
-            known=[calibration.NetworkSample(works, baseline.candidate.latency_s)],
+            known=[_sample(bench, baseline)],
         ).model.to_json()
 
     return calibration.LatencyModel.from_json(bench.folder.stage("calibrate", str, measured))
+
+
+def _anchored(
+    bench: Workbench, baseline: Measured, path: Path, saved: SavedModel
+) -> calibration.LatencyModel:
+    """A saved latency model, refitted to the baseline as measured now: a stage of the folder.
+
+    Warns of kernels of the network in ``path`` that the board was not calibrated with.
+    """
+    unknown = saved.model.unsupported([graph.work(kernel) for kernel in bench.kernels(path)])
+    if unknown:
+        kinds = ", ".join(f"{kind} in {precision}" for kind, precision in unknown)
+        bench.folder.observer.warn(
+            f"{saved.file} has no measurement of {kinds}: predicted from the datasheet; leave "
+            "--latency-model out to calibrate around this network"
+        )
+
+    def anchored() -> str:
+        sample = _sample(bench, baseline)
+        return calibration.refit(saved.model, network_samples=[sample]).to_json()
+
+    text = bench.folder.stage("anchor", str, anchored, detail=lambda _: str(saved))
+    return calibration.LatencyModel.from_json(text)
+
+
+def _sample(bench: Workbench, baseline: Measured) -> calibration.NetworkSample:
+    """The original's kernels and what they took together."""
+    works = tuple(graph.work(kernel) for kernel in bench.kernels(bench.path_of(baseline)))
+    return calibration.NetworkSample(works, baseline.candidate.latency_s)
 
 
 def _compressed(bench: Workbench, settings: FitSettings) -> tuple[networks.Network, Path]:

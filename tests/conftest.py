@@ -17,6 +17,7 @@ from hypothesis import settings
 from harness.boards import ssh
 from tests.boards import nano as virtual
 from tests.boards.nano import Nano
+from tests.fits import ARGUMENTS, Fitted, boardfit, write_inputs
 
 LEASE_DIR = "BOARDFIT_LEASE_DIR"
 # The same examples at every run, however busy the machine is; see tests/fuzz for others.
@@ -69,3 +70,26 @@ def nano(
         yield board
     finally:
         board.close()
+
+
+@pytest.fixture(scope="session")
+def fit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a tiny network and data."""
+    folder = tmp_path_factory.mktemp("fit")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted(fit_folder: Path) -> Fitted:
+    """A fit to half of the size, for which this computer was calibrated."""
+    done = boardfit(fit_folder, *ARGUMENTS, "--size", "50%", "--out", "run")
+    return Fitted(done, fit_folder / "run")
+
+
+@pytest.fixture(scope="session")
+def latency_model(fitted: Fitted) -> Path:
+    """This computer's, which that fit calibrated: half a minute less for every other fit."""
+    assert fitted.done.returncode == 0, fitted.done.stderr
+    assert "✓ calibrate" in fitted.done.stderr
+    return fitted.run / "latency_model.json"

@@ -4,7 +4,7 @@ import onnx
 import pytest
 
 from harness.records import FitResult, Strategy, load
-from tests.fitting import boardfit, write_images
+from tests.fits import boardfit, write_images
 
 NETWORK = """
 import torch
@@ -56,15 +56,21 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fitted(folder):
+def arguments(latency_model):
+    """The board is calibrated already: what is left out goes by size."""
+    return (*ARGUMENTS, "--latency-model", str(latency_model))
+
+
+@pytest.fixture(scope="module")
+def shallow(folder, arguments):
     """A finished fit, its standard output and error, and its folder."""
-    done = boardfit(folder, *ARGUMENTS, "--out", "run")
+    done = boardfit(folder, *arguments, "--out", "run")
     assert done.returncode == 0, done.stderr
     return done, folder / "run"
 
 
-def test_branches_that_add_nothing_go_whole_and_the_layers_keep_their_widths(fitted):
-    done, run = fitted
+def test_branches_that_add_nothing_go_whole_and_the_layers_keep_their_widths(shallow):
+    done, run = shallow
     strategy = load(Strategy, (run / "strategy.json").read_bytes())
     # Each block is 2 (9 * 32 * 32 + 32) of 74,979 parameters, nearly a quarter: two have to go.
     assert strategy.left_out == ("blocks.1.one", "blocks.2.one")
@@ -88,8 +94,8 @@ def test_branches_that_add_nothing_go_whole_and_the_layers_keep_their_widths(fit
     assert nodes.count("Conv") == 5
 
 
-def test_starts_are_told_apart_in_the_shortlist_and_the_best_was_taken(fitted):
-    done, run = fitted
+def test_starts_are_told_apart_in_the_shortlist_and_the_best_was_taken(shallow):
+    done, run = shallow
     result = load(FitResult, (run / "result.json").read_bytes())
     contenders = result.shortlist.contenders
     assert [c.branches for c in contenders[:3]] == [0, 1, 2]
@@ -104,14 +110,14 @@ def test_starts_are_told_apart_in_the_shortlist_and_the_best_was_taken(fitted):
         assert f"✓ {stage}" in done.stderr
 
 
-def test_a_rerun_resumes_and_the_strategy_alone_builds_the_same(fitted, folder):
-    _, run = fitted
+def test_a_rerun_resumes_and_the_strategy_alone_builds_the_same(shallow, folder, arguments):
+    _, run = shallow
     before = load(FitResult, (run / "result.json").read_bytes())
-    again = boardfit(folder, *ARGUMENTS, "--out", "run")
+    again = boardfit(folder, *arguments, "--out", "run")
     assert again.returncode == 0, again.stderr
     assert load(FitResult, (run / "result.json").read_bytes()).result == before.result
     given = ("--strategy", str(run / "strategy.json"))
-    done = boardfit(folder, *ARGUMENTS, *given, "--out", "given")
+    done = boardfit(folder, *arguments, *given, "--out", "given")
     assert done.returncode == 0, done.stderr
     other = load(FitResult, (folder / "given" / "result.json").read_bytes())
     assert other.result.onnx_sha256 == before.result.onnx_sha256

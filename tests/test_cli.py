@@ -17,48 +17,9 @@ from harness import cli
 from harness.cli import options
 from latency_models import calibration, profiles
 from latency_models.graph import Dims, Work
-from tests.fitting import write_images
+from tests.fits import TINY, write_images
 
 ROOT = Path(__file__).parent.parent
-
-TINY = """
-import torch
-from torch import nn
-
-class Tiny(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.b = nn.Conv2d(16, 16, 3, padding=1)
-        self.fc = nn.Linear(16, 3)
-
-    def forward(self, x):
-        x = torch.relu(self.bn(self.a(x)))
-        return self.fc(torch.relu(self.b(x)).mean((2, 3)))
-
-def factory():
-    torch.manual_seed(0)
-    return Tiny()
-
-def raising():
-    raise RuntimeError("no such backbone")
-
-def not_a_network():
-    return 42
-
-class Nothing(nn.Module):
-    def forward(self, x):
-        return x.mean((2, 3)).repeat(1, 3)
-
-def nothing():
-    return Nothing()
-
-def four():
-    network = Tiny()
-    network.fc = nn.Linear(16, 4)
-    return network
-"""
 
 
 @pytest.fixture
@@ -112,6 +73,8 @@ BAD_INPUT = [
     ("a negative drop", {"--max-drop": "-1"}, 2, "-1"),
     ("a missing strategy", {"--strategy": "gone.json"}, 2, "gone.json"),
     ("a strategy that is none", {"--strategy": "tiny.py"}, 2, "holds no strategy"),
+    ("a missing latency model", {"--latency-model": "gone.json"}, 2, "gone.json does not exist"),
+    ("a latency model that is none", {"--latency-model": "tiny.py"}, 2, "not a latency model"),
     ("no student to teach", {"--methods": "distill"}, 2, "--student file.py:factory"),
     ("a student nobody teaches", {"--student": "tiny.py:factory"}, 2, "add it to --methods"),
     ("a missing student", {**STUDENT, "--student": "tiny.py:gone"}, 2, "student 'tiny.py:gone'"),
@@ -141,6 +104,16 @@ def test_bad_input_is_named_in_one_message(files, capsys, changes, code, fragmen
     assert "Traceback" not in err
     assert len([line for line in err.splitlines() if line.startswith("boardfit: ")]) == 1
     assert out == ""
+
+
+def test_a_latency_model_of_another_board_is_refused_before_anything_is_written(files, capsys):
+    model = calibration.prior(profiles.load("jetson-nano-cpu"), runtime="onnxruntime-1.10-cpu-arm")
+    (files / "nano.json").write_text(model.to_json())
+    code, out, err = run(capsys, *fit_arguments(**{"--latency-model": "nano.json"}))
+    assert code == 2, err
+    assert "jetson-nano-cpu with onnxruntime-1.10-cpu-arm" in " ".join(err.split())
+    assert out == ""
+    assert not (files / "run").exists()
 
 
 @pytest.mark.parametrize(

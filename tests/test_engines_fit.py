@@ -18,7 +18,7 @@ from harness.records import FitResult, Measurement, Prediction, Profile, load
 from harness.store import Store
 from harness.strategies import generator
 from latency_models import calibration, graph, sweep
-from tests.fitting import write_images
+from tests.fits import write_images
 from tests.tensorrt.nets import chain
 from tests.test_cli import TINY, run
 from tests.test_engines import calls, folder, library  # noqa: F401  (fixtures)

@@ -13,31 +13,12 @@ import onnx
 import pandas
 import pytest
 
-from harness.records import FitResult, Measurement, Strategy, dump, load
+from harness.records import FitResult, Measurement, Prediction, Strategy, dump, load
 from harness.store import Store
+from latency_models import calibration
 from tests.boards.sshd import SSHD, Sshd
 from tests.boards.support import python36_with_runtime
-from tests.fitting import boardfit, command, environment, write_images
-from tests.test_cli import TINY
-
-WIDER = TINY.replace("16", "32")
-ARGUMENTS = ("fit", "tiny.py:factory", "--data", "data.npz", "--max-drop", "100", "--rounds", "1")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A working folder with a tiny network and data."""
-    path = tmp_path_factory.mktemp("fit")
-    (path / "tiny.py").write_text(WIDER)
-    write_images(path / "data.npz", train=256, test=300)
-    return path
-
-
-@pytest.fixture(scope="module")
-def fitted(folder):
-    """A finished fit to half of the size: exit code, output and result folder."""
-    done = boardfit(folder, *ARGUMENTS, "--size", "50%", "--out", "run")
-    return done, folder / "run"
+from tests.fits import ARGUMENTS, Fitted, boardfit, command, environment
 
 
 def test_a_budget_that_is_met_exits_with_0_and_prints_baseline_against_result(fitted):
@@ -49,27 +30,59 @@ def test_a_budget_that_is_met_exits_with_0_and_prints_baseline_against_result(fi
         assert f"✓ {stage}" in done.stderr
 
 
-def test_a_strategy_that_is_given_is_built_as_it_stands_and_judged(folder, fitted):
-    _, first = fitted
-    given = ("--strategy", str(first / "strategy.json"))
-    done = boardfit(folder, *ARGUMENTS, *given, "--size", "50%", "--out", "given")
+@pytest.fixture(scope="module")
+def given(fit_folder, fitted, latency_model):
+    """The same fit by its strategy and its latency model."""
+    shutil.copy(latency_model, fit_folder / "desk.json")
+    known = ("--strategy", str(fitted.run / "strategy.json"), "--latency-model", "desk.json")
+    done = boardfit(fit_folder, *ARGUMENTS, *known, "--size", "50%", "--out", "given")
     assert done.returncode == 0, done.stderr
+    return Fitted(done, fit_folder / "given")
+
+
+def test_a_strategy_that_is_given_is_built_as_it_stands_and_judged(fit_folder, fitted, given):
+    _, first = fitted
+    done, _ = given
     assert "allocate" not in done.stderr
-    again = load(FitResult, (folder / "given" / "result.json").read_bytes())
+    again = load(FitResult, (fit_folder / "given" / "result.json").read_bytes())
     before = load(FitResult, (first / "result.json").read_bytes())
     assert again.result.allocation == before.result.allocation
     assert again.result.parameters == before.result.parameters
     # The same seed and the same images: the same file, to the byte.
     assert again.result.onnx_sha256 == before.result.onnx_sha256
     assert [b.budget.quantity for b in again.budgets] == ["size", "accuracy_drop"]
-    strategies = [(path / "strategy.json").read_text() for path in (first, folder / "given")]
+    strategies = [(path / "strategy.json").read_text() for path in (first, fit_folder / "given")]
     assert strategies[0] == strategies[1]
-    # Another strategy is no resumption of this one.
+    # Another strategy is no resumption of this one, nor is a calibration one of a saved model.
     changed = replace(load(Strategy, strategies[0]), seed=1)
-    (folder / "changed.json").write_text(dump(changed))
-    done = boardfit(folder, *ARGUMENTS, "--strategy", "changed.json", "--out", "given")
+    (fit_folder / "changed.json").write_text(dump(changed))
+    done = boardfit(fit_folder, *ARGUMENTS, "--strategy", "changed.json", "--out", "given")
     assert done.returncode == 2, done.stderr
-    assert "strategy_sha256" in done.stderr
+    assert "strategy_sha256" in done.stderr and "latency_model_sha256" in done.stderr
+
+
+def test_a_latency_model_that_was_saved_takes_the_place_of_calibrating(given, latency_model):
+    done, run = given
+    assert "✓ anchor" in done.stderr and "calibrate" not in done.stderr
+    saved = calibration.LatencyModel.from_json(latency_model.read_text())
+    named = f"desk.json ({saved.sha256[:12]})"
+    result = load(FitResult, (run / "result.json").read_bytes())
+    assert result.latency_model == named
+    assert f"by the saved latency model {named}" in (run / "report.html").read_text()
+    with Store(run / "measurements.db") as store:
+        (first,) = [m for m in store.all(Measurement) if m.campaign == "baseline"]
+        (prediction,) = store.all(Prediction)
+        # Beside the original only what was built was measured.
+        assert {m.label for m in store.all(Measurement)} == {"baseline", result.result.label}
+    # What it knew and the baseline as measured now; this is what the frozen prediction is of.
+    state = json.loads((run / "state" / "anchor.json").read_text())
+    model = calibration.LatencyModel.from_json(state["value"])
+    assert model.kernel_samples == saved.kernel_samples
+    *known, base = model.network_samples
+    assert tuple(known) == saved.network_samples
+    assert base.seconds == pytest.approx(float(np.median(first.samples_s)))
+    assert model.anchors == saved.anchors + 1
+    assert prediction.latency_model_sha256 == model.sha256
 
 
 def test_the_result_folder_is_complete_and_agrees_with_its_files(fitted):
@@ -103,12 +116,12 @@ def test_every_candidate_has_a_verdict_on_its_measurement(fitted):
     assert "The measurement is" in (run / "report.html").read_text()
 
 
-def test_the_top1_is_that_of_the_shipped_file(fitted, folder):
+def test_the_top1_is_that_of_the_shipped_file(fitted, fit_folder):
     import onnxruntime
 
     _, run = fitted
     result = load(FitResult, (run / "result.json").read_bytes())
-    with np.load(folder / "data.npz") as data:
+    with np.load(fit_folder / "data.npz") as data:
         images = (data["test_images"].astype(np.float32) / 255 - 0.5) / 0.25
         labels = data["test_labels"]
     session = onnxruntime.InferenceSession(run / "model.onnx", providers=["CPUExecutionProvider"])
@@ -129,11 +142,11 @@ def test_predictions_were_frozen_before_the_first_measurement(fitted):
     assert ours.latency_ms / 1e3 == pytest.approx(result.result.predicted_latency_s)
 
 
-def test_a_rerun_resumes_and_measures_nothing_again(fitted, folder):
+def test_a_rerun_resumes_and_measures_nothing_again(fitted, fit_folder):
     _, run = fitted
     with Store(run / "measurements.db") as store:
         before = store.all(Measurement)
-    again = boardfit(folder, *ARGUMENTS, "--size", "50%", "--out", "run")
+    again = boardfit(fit_folder, *ARGUMENTS, "--size", "50%", "--out", "run")
     assert again.returncode == 0, again.stderr
     assert "kept from an earlier run" in again.stderr
     with Store(run / "measurements.db") as store:
@@ -141,31 +154,36 @@ def test_a_rerun_resumes_and_measures_nothing_again(fitted, folder):
 
 
 @pytest.mark.usefixtures("fitted")
-def test_other_settings_in_the_same_folder_are_refused(folder):
-    done = boardfit(folder, *ARGUMENTS, "--size", "40%", "--out", "run")
+def test_other_settings_in_the_same_folder_are_refused(fit_folder):
+    done = boardfit(fit_folder, *ARGUMENTS, "--size", "40%", "--out", "run")
     assert done.returncode == 2
     assert "size 50%" in done.stderr and "size 40%" in done.stderr
 
 
-def test_an_impossible_budget_exits_with_4_and_leaves_a_complete_folder(folder):
-    done = boardfit(folder, *ARGUMENTS, "--size", "1%", "--out", "impossible", "--no-alternatives")
+def test_an_impossible_budget_exits_with_4_and_leaves_a_complete_folder(fit_folder, latency_model):
+    arguments = (*ARGUMENTS, "--latency-model", str(latency_model), "--no-alternatives")
+    done = boardfit(fit_folder, *arguments, "--size", "1%", "--out", "impossible")
     assert done.returncode == 4, done.stderr
     assert "size: at most" in done.stdout
-    result = load(FitResult, (folder / "impossible" / "result.json").read_bytes())
+    result = load(FitResult, (fit_folder / "impossible" / "result.json").read_bytes())
     assert result.verdict == "does not meet"
     (size,) = [b for b in result.budgets if b.budget.quantity == "size"]
     assert 0.01 < size.nearest < 1
-    assert (folder / "impossible" / "report.html").exists()
+    assert (fit_folder / "impossible" / "report.html").exists()
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "build joint 1"])
-def test_ctrl_c_inside_a_stage_loses_no_measurement_and_a_rerun_finishes(folder, stage):
+def test_ctrl_c_inside_a_stage_loses_no_measurement_and_a_rerun_finishes(
+    fit_folder, latency_model, stage
+):
     out = f"interrupted-{stage.split()[0]}"
     arguments = (*ARGUMENTS, "--size", "50%", "--out", out, "--no-alternatives")
+    if stage != "calibrate":
+        arguments = (*arguments, "--latency-model", str(latency_model))
     with subprocess.Popen(
         command(*arguments),
-        cwd=folder,
-        env=environment(folder),
+        cwd=fit_folder,
+        env=environment(fit_folder),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -179,13 +197,13 @@ def test_ctrl_c_inside_a_stage_loses_no_measurement_and_a_rerun_finishes(folder,
         assert process.wait(60) == 130, rest
     assert "the same command resumes" in rest
     assert "Traceback" not in rest
-    with Store(folder / out / "measurements.db") as store:
+    with Store(fit_folder / out / "measurements.db") as store:
         before = store.all(Measurement)
     assert [m.label for m in before][:1] == ["baseline"]
-    done = boardfit(folder, *arguments)
+    done = boardfit(fit_folder, *arguments)
     assert done.returncode == 0, done.stderr
     assert "✓ baseline (kept from an earlier run)" in done.stderr
-    with Store(folder / out / "measurements.db") as store:
+    with Store(fit_folder / out / "measurements.db") as store:
         assert store.all(Measurement)[: len(before)] == before
 
 
@@ -202,42 +220,42 @@ def test_result_json_holds_the_promised_keys(fitted):
     assert {point["approach"] for point in result["front"]["points"]} >= {"coupled", "greedy"}
 
 
-def test_the_same_fit_runs_over_ssh_on_python_36_with_onnxruntime_110(folder, tmp_path):
+def test_the_same_fit_runs_over_ssh_on_python_36_with_onnxruntime_110(fit_folder, tmp_path):
     if not Path(SSHD).is_file() or shutil.which("ssh-keygen") is None:
         pytest.skip("no OpenSSH server here: apt-get install openssh-server")
     python = python36_with_runtime()
     server = Sshd(tmp_path)
     server.start()
-    (folder / "boards.toml").write_text(
+    (fit_folder / "boards.toml").write_text(
         f'[boards.nano]\nhost = "board"\npython = "{python}"\ncache_dir = "{tmp_path / "cache"}"\n'
     )
     extra = {"BOARDFIT_SSH_CONFIG": str(tmp_path / "ssh_config")}
     try:
-        refused = boardfit(folder, "boards", "show", "nano", **extra)
+        refused = boardfit(fit_folder, "boards", "show", "nano", **extra)
         assert refused.returncode == 3
         assert server.fingerprint() in refused.stderr
         assert "boardfit boards trust nano" in refused.stderr
-        trusted = boardfit(folder, "boards", "trust", "nano", "--yes", **extra)
+        trusted = boardfit(fit_folder, "boards", "trust", "nano", "--yes", **extra)
         assert trusted.returncode == 0, trusted.stderr
         arguments = (*ARGUMENTS, "--size", "50%", "--board", "nano", "--out", "over-ssh")
         arguments = (*arguments, "--no-alternatives", "--sustain", "3s")
-        done = boardfit(folder, *arguments, **extra)
+        done = boardfit(fit_folder, *arguments, **extra)
         assert done.returncode == 0, done.stderr
     finally:
         server.stop()
-    result = load(FitResult, (folder / "over-ssh" / "result.json").read_bytes())
+    result = load(FitResult, (fit_folder / "over-ssh" / "result.json").read_bytes())
     assert result.board.python.startswith("3.6.")
     assert result.board.runtime_version == "1.10.0"
     # The verdict is of a board that ran both networks for three seconds without a pause.
     assert result.result.soak.duration_s >= 3.0
-    with Store(folder / "over-ssh" / "measurements.db") as store:
+    with Store(fit_folder / "over-ssh" / "measurements.db") as store:
         soaked = {m.campaign for m in store.all(Measurement) if m.soak is not None}
     assert "final campaign 1" in soaked and "baseline" not in soaked
     assert result.result.int8_layers_real == result.result.int8_layers > 0
 
 
-def test_profile_prints_the_measurement_and_every_kernel(fitted, folder):
-    done = boardfit(folder, "profile", "run/model.onnx", "--duration", "0.2", "--json")
+def test_profile_prints_the_measurement_and_every_kernel(fitted, fit_folder):
+    done = boardfit(fit_folder, "profile", "run/model.onnx", "--duration", "0.2", "--json")
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert shown["measurement"]["latency_s"] > 0
@@ -245,9 +263,9 @@ def test_profile_prints_the_measurement_and_every_kernel(fitted, folder):
     assert fitted[0].returncode == 0
 
 
-def test_predict_uses_the_latency_model_of_a_fit(fitted, folder):
+def test_predict_uses_the_latency_model_of_a_fit(fitted, fit_folder):
     model = "run/latency_model.json"
-    done = boardfit(folder, "predict", "run/model.onnx", "--latency-model", model, "--json")
+    done = boardfit(fit_folder, "predict", "run/model.onnx", "--latency-model", model, "--json")
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     low, high = (shown["interval_s"][end] for end in ("low", "high"))
@@ -255,15 +273,15 @@ def test_predict_uses_the_latency_model_of_a_fit(fitted, folder):
     assert fitted[0].returncode == 0
 
 
-def test_validate_calibrates_predicts_and_then_measures(fitted, folder):
-    done = boardfit(folder, "validate", "run/networks/baseline.onnx", "--out", "val", "--json")
+def test_validate_calibrates_predicts_and_then_measures(fitted, fit_folder):
+    done = boardfit(fit_folder, "validate", "run/networks/baseline.onnx", "--out", "val", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     assert {row["precision"] for row in rows} == {"fp32", "int8"}
     for row in rows:
         # A network of 13 microseconds is mostly overhead: the scale must be right, no more.
         assert 0.2 < row["predicted_s"] / row["measured_s"] < 5
-    with Store(folder / "val" / "measurements.db") as store:
+    with Store(fit_folder / "val" / "measurements.db") as store:
         campaigns = {m.campaign for m in store.all(Measurement)}
     assert "yardstick" in campaigns
     assert fitted[1].exists()

@@ -14,7 +14,7 @@ from harness.errors import ConditionError, ConfigError, TransientBoardError
 from harness.records import BoardSpec, Measurement
 from harness.store import Store
 from tests.boards.support import float_network
-from tests.fitting import command, environment
+from tests.fits import command, environment
 from tests.test_cli import run
 from tests.test_verdict import CALM, bimodal, steady, stream
 

@@ -76,6 +76,14 @@ def fit(
             help="Build this strategy file as it stands, and judge it: nothing is allocated.",
         ),
     ] = None,
+    latency_model: Annotated[
+        Path | None,
+        typer.Option(
+            "--latency-model",
+            help="A file that boardfit calibrate, strategies or fit wrote for this board; "
+            "it is not calibrated again.",
+        ),
+    ] = None,
     sustain: Annotated[
         str | None,
         typer.Option(
@@ -118,6 +126,7 @@ def fit(
         metric=metric,
         student=student,
         strategy=strategy,
+        latency_model=latency_model,
     )
     if as_json:
         print((out / "result.json").read_text())

@@ -94,20 +94,22 @@ def of_board(
             yardstick=calibrate.folder_yardstick(session, store, folder.path),
         ).model.to_json()
 
-    text = folder.stage("calibrate", str, measured) if saved is None else saved
-    return _connected(session, calibration.LatencyModel.from_json(text), saved=saved is not None)
+    if saved is None:
+        model = calibration.LatencyModel.from_json(folder.stage("calibrate", str, measured))
+    else:
+        model = _of_session(session, saved)
+    return _connected(session, model, saved=saved is not None)
 
 
 def of_bench(bench: Workbench, *, saved: str | None) -> Grounds:
     """The same where the original is measured and judged on the board as well."""
+    model = None if saved is None else _of_session(bench.session, saved)
     baseline = bench.folder.stage(
         "baseline", Measured, bench.measure_baseline, detail=lambda m: m.summary()
     )
     precisions = quantize.available_precisions(bench.session.facts)
-    if saved is None:
+    if model is None:
         model = posing.calibrated(bench, baseline, bench.baseline_path, precisions)
-    else:
-        model = calibration.LatencyModel.from_json(saved)
     taken = next(
         one for one in bench.store.all(Measurement) if one.campaign == baseline.candidate.label
     )
@@ -116,6 +118,13 @@ def of_bench(bench: Workbench, *, saved: str | None) -> Grounds:
         samples_s=taken.samples_s,
         power_w=_power(taken),
     )
+
+
+def _of_session(session: Session, saved: str) -> calibration.LatencyModel:
+    """The latency model in a text; ConfigError if it is not of the session's board."""
+    model = calibration.LatencyModel.from_json(saved)
+    calibrate.check_model(model, session, precisions=quantize.available_precisions(session.facts))
+    return model
 
 
 def _power(taken: Measurement) -> Estimate | None:

@@ -159,10 +159,11 @@ class FitResult:
     is that of the result's allocation, ``front`` the allocations around it, and ``shortlist`` those
     that its round was taken from (None where nothing was to be chosen). ``binding`` names,
     for each quantity that no allocation reaches the limit of, the groups that take most of it
-    even so.
+    even so. ``latency_model`` names the saved latency model that the fit began with, by file and
+    hash; it is empty where the board was calibrated for the fit.
     Version history: 1, the first. Fields since the first version: alternative_budgets; proof,
-    front and binding; the budgets' metric; shortlist. All are empty (the metric: top-1) in results
-    from before they existed.
+    front and binding; the budgets' metric; shortlist; latency_model. All are empty (the metric:
+    top-1) in results from before they existed.
     """
 
     boardfit_version: str
@@ -187,4 +188,5 @@ class FitResult:
     front: Front | None = None
     binding: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shortlist: Shortlist | None = None
+    latency_model: str = ""
     schema_version: int = 1

@@ -1,11 +1,16 @@
 """What a plan stands on where a board was measured."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from harness.boards import rules
+from harness.errors import ConfigError
 from harness.planning import commands, grounds
-from harness.records import Requirement, Requirements, Telemetry, TelemetrySample
+from harness.records import BoardSpec, Requirement, Requirements, Telemetry, TelemetrySample
+from latency_models import calibration, profiles
+from tests.report.conftest import FACTS
 from tests.test_stats import measurement
 
 
@@ -28,3 +33,22 @@ def test_tails_are_ratios_of_the_percentile_that_is_required_to_the_median():
     assert found == {90: pytest.approx(1.8)}
     assert commands._tails(Requirements(), samples) == {}
     assert commands._tails(Requirements(limits=(slow,)), ()) == {}
+
+
+def test_a_saved_model_of_another_board_is_refused_before_the_board_is_measured(tmp_path):
+    session = SimpleNamespace(spec=BoardSpec(name="desk"), facts=FACTS)
+    saved = calibration.prior(profiles.load("jetson-nano-cpu")).to_json()
+    network, store, folder = tmp_path / "gone.onnx", None, SimpleNamespace()
+    with pytest.raises(ConfigError, match="board desk is generic-cpu"):
+        grounds.of_board(session, store, folder, network, saved=saved)
+    with pytest.raises(ConfigError, match="is of jetson-nano-cpu"):
+        grounds.of_bench(SimpleNamespace(session=session, folder=folder), saved=saved)
+
+
+def test_a_saved_model_of_the_board_is_what_the_plan_stands_on(tmp_path):
+    session = SimpleNamespace(spec=BoardSpec(name="desk"), facts=FACTS)
+    model = calibration.prior(profiles.load("generic-cpu"), runtime=rules.fusion_rules(FACTS))
+    network, folder = tmp_path / "gone.onnx", SimpleNamespace()
+    ground = grounds.of_board(session, None, folder, network, saved=model.to_json())
+    assert ground.model.to_json() == model.to_json()
+    assert (ground.source, ground.precisions) == ("saved model", ("fp32", "int8"))

@@ -81,6 +81,14 @@ def test_the_page_shows(result, tmp_path, value):
     assert value in Outline(written(result, tmp_path)).text
 
 
+def test_the_page_names_the_latency_model_that_the_fit_stands_on(result, tmp_path):
+    assert "by the calibrated latency model before" in Outline(written(result, tmp_path)).text
+    saved = replace(result, latency_model="nano.json (3f2a91c0d2e4)")
+    text = Outline(written(saved, tmp_path)).text
+    assert "by the saved latency model nano.json (3f2a91c0d2e4), anchored at the baseline" in text
+    assert "calibrated" not in text
+
+
 def test_alternatives_say_which_budget_they_miss(result, tmp_path):
     text = Outline(written(result, tmp_path)).text
     assert "Misses the latency budget with 34.3 % against 22 % and the size budget" in text
