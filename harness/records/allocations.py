@@ -96,16 +96,22 @@ class Contender:
 
     ``how`` is what it is the best by, ``loss`` its summed sensitivity, ``divergence`` how far its
     outputs were from the original's, untrained, with anchored batch-norm statistics. So many
-    ``branches`` are left out, whose loss is not in the sum.
+    ``branches`` are left out, whose loss is not in the sum. Where its outputs were no numbers its
+    divergence is None.
     """
 
     how: str
     loss: float
     latency_s: float
     size_bytes: float
-    divergence: float
+    divergence: float | None
     taken: bool
     branches: int = 0
+
+    @property
+    def diverges(self) -> str:
+        """Its divergence as a text."""
+        return "∞" if self.divergence is None else f"{self.divergence:.3g}"
 
     @property
     def name(self) -> str:
@@ -136,7 +142,4 @@ class Shortlist:
             which = taken.name if shallow else "the one of least summed sensitivity"
             return f"{text}; {which} diverges least"
         other = first.name if shallow else "that of least summed sensitivity"
-        return (
-            f"{text}; {taken.name} diverges by {taken.divergence:.3g}, "
-            f"{other} by {first.divergence:.3g}"
-        )
+        return f"{text}; {taken.name} diverges by {taken.diverges}, {other} by {first.diverges}"

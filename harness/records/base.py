@@ -20,7 +20,7 @@ def _adapter(kind: type[Any]) -> pydantic.TypeAdapter[Any]:
 
 
 def dump(record: Any, *, indent: int | None = None) -> str:
-    """JSON text of a record; numbers that JSON cannot hold (NaN, infinity) are an error."""
+    """JSON text of a record; numbers that JSON cannot hold (NaN, infinity) become null."""
     text: bytes = _adapter(type(record)).dump_json(record, indent=indent)
     return text.decode()
 

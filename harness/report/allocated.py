@@ -65,7 +65,7 @@ def shortlist_rows(result: FitResult) -> tuple[tuple[str, ...], ...]:
         (
             c.name,
             f"{c.loss:.3g}",
-            f"{c.divergence:.3g}",
+            c.diverges,
             format_time(c.latency_s),
             format_size(c.size_bytes),
             "built and measured" if c.taken else "",

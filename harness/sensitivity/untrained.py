@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -54,8 +55,12 @@ class Judge:
         self._fresh = _with_statistics_of(network, self.judged, anchored=classes)
 
     def __call__(self, strategy: Strategy) -> float:
-        """The divergence of the strategy's variant; BuildError where it cannot be built."""
-        return self._divergence(self.variant(strategy), self._corrected(strategy))
+        """The divergence of the strategy's variant; BuildError where it cannot be built.
+
+        Infinite where the outputs are no numbers.
+        """
+        found = self._divergence(self.variant(strategy), self._corrected(strategy))
+        return found if math.isfinite(found) else math.inf
 
     def variant(self, strategy: Strategy) -> nn.Module:
         """The strategy's variant, untrained, with the original's batch-norm statistics.

@@ -11,6 +11,7 @@ way; here with layers that are fitted again, and anchored statistics (``sensitiv
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -126,7 +127,7 @@ def shortlist(
                     loss=proposal.loss,
                     latency_s=proposal.latency_s,
                     size_bytes=proposal.size_bytes,
-                    divergence=divergence,
+                    divergence=divergence if math.isfinite(divergence) else None,
                     taken=index == best,
                     branches=proposal.branches,
                 )

@@ -1,5 +1,7 @@
 """Variants judged before any training."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -44,6 +46,15 @@ def test_an_untouched_network_does_not_diverge_and_less_of_it_diverges_more():
         )
         assert whole == pytest.approx(0.0, abs=1e-6)
         assert whole < rounded < half < quarter
+
+
+def test_outputs_that_are_no_numbers_diverge_infinitely():
+    network = seeded(Residual)
+    groups = find_groups(network, IMAGES)
+    judge = Judge(network, groups, IMAGES, classes=True)
+    with torch.no_grad():
+        network.get_parameter("classifier.bias")[0] = math.nan
+    assert judge(strategy_of(groups, 1, "fp32")) == math.inf
 
 
 def test_the_divergence_is_that_of_the_variant_with_the_originals_statistics_moved():

@@ -1,5 +1,7 @@
 """Near ties, built cheaply and judged."""
 
+import math
+
 import pytest
 
 from harness.errors import InfeasibleBudget
@@ -85,6 +87,16 @@ def test_what_is_out_of_reach_is_no_contender():
         return proposal(2, 3, infeasible="nearest")
 
     assert len(contenders(first(), SENSITIVITIES, propose, seed=0)) == 1
+
+
+def test_a_contender_whose_outputs_are_no_numbers_is_kept_with_the_others():
+    found = (("as scored", first()), ("noise", proposal(2, 3)))
+    taken = shortlist.shortlist(
+        found, lambda s: math.inf if len(s.entries[0].kept) == 3 else 0.2, images=96
+    )
+    again = load(Shortlisted, dump(taken))
+    assert [c.divergence for c in again.shortlist.contenders] == [None, 0.2]
+    assert again.summary().endswith("that of least summed sensitivity by ∞")
 
 
 def test_the_contender_of_least_divergence_is_taken_and_all_are_told():
