@@ -157,10 +157,12 @@ class Search:
         Where nothing fits, what came nearest to the budget. Allocations begin at networks without
         as many branches as would have to go if all else stayed whole, or some fewer.
         """
-        tried = self.tried
-        for count in self._starts():
+        tried, counts = self.tried, self._starts()
+        for count in counts:
             self._rounds(count)
         fitting = [one for one in tried if one.within(self.plan, self.aim)]
+        # Without more branches than it takes nothing is better.
+        fitting = [one for one in fitting if one.branches in counts] or fitting
         if not fitting:
             best = min(tried, key=lambda one: one.interval.high)
             note = f"out of reach, nearest {best.ratio:.3f}"
