@@ -205,7 +205,7 @@ class Nearest:
     """The nearest limit that could be kept, where ``asked`` cannot be; both in the limit's unit.
 
     ``binding`` are the layers that take most of what is left even there. ``alone`` where it is what
-    could be reached with every other requirement set aside.
+    could be reached with other requirements set aside; ``aside`` are those that are not kept there.
     """
 
     quantity: Quantity
@@ -213,6 +213,7 @@ class Nearest:
     reachable: float
     binding: tuple[str, ...] = ()
     alone: bool = False
+    aside: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
