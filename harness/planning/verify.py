@@ -158,6 +158,7 @@ def _measured(
             stem=_stem(bench, strategy.label),
             board=bench.session.facts,
             teacher=bench.network,
+            trained=bench.folder.networks / "trained",
             progress=bench.folder.observer.progress,
         ),
     )
