@@ -21,7 +21,7 @@ from harness.errors import ConfigError, latency_errors
 from harness.folder import Folder, write_atomically
 from harness.grounds import Grounds
 from harness.plan_request import Material, PlanRequest, check, exported, loaded, settings
-from harness.planning import choosing, generator, loss, preparing, verify
+from harness.planning import choosing, generator, loss, preparing, sentences, verify
 from harness.planning import requirements as requiring
 from harness.planning.subjects import Subject
 from harness.progress import ConsoleObserver
@@ -233,14 +233,24 @@ def _planned(
 
 
 def bet(plan: Plan) -> tuple[str, ...]:
-    """Which strategy to take if only one can be built, where that is not the first."""
+    """Which strategy to take if only one can be built, where that is not the first.
+
+    With the probability that it keeps the latency, and what of it cannot be told.
+    """
     choice = choosing.of_plan(plan)
     if choice is None or choice.index == 0 or choice.verdict == "does not meet":
         return ()
-    return (
+    verdicts = plan.strategies[choice.index].verdicts
+    unsure = [met.requirement.quantity for met in verdicts if met.verdict == "cannot tell"]
+    text = (
         f"If only one can be built, take {choice.name}: it is the likeliest to be the best that "
-        f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %.",
+        f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %"
     )
+    if "latency" in unsure:
+        text += ", and no more can be told before it is built"
+    if others := [sentences.WORDS[quantity] for quantity in unsure if quantity != "latency"]:
+        text += f"; what is asked of its {sentences.listed(others)} it may miss"
+    return (f"{text}.",)
 
 
 def _tails(requirements: Requirements, samples_s: Sequence[float]) -> dict[float, float]:

@@ -65,6 +65,7 @@ def test_a_plan_says_which_to_take_where_the_safest_is_not_the_likeliest_best():
     (note,) = plan_commands.bet(plan)
     assert note.startswith("If only one can be built, take int8 everywhere")
     assert "a probability of 93 %" in note or "a probability of 94 %" in note
+    assert note.endswith(", and no more can be told before it is built.")
     first = replace(plan, strategies=(plan.strategies[0],))
     assert plan_commands.bet(first) == ()
 

@@ -222,7 +222,8 @@ class Plan:
 
     ``board`` is a board's or a profile's name. ``front`` names strategies: no other is better in
     accuracy, latency and size at once. ``nearest`` is empty where some strategy meets everything.
-    Version history: 1, the first.
+    Version history: 1, the first. Fields since the first version: aside of the nearest limits
+    (empty: not known).
     """
 
     network: str
