@@ -8,8 +8,10 @@ import pytest
 
 from harness import networks
 from harness.compression import groups
+from harness.errors import ConfigError
 from harness.planning import commands
-from harness.records import Plan, load
+from harness.planning.request import PlanRequest
+from harness.records import Plan, Requirements, load
 from harness.strategies import given
 from tests import test_cli
 from tests.report import plans
@@ -64,6 +66,7 @@ def test_a_plan_says_which_to_take_where_the_safest_is_not_the_likeliest_best():
     (note,) = commands.bet(plan)
     assert note.startswith("If only one can be built, take int8 everywhere")
     assert "a probability of 93 %" in note or "a probability of 94 %" in note
+    assert note.endswith(", and no more can be told before it is built.")
     first = replace(plan, strategies=(plan.strategies[0],))
     assert commands.bet(first) == ()
 
@@ -134,6 +137,27 @@ def test_accuracy_without_images_cannot_be_told(capsys):
     code, out, _ = planned(capsys, "--max-drop", "1")
     assert code == 0
     assert "It cannot be told before building" in " ".join(out.split())
+
+
+def test_a_plan_that_an_earlier_run_made_stands_as_it_was_predicted(tiny, capsys):
+    assert planned(capsys, "--latency", "10ms")[0] == 0
+    made = load(Plan, (tiny / "plan" / "plan.json").read_bytes())
+    kept = replace(made, strategies=made.strategies[-2:], front=())  # nothing plans these two alone
+    request = PlanRequest(
+        network="tiny.py:factory",
+        requirements=made.requirements,
+        out=tiny / "plan",
+        preparation=networks.Preparation(),
+        shape="1,1,8,8",
+        profile="jetson-nano",
+    )
+    assert commands.strategies(request, predicted=kept).plan == kept
+    assert load(Plan, (tiny / "plan" / "plan.json").read_bytes()) == kept
+    assert len(list((tiny / "plan" / "strategies").glob("*.json"))) == 2
+    with pytest.raises(ConfigError, match=r"of the network other\.py:net, not of tiny\.py"):
+        commands.strategies(request, predicted=replace(kept, network="other.py:net"))
+    with pytest.raises(ConfigError, match="made for other requirements"):
+        commands.strategies(request, predicted=replace(kept, requirements=Requirements()))
 
 
 def test_with_images_losses_are_predicted_and_kept_for_the_next_run(tiny, capsys):

@@ -1,7 +1,7 @@
 """A strategy applied: from the original network to the variant's files."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def build(
     board: BoardFacts,
     teacher: torch.nn.Module | None = None,
     rounded_training: bool = False,
+    trained: Path | None = None,
     progress: Progress | None = None,
 ) -> Variant:
     """The variant that ``strategy`` makes of ``network``, written as ``stem``.onnx and .pt2.
@@ -65,39 +66,29 @@ def build(
     its training.
     ``teacher`` is what it is distilled from, if not ``network`` itself. With ``rounded_training``
     layers that will be int8 are trained as such, straight through: on ResNet-20 at half its MACs
-    that took 1.7 times as long and left no less to lose by rounding. BuildError if a step fails.
+    that took 1.7 times as long and left no less to lose by rounding. ``trained`` is a folder for
+    networks that were pruned and distilled: a strategy that differs from one built before in its
+    precisions alone takes up what that one came to. BuildError if a step fails.
     """
     calibration = data.train_images[:CALIBRATION_IMAGES]
     example = data.test_images[:1]
-    variant, taken = network, ""
-    cut_file, training = stem.with_suffix(".cut.pt"), stem.with_suffix(".training.pt")
-    if "prune" in strategy.methods:
-        variant = _cut(strategy, network, data, groups, (cut_file, training), progress)
-    if "distill" in strategy.methods:
-        form = quantize.form_of(board)
-        rounded = _int8_layers(strategy, groups) if rounded_training else ()
-        seen = (
-            input_ranges(variant, calibration, method="error", symmetric=form.symmetric)
-            if rounded
-            else {}
-        )
-        weights, inputs = recovery.roundings(
-            {name: seen[name] for name in rounded}, weight_bits=form.weight_bits
-        )
-        tuned = recovery.tuned(
-            variant,
-            network if teacher is None else teacher,
-            data.train_images,
-            data.train_labels,
-            epochs=strategy.epochs,
-            seed=strategy.seed,
-            raw=not data.classes,
-            round_weights=weights,
-            round_inputs=inputs,
-            checkpoint=training,
-            progress=progress,
-        )
-        variant, taken = tuned.network, tuned.taken
+    recover = functools.partial(
+        _recovered,
+        strategy,
+        network,
+        data,
+        groups,
+        stem=stem,
+        board=board,
+        teacher=network if teacher is None else teacher,
+        rounded_training=rounded_training,
+        progress=progress,
+    )
+    if trained is None or rounded_training or not {"prune", "distill"} <= set(strategy.methods):
+        variant, taken = recover()
+    else:
+        own = _training_of(strategy, network, network if teacher is None else teacher, data)
+        variant, taken = _once(trained, own, recover, strategy, network, data, groups)
     int8_layers = _int8_layers(strategy, groups)
     onnx = stem.with_suffix(".onnx")
     exported = stem.with_suffix(".fp32.onnx")
@@ -110,7 +101,7 @@ def build(
     else:
         exported.replace(onnx)
     networks.save_pt2(variant, example, stem.with_suffix(".pt2"))
-    for file in (cut_file, training):
+    for file in _interrupted(stem):
         file.unlink(missing_ok=True)
     return Variant(
         onnx=onnx,
@@ -121,6 +112,98 @@ def build(
         int8_layers=int8_layers,
         taken=taken,
     )
+
+
+def _interrupted(stem: Path) -> tuple[Path, Path]:
+    """The files of a build under way: what was cut, and how far it is trained."""
+    return stem.with_suffix(".cut.pt"), stem.with_suffix(".training.pt")
+
+
+def _recovered(
+    strategy: Strategy,
+    network: torch.nn.Module,
+    data: networks.Data,
+    groups: Sequence[Group],
+    *,
+    stem: Path,
+    board: BoardFacts,
+    teacher: torch.nn.Module,
+    rounded_training: bool,
+    progress: Progress | None,
+) -> tuple[torch.nn.Module, str]:
+    """The network pruned and distilled as the strategy says, and what training gave."""
+    cut_file, training = _interrupted(stem)
+    variant = network
+    if "prune" in strategy.methods:
+        variant = _cut(strategy, network, data, groups, (cut_file, training), progress)
+    if "distill" not in strategy.methods:
+        return variant, ""
+    form = quantize.form_of(board)
+    rounded = _int8_layers(strategy, groups) if rounded_training else ()
+    calibration = data.train_images[:CALIBRATION_IMAGES]
+    seen = (
+        input_ranges(variant, calibration, method="error", symmetric=form.symmetric)
+        if rounded
+        else {}
+    )
+    weights, inputs = recovery.roundings(
+        {name: seen[name] for name in rounded}, weight_bits=form.weight_bits
+    )
+    tuned = recovery.tuned(
+        variant,
+        teacher,
+        data.train_images,
+        data.train_labels,
+        epochs=strategy.epochs,
+        seed=strategy.seed,
+        raw=not data.classes,
+        round_weights=weights,
+        round_inputs=inputs,
+        checkpoint=training,
+        progress=progress,
+    )
+    return tuned.network, tuned.taken
+
+
+def _training_of(
+    strategy: Strategy, network: torch.nn.Module, teacher: torch.nn.Module, data: networks.Data
+) -> str:
+    """SHA-256 of all that pruning and training hang on: precisions and names are not of it."""
+    return checkpoint.digest(
+        {
+            "kept": [(entry.group, entry.kept) for entry in strategy.entries],
+            "left out": strategy.left_out,
+            "epochs": strategy.epochs,
+            "seed": strategy.seed,
+            "network": networks.fingerprint(network),
+            "teacher": networks.fingerprint(teacher),
+        },
+        data.train_images,
+        data.train_labels,
+    )
+
+
+def _once(
+    folder: Path,
+    whose: str,
+    recover: Callable[[], tuple[torch.nn.Module, str]],
+    strategy: Strategy,
+    network: torch.nn.Module,
+    data: networks.Data,
+    groups: Sequence[Group],
+) -> tuple[torch.nn.Module, str]:
+    """What ``recover`` gives, or gave an earlier build with the same digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{whose[:32]}.pt"
+    state = checkpoint.read(path, whose)
+    if state is None:
+        variant, taken = recover()
+        checkpoint.write(path, whose, {"weights": variant.state_dict(), "taken": taken})
+        return variant, taken
+    kept = {entry.group: entry.kept for entry in strategy.entries}
+    variant = branches.without(network, groups, data.test_images[:1], strategy.left_out, kept)
+    variant.load_state_dict(state["weights"])
+    return variant, state["taken"]
 
 
 def _cut(

@@ -17,9 +17,9 @@ from harness.boards.session import Session
 from harness.candidates import Workbench
 from harness.compression import groups as grouping
 from harness.compression import shapes
-from harness.errors import latency_errors
+from harness.errors import ConfigError, latency_errors
 from harness.folder import Folder, write_atomically
-from harness.planning import choosing, generator, grounds, loss, preparing, verify
+from harness.planning import choosing, generator, grounds, loss, preparing, sentences, verify
 from harness.planning import requirements as requiring
 from harness.planning.grounds import Grounds
 from harness.planning.request import Material, PlanRequest, check, exported, loaded, settings
@@ -77,14 +77,18 @@ def as_json(planned: Planned) -> str:
 
 
 @latency_errors()
-def strategies(request: PlanRequest) -> Planned:
+def strategies(request: PlanRequest, *, predicted: Plan | None = None) -> Planned:
     """``boardfit strategies``: inputs are checked before a board is touched; ends with the report.
 
     In ``request.out`` lie ``plan.json``, ``strategies/*.json``, ``latency_model.json`` and
     ``report.html``; what was calibrated and scored there is kept for the next run. Predictions are
-    written before anything is built, ``verification.json`` after.
+    written before anything is built, ``verification.json`` after. What is verified is ``predicted``
+    where an earlier run made it: planning anew may find other allocations, of which nobody
+    predicted anything. ConfigError where that plan is of another network or other requirements.
     """
     check(request)
+    if predicted is not None:
+        _same(predicted, request)
     networks.keep_freed_memory()
     with ConsoleObserver() as observer, contextlib.ExitStack() as stack:
         material = loaded(request, observer)
@@ -104,7 +108,7 @@ def strategies(request: PlanRequest) -> Planned:
             bench = _bench(material, session, store, folder)
             ground = _connected(request, bench, session, store, folder, path)
         subjects = _subjects(request, material, ground, folder, path)
-        plan = _planned(request, material, ground, folder, subjects, path)
+        plan = predicted or _planned(request, material, ground, folder, subjects, path)
         write(plan, request.out)
         write_atomically(request.out / "latency_model.json", ground.model.to_json())
         if not request.verify:
@@ -115,6 +119,19 @@ def strategies(request: PlanRequest) -> Planned:
         plan = _planned(request, material, ground, folder, checked.subjects, path)
         write(plan, request.out, verification=checked.verification)
         return Planned(plan=plan, verification=checked.verification)
+
+
+def _same(predicted: Plan, request: PlanRequest) -> None:
+    """ConfigError where an earlier plan does not answer what is asked now."""
+    if predicted.network != request.network:
+        raise ConfigError(
+            f"the plan that is to be verified is of the network {predicted.network}, not of "
+            f"{request.network}; plan for this one"
+        )
+    if predicted.requirements != request.requirements:
+        raise ConfigError(
+            "the plan that is to be verified was made for other requirements; plan for these"
+        )
 
 
 def write(plan: Plan, out: Path, *, verification: Verification | None = None) -> None:
@@ -216,14 +233,24 @@ def _planned(
 
 
 def bet(plan: Plan) -> tuple[str, ...]:
-    """Which strategy to take if only one can be built, where that is not the first."""
+    """Which strategy to take if only one can be built, where that is not the first.
+
+    With the probability that it keeps the latency, and what of it cannot be told.
+    """
     choice = choosing.of_plan(plan)
     if choice is None or choice.index == 0 or choice.verdict == "does not meet":
         return ()
-    return (
+    verdicts = plan.strategies[choice.index].verdicts
+    unsure = [met.requirement.quantity for met in verdicts if met.verdict == "cannot tell"]
+    text = (
         f"If only one can be built, take {choice.name}: it is the likeliest to be the best that "
-        f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %.",
+        f"keeps the latency, which it does with a probability of {100 * choice.meets:.0f} %"
     )
+    if "latency" in unsure:
+        text += ", and no more can be told before it is built"
+    if others := [sentences.WORDS[quantity] for quantity in unsure if quantity != "latency"]:
+        text += f"; what is asked of its {sentences.listed(others)} it may miss"
+    return (f"{text}.",)
 
 
 def _tails(requirements: Requirements, samples_s: Sequence[float]) -> dict[float, float]:

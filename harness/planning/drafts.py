@@ -1,8 +1,8 @@
 """What a plan tries: every method with its settings, alone and in sequences, as allocations.
 
 Every group cut to one share of its channels, in one precision; widths, precisions and both by
-allocation, as the requirements ask and at some shares of the latency; students sliced from the
-original and students that were named, each compressed further.
+allocation, as the requirements ask and at some shares of the latency and of the file; students
+sliced from the original and students that were named, each compressed further.
 """
 
 from __future__ import annotations
@@ -23,8 +23,18 @@ __all__ = ["Draft", "PlanSettings", "Task", "distinct", "of_original", "of_stude
 # have.
 KEEPS = (7 / 8, 3 / 4, 5 / 8, 1 / 2)
 STUDENTS = (3 / 4, 1 / 2)
-# Allocations are made for the requirements, and for these shares of the untouched latency.
-SHARES = (0.6, 0.8, 0.4)
+# Allocations are made for the requirements, and for these shares of the untouched latency and of
+# the untouched file: those that tell most come first, for time may be up.
+SHARES: tuple[tuple[Amount, float], ...] = (
+    ("latency", 0.6),
+    ("latency", 0.8),
+    ("latency", 0.4),
+    ("size", 0.5),
+    ("size", 0.25),
+    ("latency", 0.9),
+    ("latency", 0.7),
+    ("latency", 0.5),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,24 +108,21 @@ def of_original(task: Task, subject: Subject) -> Iterator[Draft]:
             yield from _uniform(
                 task, subject, STUDENTS, precision, settings.student_epochs, student=True
             )
-    ways: list[tuple[str, Allowed, int]] = []
+    ways: list[tuple[Allowed, int]] = []
     if len(precisions) > 1:
         allowed = subject.allowed(task.requirements, prune=False, precisions=precisions)
-        ways.append(("mixed precision", allowed, 0))
+        ways.append((allowed, 0))
     if task.may("prune"):
-        allowed = subject.allowed(task.requirements, prune=True, precisions=exact)
-        ways.append(("pruned", allowed, tune))
+        ways.append((subject.allowed(task.requirements, prune=True, precisions=exact), tune))
         if len(precisions) > 1:
             allowed = subject.allowed(task.requirements, prune=True, precisions=precisions)
-            ways.append(("pruned and quantized", allowed, tune))
+            ways.append((allowed, tune))
     yield from _allocated(task, subject, ways)
     if task.may("distill") and task.may("prune"):
         width = STUDENTS[0]
         allowed = subject.allowed(task.requirements, prune=True, precisions=precisions, width=width)
-        name = f"student {width:.0%} wide, pruned" + (" and quantized" if precisions[1:] else "")
-        yield from _allocated(
-            task, subject, [(name, allowed, settings.student_epochs)], shares=(), width=width
-        )
+        ways = [(allowed, settings.student_epochs)]
+        yield from _allocated(task, subject, ways, shares=(), width=width)
 
 
 def of_students(task: Task, students: Sequence[Subject]) -> Iterator[Draft]:
@@ -129,8 +136,7 @@ def of_students(task: Task, students: Sequence[Subject]) -> Iterator[Draft]:
                 yield _taught(task, draft, name)
         if task.may("prune"):
             allowed = subject.allowed(task.requirements, prune=True, precisions=precisions)
-            way = ("pruned" + (" and quantized" if precisions[1:] else ""), allowed, 0)
-            for draft in _allocated(task, subject, [way], shares=SHARES[:1]):
+            for draft in _allocated(task, subject, [(allowed, 0)], shares=SHARES[:1]):
                 yield _taught(task, draft, name)
 
 
@@ -154,7 +160,7 @@ def _uniform(
             task.requirements, prune=keep < 1, precisions=(precision,), width=1.0
         )
         choice = subject.uniform(allowed, keep=keep)
-        name = f"student {keep:.0%} wide" if student else f"pruned to {100 * keep:g} %"
+        name = _student(keep) if student else f"pruned to {100 * keep:g} %"
         parts = ([name] if keep < 1 else []) + ([precision] if precision != "fp32" else [])
         yield _draft(
             subject,
@@ -162,7 +168,6 @@ def _uniform(
             choice,
             epochs=epochs,
             width=keep if student else None,
-            beyond=False,
         )
 
 
@@ -173,7 +178,7 @@ def _draft(
     *,
     epochs: int,
     width: float | None = None,
-    beyond: bool = True,
+    beyond: bool = False,
 ) -> Draft:
     """The draft of a choice, with the methods that it takes, in their order.
 
@@ -201,14 +206,14 @@ def _draft(
 def _allocated(
     task: Task,
     subject: Subject,
-    ways: Sequence[tuple[str, Allowed, int]],
+    ways: Sequence[tuple[Allowed, int]],
     *,
-    shares: Sequence[float] = SHARES,
+    shares: Sequence[tuple[Amount, float]] = SHARES,
     width: float | None = None,
 ) -> Iterator[Draft]:
-    """Allocations of every way: as the requirements ask, then by shares of the latency."""
+    """Allocations of every way: as the requirements ask, then by shares of what is untouched."""
     asked = limits_of(task.requirements, subject, task.reference)
-    whole_s = subject.allotter.amount("latency", subject.allotter.full())
+    whole = subject.allotter.full()
     relative = is_relative(task.requirements)
     points: list[tuple[str, dict[Amount, float], bool]] = []
     if asked:
@@ -219,10 +224,15 @@ def _allocated(
         likely = {**asked, "latency": loosened}
         points.append(("as required if the prediction holds", likely, False))
     points += [
-        (f"{share:.0%} of the latency", {"latency": share * whole_s}, False) for share in shares
+        (
+            f"{share:.0%} of the {amount}",
+            {amount: share * subject.allotter.amount(amount, whole)},
+            False,
+        )
+        for amount, share in shares
     ]
     for point, limits, ratio in points:
-        for way, allowed, epochs in ways:
+        for allowed, epochs in ways:
             if task.clock() - task.began >= task.limit_s:
                 task.left_out += 1
                 continue
@@ -233,16 +243,48 @@ def _allocated(
             except BoardfitError:
                 task.left_out += 1
                 continue
-            yield _draft(subject, f"{way}, {point}", choice, epochs=epochs, width=width)
+            cut = _cut(subject, allowed, choice)
+            # What it came to, which may be less than was allowed.
+            name = ", ".join(filter(None, (_student(width), _done(cut, choice), point)))
+            yield _draft(subject, name, choice, epochs=epochs, width=width, beyond=cut)
+
+
+def _student(width: float | None) -> str:
+    """What a student sliced from the original is called; nothing for the original."""
+    return "" if width is None else f"student {width:.0%} wide"
+
+
+def _cut(subject: Subject, allowed: Allowed, choice: Choice) -> bool:
+    """Whether a group is narrower than the widest that it was allowed to be."""
+    return any(
+        choice[name].channels < max(options[j].channels for j in own)
+        for (name, options), own in zip(subject.allotter.options.items(), allowed, strict=True)
+    )
+
+
+def _done(cut: bool, choice: Choice) -> str:
+    """What an allocation does; nothing where it leaves all as it is."""
+    precisions = {option.precision for option in choice.values()}
+    if precisions == {"fp32"}:
+        return "pruned" if cut else ""
+    if cut:
+        return "pruned and quantized"
+    return "mixed precision" if len(precisions) > 1 else precisions.pop()
 
 
 def distinct(drafts: Sequence[Draft]) -> list[Draft]:
-    """The drafts without those that are the same as one before them."""
+    """The drafts without those that are the same as one before them.
+
+    Of one name there are two where the solver was free to leave precisions alone and did: they do
+    the same, as near to the best as it goes.
+    """
     found: list[Draft] = []
     seen: set[object] = set()
+    names: set[str] = set()
     for draft in drafts:
         key = (draft.subject.student, draft.epochs, tuple(draft.choice.items()))
-        if key not in seen:
+        if key not in seen and draft.name not in names:
             seen.add(key)
+            names.add(draft.name)
             found.append(draft)
     return found

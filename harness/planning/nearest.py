@@ -12,7 +12,8 @@ from harness.planning.allotting import Allowed, Amount, Choice
 from harness.planning.subjects import Subject
 from harness.planning.verdicts import Reference
 from harness.planning.within import ALLOCATED, is_relative, limits_of, within
-from harness.records import Nearest, PlannedStrategy, Predicted, Requirement, Requirements
+from harness.records import Met, Nearest, PlannedStrategy, Predicted, Requirement, Requirements
+from harness.records.planning import Quantity
 
 __all__ = ["nearest"]
 
@@ -36,7 +37,8 @@ def nearest(
 
     ``ways`` are networks with the options that they have; pruned ones are trained for ``epochs``.
     Of what no allocation is solved for (peak memory, the engine's size) the least of the
-    ``planned`` strategies. Requirements that could be kept with all the others come last.
+    ``planned`` strategies. Requirements that could be kept with all the others come last; those
+    that are kept only where others give way do not bind, and are left out if some do.
     """
     found = []
     for asked in requirements.limits:
@@ -58,26 +60,33 @@ def nearest(
                 reachable=best.value,
                 binding=spent[0][:NAMED] if spent else (),
                 alone=best.alone,
+                aside=best.aside if best.alone else (),
             )
         )
-    return tuple(
-        sorted(
-            found, key=lambda n: n.reachable >= n.asked if _is_floor(n) else n.reachable <= n.asked
-        )
-    )
+    # Where others give way and this one is kept, it is the others that bind; unless all do so.
+    binding = [one for one in found if not (one.alone and _is_kept(one))]
+    return tuple(sorted(binding or found, key=_is_kept))
 
 
 @dataclass(frozen=True, slots=True)
 class _Promise:
-    """The limit that a choice could be promised to keep, and the layers that take most of it."""
+    """The limit that a choice could be promised to keep, and the layers that take most of it.
+
+    ``aside`` are the other requirements that it does not promise.
+    """
 
     value: float
     binding: tuple[str, ...]
     alone: bool
+    aside: tuple[Quantity, ...] = ()
 
 
 def _is_floor(found: Nearest | Requirement) -> bool:
     return found.quantity == "accuracy_floor"
+
+
+def _is_kept(found: Nearest) -> bool:
+    return found.reachable >= found.asked if _is_floor(found) else found.reachable <= found.asked
 
 
 def _worse(asked: Requirement, value: float) -> float:
@@ -97,7 +106,12 @@ def _of_planned(asked: Requirement, planned: Sequence[PlannedStrategy]) -> Itera
         value = own.low if _is_floor(asked) else own.high
         if value is not None:
             others = [v for v in one.verdicts if v.requirement != asked]
-            yield _Promise(value, (), verdicts.overall(others) != "meets")
+            yield _Promise(value, (), verdicts.overall(others) != "meets", _missed(others))
+
+
+def _missed(others: Sequence[Met]) -> tuple[Quantity, ...]:
+    """What is not promised of the other requirements."""
+    return tuple(one.requirement.quantity for one in others if one.verdict != "meets")
 
 
 class _Search:
@@ -134,10 +148,12 @@ class _Search:
             milder = self._milder(amount, choice, asked, alone)
             alone = alone or milder is None
             choice = choice if milder is None else milder
-        value = _promised(asked, self._predicted(choice), self.reference)
+        predicted = self._predicted(choice)
+        value = _promised(asked, predicted, self.reference)
         if value is None:
             return []
-        return [_Promise(value, self.subject.layers(least.binding), alone)]
+        aside = self._aside(asked, predicted)
+        return [_Promise(value, self.subject.layers(least.binding), alone, aside)]
 
     def _accuracy(self, asked: Requirement) -> list[_Promise]:
         alone = False
@@ -154,7 +170,12 @@ class _Search:
         value = _promised(asked, predicted, self.reference)
         if value is None:
             return []
-        return [_Promise(value, self._losing(choice), alone)]
+        return [_Promise(value, self._losing(choice), alone, self._aside(asked, predicted))]
+
+    def _aside(self, asked: Requirement, predicted: Predicted) -> tuple[Quantity, ...]:
+        """The requirements beside ``asked`` that are not promised where it comes nearest."""
+        others = [one for one in self.requirements.limits if one != asked]
+        return _missed([verdicts.met(one, predicted, self.reference) for one in others])
 
     def _others(self, asked: Requirement) -> Mapping[Amount, float]:
         """The limits without ``asked``; one amount may stand for several requirements."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,14 @@ __all__ = ["Pricer", "Subject"]
 
 # What an allocation is predicted to cost in everything but accuracy.
 Pricer = Callable[[Choice], Predicted]
+
+
+def _alike(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """The layers whose names are closest to those that are not there; all, where none is close."""
+    close = [name for one in unknown for name in difflib.get_close_matches(one, known)]
+    if close:
+        return f"the closest are {', '.join(dict.fromkeys(close))}"
+    return f"there are {', '.join(known)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +70,10 @@ class Subject:
         """
         if self.student:  # another network: its layers are its own
             return frozenset(), frozenset()
-        known = {layer for group in self.groups for layer in group.producers}
-        if unknown := sorted(set(requirements.keep) - known):
+        known = sorted({layer for group in self.groups for layer in group.producers})
+        if unknown := sorted(set(requirements.keep) - set(known)):
             raise ConfigError(
-                f"keep: the network has no layer {', '.join(unknown)}; "
-                f"there are {', '.join(sorted(known))}"
+                f"keep: the network has no layer {', '.join(unknown)}; {_alike(unknown, known)}"
             )
         keep = set(requirements.keep)
         made = {g.name for g in self.groups if keep & set(g.producers)}

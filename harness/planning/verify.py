@@ -24,6 +24,7 @@ from harness.records import (
     Verification,
     Verified,
 )
+from harness.units import format_time
 from latency_models.calibration import LatencyModel
 
 __all__ = ["Checked", "rows_of", "verify"]
@@ -80,6 +81,8 @@ def verify(
         pair = _pair(planned, subject, found.candidate, baseline.candidate, bench)
         if pair is not None:
             built.setdefault(subject.student, []).append(pair)
+    if any(row.column == "latency" for row in rows):
+        notes.insert(0, _at_pace(baseline.candidate))
     again = tuple(_taught_by(subject, built.get(subject.student, ())) for subject in subjects)
     return Checked(
         verification=Verification(
@@ -93,18 +96,31 @@ def verify(
 def rows_of(
     name: str, predicted: Predicted, candidate: Candidate, baseline: Candidate
 ) -> tuple[Verified, ...]:
-    """Every column that was predicted of a strategy and that its measurement tells."""
+    """Every column that was predicted of a strategy and that its measurement tells.
+
+    A board's pace drifts between the measurement of the ``baseline``, on which the predictions
+    stand, and that of the ``candidate``: its latency is its ratio to the original in the same
+    interleaved rounds, times what the ``baseline`` took.
+    """
     columns: list[tuple[str, Estimate | None, float | None]] = [
         ("size", predicted.size_bytes, float(candidate.size_bytes)),
         ("parameters", Estimate.exactly(predicted.parameters), float(candidate.parameters)),
         ("macs", Estimate.exactly(predicted.macs), float(candidate.macs)),
-        ("latency", predicted.latency_s, candidate.latency_s),
+        ("latency", predicted.latency_s, candidate.ratio * baseline.latency_s),
         ("accuracy_drop", predicted.accuracy_drop, _drop(candidate, baseline)),
     ]
     return tuple(
         Verified(name=name, column=column, predicted=estimate, actual=actual)
         for column, estimate, actual in columns
         if estimate is not None and actual is not None
+    )
+
+
+def _at_pace(baseline: Candidate) -> str:
+    """What the column of actual latencies is."""
+    return (
+        "Actual latencies are ratios to the original, measured in turn with it, times the "
+        f"{format_time(baseline.latency_s)} that it took at first: a board's pace drifts."
     )
 
 
@@ -142,6 +158,7 @@ def _measured(
             stem=_stem(bench, strategy.label),
             board=bench.session.facts,
             teacher=bench.network,
+            trained=bench.folder.networks / "trained",
             progress=bench.folder.observer.progress,
         ),
     )

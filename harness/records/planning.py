@@ -205,7 +205,7 @@ class Nearest:
     """The nearest limit that could be kept, where ``asked`` cannot be; both in the limit's unit.
 
     ``binding`` are the layers that take most of what is left even there. ``alone`` where it is what
-    could be reached with every other requirement set aside.
+    could be reached with other requirements set aside; ``aside`` are those that are not kept there.
     """
 
     quantity: Quantity
@@ -213,6 +213,7 @@ class Nearest:
     reachable: float
     binding: tuple[str, ...] = ()
     alone: bool = False
+    aside: tuple[Quantity, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +222,8 @@ class Plan:
 
     ``board`` is a board's or a profile's name. ``front`` names strategies: no other is better in
     accuracy, latency and size at once. ``nearest`` is empty where some strategy meets everything.
-    Version history: 1, the first.
+    Version history: 1, the first. Fields since the first version: aside of the nearest limits
+    (empty: not known).
     """
 
     network: str

@@ -183,7 +183,10 @@ def _nearest(nearest: Nearest, requirement: Requirement) -> str:
         f"{title(requirement)}: {format_amount(requirement, nearest.asked)} is asked, and "
         f"{format_amount(requirement, nearest.reachable)} is the nearest that could be kept"
     )
-    text += ", with every other requirement set aside" if nearest.alone else ""
+    if nearest.aside:
+        text += f", where {and_list([_TITLES[one].lower() for one in nearest.aside])} must give way"
+    elif nearest.alone:
+        text += ", with every other requirement set aside"
     if nearest.binding:
         text += f"; most of it goes to {and_list(nearest.binding)}"
     return text + "."

@@ -74,6 +74,9 @@ def timed(name: str, images: Path, *, losses: bool, cache: Path) -> dict[str, ob
             )
             row[f"plan_s at {share:.0%}"] = planned.wall_s
             row[f"strategies at {share:.0%}"] = len(planned.strategies)
+        planned = plan(Requirements(), [ready], network=name, board="datasheet")
+        row["plan_s without limits"] = planned.wall_s
+        row["strategies without limits"] = len(planned.strategies)
     return row
 
 

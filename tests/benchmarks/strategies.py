@@ -123,9 +123,14 @@ def built(options: argparse.Namespace) -> int:
     absent: list[str] = []
     for name in options.only:
         try:
-            plan, rows, notes = strategies_built.run(
-                name, options.images, cache, most=options.most, epochs=options.epochs
+            asked = strategies_built.request(
+                name,
+                options.images,
+                cache,
+                epochs=options.epochs,
+                student_epochs=options.student_epochs,
             )
+            plan, rows, notes = strategies_built.run(asked, most=options.most)
         except compression_networks.Absent as error:
             absent.append(f"{name} is left out: {error}")
             continue
@@ -187,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, default=Path("runs/strategies_built"))
     parser.add_argument("--most", type=int, help="build so many strategies of a network alone")
     parser.add_argument("--epochs", type=int, default=4, help="that a pruned network is trained")
+    parser.add_argument("--student-epochs", type=int, default=30, help="that a student is taught")
     options = parser.parse_args(arguments)
     if not options.published:
         return built(options)

@@ -2,14 +2,17 @@
 
 A plan without limits is made for each network and kept as ``predictions.json`` before anything is
 built; every strategy of it is then built and measured, a stage of the result folder each, so that a
-run that was cut off goes on behind the last one. Only what was predicted first is judged.
+run that was cut off goes on behind the last one. Only what was predicted first is judged. Actual
+latencies are measured ratios to the original, times what it took when the plan was made
+(``planning.verify.rows_of``).
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -22,7 +25,7 @@ from harness.planning import commands, verdicts
 from harness.planning.request import PlanRequest
 from harness.records import Plan, Requirement, Requirements, Verified, dump, load
 from harness.records.planning import Method, Quantity
-from tests.benchmarks import compression_networks, lite0
+from tests.benchmarks import compression_networks, lite0, strategies_students
 from tests.sensitivity import cifar_resnet
 
 NETWORKS = ("demo", "resnet56", "efl0")
@@ -41,7 +44,10 @@ TARGETS = {
 # take, and points lost.
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 DROPS = (0.5, 1.0, 2.0, 5.0, 10.0)
-_STUDENTS = Path(__file__).parent / "strategies_students.py"
+# Names of students are part of a plan: they are those of this tree wherever it lies.
+_STUDENTS = os.path.relpath(strategies_students.__file__)
+_LITE0 = os.path.relpath(lite0.__file__)
+_RESNETS = os.path.relpath(cifar_resnet.__file__)
 
 
 class Row(NamedTuple):
@@ -97,7 +103,7 @@ class Score:
         )
 
 
-def request(name: str, images: Path, out: Path, *, verify: int, epochs: int) -> PlanRequest:
+def request(name: str, images: Path, out: Path, *, epochs: int, student_epochs: int) -> PlanRequest:
     """What ``boardfit strategies`` is asked of a network on this computer. Raises Absent."""
     methods: tuple[Method, ...] = get_args(Method)
     students: tuple[str, ...] = ()
@@ -109,15 +115,15 @@ def request(name: str, images: Path, out: Path, *, verify: int, epochs: int) -> 
     elif name == "resnet56":
         compression_networks.training_data(images)  # says what is missing
         network, data = (
-            f"{cifar_resnet.__file__}:resnet56",
+            f"{_RESNETS}:resnet56",
             str(images / "cifar10" / "lossless_subset.npz"),
         )
         (weights,) = (images / "cifar10").glob("resnet56-*.th")
         preparation = networks.Preparation(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-        students = (f"{cifar_resnet.__file__}:resnet20", f"{_STUDENTS}:narrow_resnet56")
+        students = (f"{_RESNETS}:resnet20", f"{_STUDENTS}:narrow_resnet56")
     else:
         compression_networks.subject(name, images)
-        network, data = f"{lite0.__file__}:network", f"{lite0.__file__}:images"
+        network, data = f"{_LITE0}:network", f"{_LITE0}:images"
         methods = ("prune", "quantize")
     return PlanRequest(
         network=network,
@@ -129,30 +135,24 @@ def request(name: str, images: Path, out: Path, *, verify: int, epochs: int) -> 
         board="local",
         students=students,
         epochs=epochs,
-        verify=verify,
+        student_epochs=student_epochs,
     )
 
 
-def run(
-    name: str, images: Path, out: Path, *, most: int | None, epochs: int
-) -> tuple[Plan, list[Row], tuple[str, ...]]:
+def run(asked: PlanRequest, *, most: int | None) -> tuple[Plan, list[Row], tuple[str, ...]]:
     """The plan as it was predicted, what was measured of it, and notes on what was not.
 
-    ConfigError where the plan that is made now is not the one that was kept.
+    The first ``most`` strategies of ``predictions.json`` are built; it is planned and written where
+    there is none. ConfigError where it is of another network or of other requirements.
     """
-    kept = out / name / "predictions.json"
-    first = commands.strategies(request(name, images, out, verify=0, epochs=epochs)).plan
+    kept = asked.out / "predictions.json"
     if not kept.exists():
-        write_atomically(kept, dump(first, indent=2))
+        write_atomically(kept, dump(commands.strategies(asked).plan, indent=2))
     plan = load(Plan, kept.read_text())
-    if [one.strategy for one in plan.strategies] != [one.strategy for one in first.strategies]:
-        raise ConfigError(
-            f"{kept} has other strategies than are planned now: the code has changed, or the "
-            "allocations were cut off by time; remove the folder to start over"
-        )
     top = len(plan.strategies) if most is None else min(most, len(plan.strategies))
-    found = commands.strategies(request(name, images, out, verify=top, epochs=epochs))
-    assert found.verification is not None
+    found = commands.strategies(replace(asked, verify=top), predicted=plan)
+    if found.verification is None:
+        raise ConfigError(f"nothing of {kept} was to be built; raise --most")
     return plan, rows_of(plan, found.verification.rows), found.verification.notes
 
 

@@ -3,10 +3,20 @@
 import math
 
 import pytest
+from harness.plan_request import PlanRequest
 
+from harness import networks, plan_commands
 from harness.errors import ConfigError
-from harness.records import Estimate, Plan, PlannedStrategy, Requirements, Strategy, Verified
-from tests.benchmarks.strategies_built import Judged, Row, judged, rows_of, scored
+from harness.records import (
+    Estimate,
+    Plan,
+    PlannedStrategy,
+    Requirements,
+    Strategy,
+    Verification,
+    Verified,
+)
+from tests.benchmarks.strategies_built import Judged, Row, judged, rows_of, run, scored
 from tests.planning.tiny import predicted
 
 
@@ -38,6 +48,35 @@ def test_what_was_predicted_first_is_judged_and_not_what_verifying_learned():
     later = Estimate.exactly(0.5)
     rows = rows_of(plan, [Verified(name="a", column="latency", predicted=later, actual=0.013)])
     assert rows == [Row("a", "latency", 0.012, 0.010, 0.014, 0.013)]
+
+
+def test_what_is_built_is_the_plan_that_was_kept_and_is_not_planned_again(tmp_path, monkeypatch):
+    calls, said = [], predicted()
+
+    def strategies(request, *, predicted=None):
+        calls.append((request.verify, predicted))
+        # Whoever plans again gets another plan each time.
+        plan = predicted or plan_of(**{f"plan {len(calls)}": said})
+        rows = [
+            Verified(name=s.name, column="latency", predicted=s.predicted.latency_s, actual=0.013)
+            for s in plan.strategies[: request.verify]
+        ]
+        found = Verification(rows=tuple(rows)) if request.verify else None
+        return plan_commands.Planned(plan=plan, verification=found)
+
+    monkeypatch.setattr(plan_commands, "strategies", strategies)
+    asked = PlanRequest(
+        network="net",
+        requirements=Requirements(),
+        out=tmp_path,
+        preparation=networks.Preparation(),
+    )
+    first, rows, _ = run(asked, most=None)
+    assert calls == [(0, None), (1, first)]
+    assert [row.name for row in rows] == [one.name for one in first.strategies] == ["plan 1"]
+    again, later, _ = run(asked, most=5)
+    assert calls[2:] == [(1, first)]
+    assert (again, later) == (first, rows)
 
 
 def test_verdicts_are_right_where_the_measurement_says_so():

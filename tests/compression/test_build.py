@@ -1,13 +1,15 @@
 """A strategy applied to a network."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from harness.compression import build, shallow
+from harness.compression import build, recovery, shallow
 from harness.compression.batchnorm import reestimate
 from harness.compression.groups import find_groups
 from harness.compression.prune import prune
@@ -110,6 +112,47 @@ def test_a_pruned_network_is_fitted_again_and_distilled(tmp_path: Path) -> None:
         "10.onnx",
         "10.pt2",
     ]
+
+
+def test_strategies_that_differ_in_precision_alone_are_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    network = sure(images)
+    groups = find_groups(network, IMAGES[:1])
+    data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
+    exact = pruning(groups, epochs=2)
+    rounded = replace(
+        exact,
+        label="quarter, int8",
+        methods=(*exact.methods, "quantize"),
+        entries=tuple(replace(entry, precision="int8") for entry in exact.entries),
+    )
+    trainings = []
+    real = recovery.tuned
+
+    def counted(*positional: Any, **named: Any) -> recovery.Tuned:
+        trainings.append(named["epochs"])
+        return real(*positional, **named)
+
+    monkeypatch.setattr(recovery, "tuned", counted)
+
+    def made(strategy: Strategy, name: str, trained: Path | None) -> build.Variant:
+        stem = tmp_path / name
+        return build.build(
+            strategy, network, data, groups, stem=stem, board=facts(), trained=trained
+        )
+
+    alone = made(rounded, "alone", None)
+    assert trainings == [2]
+    made(exact, "exact", tmp_path / "trained")
+    shared = made(rounded, "shared", tmp_path / "trained")
+    assert trainings == [2, 2]
+    assert shared.int8_layers and shared.taken == alone.taken
+    assert shared.onnx.read_bytes() == alone.onnx.read_bytes()
+    # Another seed is another training.
+    made(replace(exact, seed=1), "seeded", tmp_path / "trained")
+    assert trainings == [2, 2, 2]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -58,7 +58,11 @@ class Patient(Watcher):
 
 
 class Bench:
-    """As a Workbench builds and measures; every engine takes 2 ms and is as right as its file."""
+    """As a Workbench builds and measures; every engine takes half of the original's time.
+
+    It is as right as its file. Meanwhile the board has slowed down: the original, at first 12 ms,
+    takes 16.
+    """
 
     def __init__(self, folder, network):
         self.network, self.folder = network, folder
@@ -81,7 +85,8 @@ class Bench:
             size_bytes=variant.size_bytes,
             parameters=variant.parameters,
             macs=variant.macs,
-            latency_s=0.002,
+            latency_s=0.008,
+            ratio=0.5,
             top1=right,
             predicted_loss=more["predicted_loss"],
         )
@@ -161,7 +166,7 @@ def test_what_was_predicted_exactly_is_what_is_built_and_the_loss_is_learned_fro
         if row.column == "size":
             assert row.actual == pytest.approx(row.predicted.value, rel=0.01), row
         if row.column == "latency":
-            assert row.actual == 0.002
+            assert row.actual == 0.006  # half of 12 ms, though it took 8
     assert "recalibrated from 4 built variants" in found.verification.recalibration
     before, after = ready.subject.loss, found.subjects[0].loss
     assert after.built == 4 and before.built == 0
@@ -183,7 +188,8 @@ def test_a_rerun_in_the_same_folder_builds_and_measures_nothing(ready):
 def test_a_strategy_that_the_board_refuses_is_noted_and_the_others_go_on(ready):
     ready.bench.refuses = ready.plan.strategies[0].strategy.label
     found = check(ready, 2)
-    (note,) = found.verification.notes
+    pace, note = found.verification.notes
+    assert "ratios to the original" in pace and "12.0 ms" in pace
     assert "the board refuses this engine" in note and ready.plan.strategies[0].name in note
     assert set(found.measured) == {ready.plan.strategies[1].name}
 
@@ -216,6 +222,11 @@ def test_rows_are_of_what_was_predicted_and_measured_alone():
     by_column = {row.column: row for row in rows}
     assert by_column["accuracy_drop"].actual == pytest.approx(3.0)
     assert by_column["accuracy_drop"].covered
+    # Half of what the baseline took, whatever the clock said of it on a slower board.
+    slow = candidate("a", latency_s=0.03, ratio=0.5)
+    rows = rows_of("a", predicted(), slow, candidate("baseline", latency_s=0.022))
+    (latency,) = [row for row in rows if row.column == "latency"]
+    assert latency.actual == pytest.approx(0.011) and latency.covered
     assert by_column["parameters"].covered and not by_column["size"].covered
     bare = rows_of(
         "a",
