@@ -3,10 +3,11 @@
 import math
 
 import pytest
-from harness.plan_request import PlanRequest
 
-from harness import networks, plan_commands
+from harness import networks
 from harness.errors import ConfigError
+from harness.planning import commands
+from harness.planning.request import PlanRequest
 from harness.records import (
     Estimate,
     Plan,
@@ -62,9 +63,9 @@ def test_what_is_built_is_the_plan_that_was_kept_and_is_not_planned_again(tmp_pa
             for s in plan.strategies[: request.verify]
         ]
         found = Verification(rows=tuple(rows)) if request.verify else None
-        return plan_commands.Planned(plan=plan, verification=found)
+        return commands.Planned(plan=plan, verification=found)
 
-    monkeypatch.setattr(plan_commands, "strategies", strategies)
+    monkeypatch.setattr(commands, "strategies", strategies)
     asked = PlanRequest(
         network="net",
         requirements=Requirements(),

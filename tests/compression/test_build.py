@@ -118,7 +118,7 @@ def test_strategies_that_differ_in_precision_alone_are_trained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.randn(400, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    network = sure(images)
+    network = confident(Residual, images)
     groups = find_groups(network, IMAGES[:1])
     data = Data(images, None, IMAGES, torch.zeros(32, dtype=torch.int64))
     exact = pruning(groups, epochs=2)
