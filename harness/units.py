@@ -161,7 +161,9 @@ def format_count(count: float) -> str:
 
 def format_points(points: float) -> str:
     """``points`` of accuracy with at most two digits after the point: "1.25 points"."""
-    return f"{points:.2f}".rstrip("0").rstrip(".") + (" point" if points == 1 else " points")
+    shown = f"{points:.2f}".rstrip("0").rstrip(".")
+    shown = "0" if shown == "-0" else shown
+    return f"{shown} point" if shown == "1" else f"{shown} points"
 
 
 _AMOUNTS: Mapping[str, Callable[[float], str]] = {

@@ -131,3 +131,19 @@ def test_an_amount_has_the_unit_of_the_requirement(quantity, value, text):
 def test_a_share_of_the_original_has_no_unit():
     relative = Requirement(quantity="latency", limit=0.5, relative=True, text="")
     assert units.format_amount(relative, 0.25) == "25.0 %"
+
+
+@pytest.mark.parametrize(
+    ("points", "text"),
+    [
+        (1.25, "1.25 points"),
+        (0.5, "0.5 points"),
+        (1.0, "1 point"),
+        (0.999, "1 point"),
+        (10.0, "10 points"),
+        (-0.001, "0 points"),
+        (-1.5, "-1.5 points"),
+    ],
+)
+def test_points_have_two_digits_at_most(points: float, text: str) -> None:
+    assert units.format_points(points) == text

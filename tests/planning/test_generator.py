@@ -18,6 +18,7 @@ from harness.planning.preparing import prepare
 from harness.planning.verdicts import Reference, excess
 from harness.records import Option, Plan, Requirements, dump, load
 from harness.report.planned import nearest_sentences
+from harness.units import format_points
 from tests.compression.tiny import facts
 from tests.planning.tiny import CPU, TENSORRT, Branches, anchors, require
 from tests.strategies.test_tables import model_of
@@ -229,7 +230,7 @@ def test_sentences_hold_the_numbers_of_their_strategy(branches):
     for strategy in found.strategies:
         does, why = strategy.sentences
         drop = strategy.predicted.accuracy_drop
-        assert f"{drop.value:.2f} points" in why
+        assert f"lose {format_points(drop.value)}" in why
         assert ("int8" in does) == ("quantize" in strategy.methods)
         assert f"{strategy.strategy.epochs} epochs" in does or not strategy.strategy.epochs
 
