@@ -137,5 +137,5 @@ def test_cut_resets_what_there_is_and_new_connections_work(server: int) -> None:
 def test_target_where_nobody_listens_resets_the_client() -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    with Proxy(port) as proxy, _client(proxy) as client, pytest.raises(ConnectionResetError):
+    with Proxy(port) as proxy, pytest.raises(ConnectionResetError), _client(proxy) as client:
         client.recv(1)
