@@ -14,6 +14,9 @@ __all__ = ["Folder", "Observer", "write_atomically"]
 
 Value = TypeVar("Value")
 
+# What folders from before have among their settings, and what a run may change now.
+NO_LONGER_ASKED = {"max_rounds"}
+
 
 class Observer(Protocol):
     """What a long job tells whoever watches it."""
@@ -77,7 +80,8 @@ class Folder:
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{known} is damaged ({error}); name another --out") from error
         new = json.loads(text)
-        changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+        asked = (old.keys() | new.keys()) - NO_LONGER_ASKED
+        changed = sorted(k for k in asked if old.get(k) != new.get(k))
         if changed:
             lines = ", ".join(f"{k}: {old.get(k)!r} is now {new.get(k)!r}" for k in changed)
             raise ConfigError(

@@ -72,6 +72,12 @@ def test_a_folder_with_other_settings_is_refused_and_names_them(tmp_path):
         Folder(tmp_path / "run", {"latency": "30%"}, Watcher())
 
 
+def test_a_folder_from_when_rounds_were_a_setting_resumes(tmp_path):
+    Folder(tmp_path / "run", {"seed": 0, "max_rounds": 3}, Watcher())
+    Folder(tmp_path / "run", {"seed": 0}, Watcher())
+    assert "max_rounds" not in (tmp_path / "run" / "settings.json").read_text()
+
+
 def test_a_folder_with_something_else_in_it_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ConfigError, match="not empty"):
