@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from harness.errors import ConfigError
 from harness.planning import sentences, verdicts
 from harness.planning.allotting import Allowed
+from harness.planning.choosing import POINTS
 from harness.planning.drafts import Draft, PlanSettings, Task, distinct, of_original, of_students
 from harness.planning.nearest import nearest
 from harness.planning.subjects import Subject
@@ -23,10 +24,6 @@ from harness.planning.verdicts import Reference
 from harness.records import Nearest, Plan, PlannedStrategy, Predicted, Requirements
 
 __all__ = ["PlanSettings", "plan"]
-
-# So many points of accuracy weigh as much as the whole latency, or the whole size, where the
-# objective weighs them alike.
-POINTS = 10.0
 
 
 def plan(
