@@ -170,6 +170,11 @@ def test_an_impossible_budget_exits_with_4_and_leaves_a_complete_folder(fit_fold
     (size,) = [b for b in result.budgets if b.budget.quantity == "size"]
     assert 0.01 < size.nearest < 1
     assert (fit_folder / "impossible" / "report.html").exists()
+    # With more rounds it goes on behind the first.
+    more = boardfit(fit_folder, *arguments, "--rounds", "2", "--size", "1%", "--out", "impossible")
+    assert more.returncode == 4, more.stderr
+    assert "build joint 1 (kept from an earlier run)" in more.stderr
+    assert "✓ allocate joint 2 (" in more.stderr
 
 
 @pytest.mark.parametrize("stage", ["calibrate", "build joint 1"])
