@@ -93,6 +93,8 @@ class Allocated:
     branches: int
     strategy: Strategy
     rounds: int
+    # Whether it was measured to keep the budgets.
+    fits: bool
     note: str
 
 
@@ -118,7 +120,7 @@ class Search:
             stem = bench.folder / "variants" / label
             path = self._built(start, strategy, stem)
             ratio, interval = surest_ratio(bench.session, bench.bench.baseline_path, path, FINAL)
-            if interval.high <= plan.latency or "out of reach" in allocated.note:
+            if interval.high <= plan.latency or not allocated.fits:
                 break
             self.aim *= AGAIN * plan.latency / interval.high
         found = bench.quality(path)
@@ -161,7 +163,7 @@ class Search:
         for count in counts:
             self._rounds(count)
         fitting = [one for one in tried if one.within(self.plan, self.aim)]
-        # Without more branches than it takes nothing is better.
+        # Where more branches go than it takes, nothing is better.
         fitting = [one for one in fitting if one.branches in counts] or fitting
         if not fitting:
             best = min(tried, key=lambda one: one.interval.high)
@@ -176,7 +178,11 @@ class Search:
                 f"{count}: {judged[count]:.3f}" for count in sorted(judged)
             )
         return Allocated(
-            branches=best.branches, strategy=best.strategy, rounds=len(tried), note=note
+            branches=best.branches,
+            strategy=best.strategy,
+            rounds=len(tried),
+            fits=bool(fitting),
+            note=note,
         )
 
     def _starts(self) -> list[int]:
