@@ -9,7 +9,9 @@ allocation is this project's: residual branches that go whole, groups, losses of
 removed and made up for (``harness.sensitivity.refitted``), a latency model calibrated here, exact
 tables. Allocations begin at networks without some of their branches. Each is built without
 training and measured beside fp32, the model is fitted again, and so on until the measured ratio
-keeps the budget with its interval. Of those that do, one a start is fitted to the original layer by
+keeps the budget with its interval. Joint allocations choose among fp32 and int8, and once more
+among widths in int8 alone. All that may fit are then measured in one campaign. Of those that keep
+the budget, one a start (and one of mixed precision) is fitted to the original layer by
 layer in closed form, on calibration images and their mirror images (nothing is trained, no label is
 seen), and the one is taken that is nearest to the original on calibration
 images that it has not seen. It is fitted to all, and, where the row says so, fine-tuned by the
@@ -21,7 +23,8 @@ The temperature and what counts as scarce samples in ``reconstruct`` were chosen
 go whole was found, when test images had been seen, so top-1 here is a little too favourable.
 
 ``--cache`` keeps every variant (weights, ONNX) and row: a run that was stopped goes on.
-``--measure-again`` measures the cached variants anew, each in turn with fp32, and nothing else.
+``--measure-again`` measures the cached variants of a network anew, all of them and fp32 in turn,
+and nothing else.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ from harness.store import Store
 from tests.benchmarks.compression_networks import Absent
 from tests.benchmarks.pruning_bench import Bench
 from tests.benchmarks.pruning_search import Plan, Search
-from tests.benchmarks.ratios import FINAL, surest_ratio
+from tests.benchmarks.ratios import FINAL, surest_ratios
 
 
 def _plans() -> tuple[Plan, ...]:
@@ -114,10 +117,11 @@ def _rows_of(
     bench: Bench | None = None
     result: list[dict[str, Any]] = []
     with Store(folder / "measurements.db") as store:
+        if again:
+            _measure_again([p for p in plans if p.label in known], known, folder, session)
+            kept.write_text(json.dumps(known, indent=1))
         for plan in plans:
-            if plan.label in known and again:
-                known[plan.label].update(_measured_again(plan, known[plan.label], folder, session))
-            elif plan.label not in known and not again:
+            if plan.label not in known and not again:
                 say(f"{name}: {plan.setting}, {plan.latency:g} of fp32's time")
                 try:
                     bench = bench or Bench(name, images, folder, session, store)
@@ -125,25 +129,29 @@ def _rows_of(
                     say(f"{name}: {absent}; skipped")
                     return result
                 known[plan.label] = Search(bench, plan).found()
-            if plan.label in known:
                 kept.write_text(json.dumps(known, indent=1))
+            if plan.label in known:
                 result.append(known[plan.label])
     return result
 
 
-def _measured_again(
-    plan: Plan, row: Mapping[str, Any], folder: Path, session: Session
-) -> dict[str, Any]:
+def _measure_again(
+    plans: Sequence[Plan], rows: Mapping[str, dict[str, Any]], folder: Path, session: Session
+) -> None:
+    """Put into the ``rows`` of ``plans`` what their variants take, all in one campaign."""
+    if not plans:
+        return
     baseline = folder / "fit" / "networks" / "baseline.onnx"
-    path = folder / "variants" / row["file"]
-    ratio, interval = surest_ratio(session, baseline, path, FINAL)
-    small = plan.size is None or path.stat().st_size <= plan.size * baseline.stat().st_size
-    return {
-        "latency_ratio": ratio,
-        "latency_low": interval.low,
-        "latency_high": interval.high,
-        "met": small and interval.high <= plan.latency,
-    }
+    paths = [folder / "variants" / rows[plan.label]["file"] for plan in plans]
+    found = surest_ratios(session, baseline, paths, FINAL)
+    for plan, path, (ratio, interval) in zip(plans, paths, found, strict=True):
+        small = plan.size is None or path.stat().st_size <= plan.size * baseline.stat().st_size
+        rows[plan.label].update(
+            latency_ratio=ratio,
+            latency_low=interval.low,
+            latency_high=interval.high,
+            met=small and interval.high <= plan.latency,
+        )
 
 
 def peers(

@@ -17,7 +17,7 @@ from harness.strategies import generator
 from harness.strategies.proposal import ANCHORED, MISSED, propose
 from harness.strategies.requirements import Limits
 from tests.benchmarks.pruning_bench import PRECISIONS, TEMPERATURE, Bench, Start
-from tests.benchmarks.ratios import FINAL, PLAN, surest_ratio
+from tests.benchmarks.ratios import FINAL, PLAN, surest_ratio, surest_ratios
 
 __all__ = ["Plan", "Search"]
 
@@ -29,6 +29,8 @@ FEWER = {"resnet56": (0, 1, 2), "efl0": (0, 2)}
 BUILDS, AGAIN = 3, 0.99
 # What is left of fp32's time when as many branches go as may, about.
 LEAST = {"fp32": 0.4, "int8": 0.2}
+# What took so many times its budget alone may keep it at this computer's other pace.
+PACES = 1.3
 # An allocation that comes as near to its budget as this is not improved on by measuring more.
 NEAR = 0.97
 # So many of the calibration images judge what was fitted to the others.
@@ -79,6 +81,12 @@ class Tried:
     loss: float
     # Of its file, as a share of fp32's.
     size: float
+    path: Path
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its groups have more than one precision."""
+        return len({entry.precision for entry in self.strategy.entries}) > 1
 
     def within(self, plan: Plan, aim: float) -> bool:
         """Whether it was measured to keep the budgets, of the latency's this share."""
@@ -159,9 +167,11 @@ class Search:
         Where nothing fits, what came nearest to the budget. Allocations begin at networks without
         as many branches as would have to go if all else stayed whole, or some fewer.
         """
-        tried, counts = self.tried, self._starts()
+        counts, tried = self._starts(), self.tried
         for count in counts:
-            self._rounds(count)
+            for precisions in self._menus():
+                self._rounds(count, precisions)
+        self._measure_together()
         fitting = [one for one in tried if one.within(self.plan, self.aim)]
         # Where more branches go than it takes, nothing is better.
         fitting = [one for one in fitting if one.branches in counts] or fitting
@@ -169,13 +179,16 @@ class Search:
             best = min(tried, key=lambda one: one.interval.high)
             note = f"out of reach, nearest {best.ratio:.3f}"
         else:
-            # The predicted losses of one start compare; those of different ones do not.
-            by_start = {one.branches: one for one in sorted(fitting, key=lambda one: -one.loss)}
-            judged = {count: self._divergence(one) for count, one in by_start.items()}
-            least = min(judged, key=judged.__getitem__)
-            best = by_start[least]
+            # The predicted losses of one start compare; those of different ones do not. What is
+            # rounded throughout may be worse by the sum and better in fact.
+            least = {
+                (one.branches, one.mixed): one for one in sorted(fitting, key=lambda one: -one.loss)
+            }
+            judged = {key: self._divergence(one) for key, one in least.items()}
+            best = least[min(judged, key=judged.__getitem__)]
             note = "KL untrained, by branches left out: " + ", ".join(
-                f"{count}: {judged[count]:.3f}" for count in sorted(judged)
+                f"{count}{' mixed' if mixed else ''}: {judged[count, mixed]:.3f}"
+                for count, mixed in sorted(judged)
             )
         return Allocated(
             branches=best.branches,
@@ -222,7 +235,42 @@ class Search:
             middle = (low + high) // 2
         return min(high, len(order))
 
-    def _rounds(self, count: int) -> None:
+    def _menus(self) -> list[tuple[str, ...]]:
+        """The precisions that allocations choose from, a menu after the other."""
+        plan = self.plan
+        if plan.afterwards or plan.methods == ("prune",):
+            return [("fp32",)]
+        # What conversions between precisions take is predicted worst: without them as well.
+        return [PRECISIONS] if plan.methods == ("quantize",) else [PRECISIONS, ("int8",)]
+
+    def _measure_together(self) -> None:
+        """Measure all that may fit in one campaign: they compare, whatever pace it is measured at.
+
+        This computer was seen at two paces for minutes each, between which an int8 network took
+        0.28 and 0.36 of fp32's time.
+        """
+        limit = PACES * self.aim * self.plan.latency
+        close = [i for i, one in enumerate(self.tried) if one.ratio <= limit]
+        if len(close) < 2:
+            return
+        bench = self.bench
+        found = surest_ratios(
+            bench.session,
+            bench.bench.baseline_path,
+            [self.tried[i].path for i in close],
+            PLAN,
+        )
+        for i, (ratio, interval) in zip(close, found, strict=True):
+            self.tried[i] = replace(self.tried[i], ratio=ratio, interval=interval)
+            self._say(self.tried[i], "among all")
+
+    def _say(self, one: Tried, name: str) -> None:
+        self.bench.bench.folder.observer.warn(
+            f"{self.plan.label} without {one.branches} branches, {name}: measured {one.ratio:.3f} "
+            f"({one.interval.low:.3f} to {one.interval.high:.3f}) of {self.plan.latency:g}"
+        )
+
+    def _rounds(self, count: int, precisions: tuple[str, ...]) -> None:
         """Allocate on a start, measure, and allocate again with what was learned."""
         bench, plan = self.bench, self.plan
         start = self._start(count)
@@ -230,7 +278,7 @@ class Search:
             {group.name: bench.problem.options[group.name] for group in start.groups},
             start.groups,
             prune="prune" in plan.methods,
-            precisions=("fp32",) if plan.afterwards or plan.methods == ("prune",) else PRECISIONS,
+            precisions=precisions,
         )
         known, budget = len(self.tried), self.aim * plan.latency
         aim, coverages = budget, tuple[float, ...](ANCHORED)
@@ -248,7 +296,8 @@ class Search:
                 seed=0,
                 coverages=coverages,
             )
-            one = self._measured(str(number), count, proposal.strategy, proposal.loss)
+            name = "-".join([*precisions, str(number)])
+            one = self._measured(name, count, proposal.strategy, proposal.loss)
             if len(self.tried) == known or NEAR * budget <= one.interval.high <= budget:
                 break
             known = len(self.tried)
@@ -281,12 +330,10 @@ class Search:
                 interval=interval,
                 loss=loss,
                 size=path.stat().st_size / bench.bench.baseline_size_bytes,
+                path=path,
             )
         )
-        bench.bench.folder.observer.warn(
-            f"{plan.label} without {count} branches, {name}: measured {ratio:.3f} "
-            f"({interval.low:.3f} to {interval.high:.3f}) of {plan.latency:g}"
-        )
+        self._say(tried[-1], name)
         bench.learn(path, ratio)
         return tried[-1]
 

@@ -11,7 +11,7 @@ from harness import stats
 from harness.boards.session import EngineRequest, MeasurePlan, Session
 from harness.records import Interval, Measurement
 
-__all__ = ["FINAL", "PLAN", "surest_ratio"]
+__all__ = ["FINAL", "PLAN", "surest_ratio", "surest_ratios"]
 
 # The plan of all ratios: the peers' 12 rounds of 15 runs, or more.
 PLAN = MeasurePlan(warmup_s=0.2, rounds=40, block_s=0.03, block_min=6, drop=2)
@@ -21,44 +21,56 @@ FINAL = MeasurePlan(warmup_s=0.5, rounds=40, block_s=0.1, block_min=15, drop=3)
 CERTAIN, QUICK, TRIES = 0.03, 0.03, 3
 
 
-def measured(
-    session: Session, baseline: Path, path: Path, plan: MeasurePlan
-) -> tuple[Measurement, Measurement]:
-    """``path`` and ``baseline``, measured in turn."""
-    base, ours = session.measure(
-        [
-            EngineRequest(label="baseline", path=baseline, precision="fp32"),
-            EngineRequest(label="variant", path=path, precision="mixed"),
-        ],
-        plan=plan,
-        campaign=path.stem,
-    )
-    return ours, base
-
-
 def surest_ratio(
     session: Session, baseline: Path, path: Path, plan: MeasurePlan
 ) -> tuple[float, Interval]:
-    """The ratio of ``path``'s time to that of ``baseline``: of medians, if it is certain.
+    """The ratio of ``path``'s time to that of ``baseline``, as ``surest_ratios`` finds it."""
+    (found,) = surest_ratios(session, baseline, [path], plan)
+    return found
 
-    On a computer that others use as well, the surest of some ratios of quick samples; so too where
-    the medians say something else than these.
+
+def surest_ratios(
+    session: Session, baseline: Path, paths: Sequence[Path], plan: MeasurePlan
+) -> list[tuple[float, Interval]]:
+    """The ratios of ``paths``' times to that of ``baseline``, all from the same rounds.
+
+    They are of medians where those are certain; on a computer that others use as well, of quick
+    samples, and so too where the medians say something else than these. Of some campaigns that
+    which is certain of all, or else the surest.
     """
-    found: list[tuple[float, Interval]] = []
+    campaigns: list[list[tuple[float, Interval]]] = []
     for _ in range(TRIES):
-        taken = measured(session, baseline, path, plan)
-        medians, quickest = ratio_of_medians(*taken), ratio_of_quickest(*taken, QUICK)
-        if _certain(medians) and abs(medians[0] / quickest[0] - 1) <= 2 * CERTAIN:
-            return medians
-        if _certain(quickest):
-            return quickest
-        found.append(quickest)
-    return min(found, key=lambda one: one[1].high - one[1].low)
+        base, *taken = session.measure(
+            [
+                EngineRequest(label="baseline", path=baseline, precision="fp32"),
+                *(
+                    EngineRequest(label=f"variant {i}", path=path, precision="mixed")
+                    for i, path in enumerate(paths)
+                ),
+            ],
+            plan=plan,
+            campaign=paths[0].stem,
+        )
+        campaigns.append([_surest(ours, base) for ours in taken])
+        if all(map(_certain, campaigns[-1])):
+            return campaigns[-1]
+    return min(campaigns, key=lambda found: max(map(_spread, found)))
+
+
+def _surest(ours: Measurement, base: Measurement) -> tuple[float, Interval]:
+    medians, quickest = ratio_of_medians(ours, base), ratio_of_quickest(ours, base, QUICK)
+    if _certain(medians) and abs(medians[0] / quickest[0] - 1) <= 2 * CERTAIN:
+        return medians
+    return quickest
 
 
 def _certain(found: tuple[float, Interval]) -> bool:
+    return _spread(found) <= 2 * CERTAIN
+
+
+def _spread(found: tuple[float, Interval]) -> float:
     ratio, interval = found
-    return interval.high - interval.low <= 2 * CERTAIN * ratio
+    return (interval.high - interval.low) / ratio
 
 
 def ratio_of_medians(ours: Measurement, base: Measurement) -> tuple[float, Interval]:
