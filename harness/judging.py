@@ -50,12 +50,17 @@ def settled(budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate
 
 def rank(
     budgets: Sequence[Budget], candidate: Candidate, baseline: Candidate
-) -> tuple[int, float, float]:
-    """Sort key: budgets missed, by how much in all, then accuracy lost."""
+) -> tuple[bool, float, int, float]:
+    """Sort key: whether a budget is missed, by how much in all, how many are, then top-1.
+
+    What keeps one budget and is far from the next helps nobody: shares of the budgets add up. Where
+    no point of accuracy may be lost, a share is a point.
+    """
     judged = verdicts(budgets, candidate, baseline)
+    missed = [v for v in judged if not v.met]
     excess = sum(
-        max(0.0, v.value / v.budget.limit - 1)
-        for v in judged
-        if v.value is not None and not v.met and v.budget.limit > 0
+        max(0.0, v.value - v.budget.limit) / (v.budget.limit or 1.0)
+        for v in missed
+        if v.value is not None
     )
-    return sum(not v.met for v in judged), excess, -(candidate.top1 or 0.0)
+    return bool(missed), excess, len(missed), -(candidate.top1 or 0.0)

@@ -32,6 +32,17 @@ def test_where_none_meets_the_smallest_excess_wins():
     assert best(candidate(ratio=0.4), candidate(ratio=0.25)).ratio == 0.25
 
 
+def test_two_budgets_nearly_kept_win_over_one_kept_and_the_other_far_away():
+    kept, near = candidate(ratio=0.15, top1=0.2), candidate(ratio=0.24, top1=0.91)
+    assert best(kept, near) == near
+
+
+def test_without_a_point_to_lose_what_loses_fewer_wins():
+    budgets = (units.parse_accuracy_drop(0.0),)
+    few, many = candidate(ratio=0.15, top1=0.92), candidate(ratio=0.1, top1=0.9)
+    assert min((many, few), key=lambda c: judging.rank(budgets, c, BASELINE)) == few
+
+
 def test_a_budget_met_with_much_to_spare_asks_for_another_round():
     # 0.15 of 0.22 and 600 of 1000 bytes are both below 93 % of their budgets.
     assert not judging.settled(BUDGETS, candidate(ratio=0.15, size=600), BASELINE)
