@@ -3,6 +3,7 @@
 import datetime
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -204,9 +205,17 @@ class Workbench:
 
         Where ``decided`` says that an interval still holds a limit, they are measured again, and
         the rounds of all campaigns count together. Each campaign begins with ``sustain_s`` of the
-        engines running in turn without a pause: the verdict is of the soaked board.
+        engines running in turn without a pause: the verdict is of the soaked board. Campaigns of
+        an earlier run that lack one of them, as where more rounds were asked for since, do not
+        count.
         """
         engines = [self._request(m) for m in measured]
+        known: dict[str, set[str]] = {}
+        for m in self.store.all(Measurement):
+            known.setdefault(m.campaign, set()).add(m.label)
+        lacking = {
+            name for name, labels in known.items() if not {e.label for e in engines} <= labels
+        }
 
         def take(campaign: str) -> str:
             for measurement in self.session.measure(
@@ -219,8 +228,10 @@ class Workbench:
 
         campaigns: list[str] = []
         final: list[Measured] = []
+        names = (f"final campaign {number}" for number in itertools.count(1))
+        usable = (name for name in names if name not in lacking)
         while len(campaigns) < MAX_FINAL_CAMPAIGNS and not (final and decided(final)):
-            name = f"final campaign {len(campaigns) + 1}"
+            name = next(usable)
             campaigns.append(self.folder.stage(name, str, functools.partial(take, name)))
             taken = [m for m in self.store.all(Measurement) if m.campaign in campaigns]
             joined = {

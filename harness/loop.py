@@ -141,7 +141,10 @@ def _fit(bench: Workbench, settings: FitSettings) -> FitResult:
             break
     alternatives = _alternatives(problem) if settings.alternatives else {}
     front = _front(
-        problem, [m.candidate for m in (*alternatives.values(), *tried)], taken[-1].proposal
+        problem,
+        [m.candidate for m in (*alternatives.values(), *tried)],
+        taken[-1].proposal,
+        rounds=len(tried),
     )
 
     def best_of(measured: Sequence[Measured]) -> int:
@@ -259,7 +262,9 @@ def _same(proposals: Sequence[Proposal], others: Sequence[Proposal]) -> bool:
     return [*map(content, proposals)] == [*map(content, others)]
 
 
-def _front(problem: Problem, measured: Sequence[Candidate], last: Proposal) -> Front:
+def _front(
+    problem: Problem, measured: Sequence[Candidate], last: Proposal, *, rounds: int
+) -> Front:
     """What any latency would cost, by the latency model as the rounds left it.
 
     Of the start of the ``last`` round, and of the candidates those without the same branches: sums
@@ -295,7 +300,7 @@ def _front(problem: Problem, measured: Sequence[Candidate], last: Proposal) -> F
         return replace(front, note=" ".join(filter(None, [note, front.note])))
 
     return problem.bench.folder.stage(
-        "front",
+        f"front after round {rounds}",
         Front,
         compute,
         detail=lambda front: front.note or f"{len(front.points)} allocations",
