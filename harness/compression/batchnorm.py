@@ -50,8 +50,9 @@ def corrections(trained: nn.Module, reestimated: nn.Module) -> dict[str, tuple[T
             )
         assert a.running_mean is not None and a.running_var is not None
         assert b.running_mean is not None and b.running_var is not None
-        # A channel that never varies has nothing to be scaled by.
-        still = b.running_var <= torch.finfo(b.running_var.dtype).tiny
+        # A channel that never varies, on these images or in training, has nothing to be scaled by.
+        varies = torch.minimum(a.running_var, b.running_var)
+        still = varies <= torch.finfo(varies.dtype).tiny
         ratio = torch.where(still, 1.0, a.running_var / b.running_var)
         shift = torch.where(still, 0.0, (a.running_mean - b.running_mean) / b.running_var.sqrt())
         result[name] = (shift, ratio)

@@ -81,6 +81,17 @@ def test_a_channel_that_never_varies_is_not_scaled() -> None:
     assert (shift.tolist(), ratio.tolist()) == ([0.0], [1.0])
 
 
+def test_a_channel_that_never_varied_in_training_is_not_scaled() -> None:
+    # EfficientNet-Lite0 has some: a ratio of 0 put a variance of 0 / 0 in their place.
+    trained, fresh = nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(nn.BatchNorm2d(2))
+    trained[0].running_var = torch.tensor([0.0, 2.0])
+    fresh[0].running_var = torch.tensor([1e-30, 1.0])
+    fresh[0].running_mean = torch.tensor([3.0, 0.0])
+    shift, ratio = corrections(trained, fresh)["0"]
+    assert shift.tolist() == [0.0, 0.0]
+    assert ratio.tolist() == [1.0, 2.0]
+
+
 def test_corrections_of_unlike_networks_are_refused() -> None:
     with pytest.raises(BuildError, match="batch norm 0 is not the same"):
         corrections(nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(nn.BatchNorm2d(3)))
