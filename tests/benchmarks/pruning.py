@@ -9,14 +9,14 @@ allocation is this project's: residual branches that go whole, groups, losses of
 removed and made up for (``harness.sensitivity.refitted``), a latency model calibrated here, exact
 tables. Allocations begin at networks without some of their branches. Each is built without
 training and measured beside fp32, the model is fitted again, and so on until the measured ratio
-keeps the budget with its interval. Joint allocations choose among fp32 and int8, and once more
-among widths in int8 alone. All that may fit are then measured in one campaign. Of those that keep
-the budget, one a start (and one of mixed precision) is fitted to the original layer by
-layer in closed form, on calibration images and their mirror images (nothing is trained, no label is
-seen), and the one is taken that is nearest to the original on calibration
-images that it has not seen. It is fitted to all, and, where the row says so, fine-tuned by the
-fixed recipe. What misses the budget when it is measured for the row is looked for again, at less
-than the budget, up to twice. ``loss`` is the change of top-1 with its 95 % interval, paired by
+keeps the budget with its interval. What may be rounded is allocated among fp32 and int8, and once
+more in int8 alone. All that may fit are then measured in one campaign. Of those that keep the
+budget, one a start (and one of mixed precision) is fitted to the original layer by layer in closed
+form, on calibration images and their mirror images (nothing is trained, no label is seen), and the
+one is taken that is nearest to the original on calibration images that it has not seen. It is
+fitted to all, and, where the row says so, fine-tuned by the fixed recipe. What misses the budget
+when it is measured for the row is looked for again, at less than the budget, up to twice.
+``loss`` is the change of top-1 with its 95 % interval, paired by
 image.
 
 The temperature and what counts as scarce samples in ``reconstruct`` were chosen, and that branches

@@ -167,7 +167,7 @@ class Search:
         Where nothing fits, what came nearest to the budget. Allocations begin at networks without
         as many branches as would have to go if all else stayed whole, or some fewer.
         """
-        counts, tried = self._starts(), self.tried
+        tried, counts = self.tried, self._starts()
         for count in counts:
             for precisions in self._menus():
                 self._rounds(count, precisions)
@@ -241,7 +241,7 @@ class Search:
         if plan.afterwards or plan.methods == ("prune",):
             return [("fp32",)]
         # What conversions between precisions take is predicted worst: without them as well.
-        return [PRECISIONS] if plan.methods == ("quantize",) else [PRECISIONS, ("int8",)]
+        return [PRECISIONS, ("int8",)]
 
     def _measure_together(self) -> None:
         """Measure all that may fit in one campaign: they compare, whatever pace it is measured at.
@@ -315,7 +315,8 @@ class Search:
         for one in tried:
             if (strategy.entries, count) == (one.strategy.entries, one.branches):
                 return one
-        stem = bench.folder / "drafts" / f"{plan.label}-{count}-{name}"
+        # A file of its own, which is there still when it is measured again.
+        stem = bench.folder / "drafts" / f"{plan.label}-{len(tried)}-{count}-{name}"
         # What takes the time that the variant will take: cut and rounded, its weights as they are.
         start = self._start(count)
         path = bench.exported(

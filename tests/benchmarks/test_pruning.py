@@ -164,11 +164,37 @@ def test_what_may_fit_is_measured_again_in_one_campaign(monkeypatch: pytest.Monk
     assert len(campaigns) == 1
 
 
-def test_joint_allocations_are_made_of_int8_alone_too() -> None:
+def test_drafts_of_one_start_and_round_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(
+        _network: object, _start: object, strategy: Strategy, stem: Path, *_, **__
+    ) -> Path:
+        path = Path(f"{stem}.onnx")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(strategy.entries[0].precision)
+        return path
+
+    interval = Interval(0.5, 0.5, 0.95)
+    monkeypatch.setattr(pruning_search, "surest_ratio", lambda *_: (0.5, interval))
+    search = Linear(Plan(task="T2", network="efl0", methods=("prune",), latency=0.6))
+    search.bench.folder, search.bench.session = tmp_path, None
+    search.bench.cut, search.bench.exported = lambda *_: None, exported
+    search.bench.images, search.bench.learn = [0], lambda *_: None
+    search.bench.bench = SimpleNamespace(baseline_path=Path(), baseline_size_bytes=10)
+    for precision in ("fp32", "int8", "fp32"):
+        entry = StrategyEntry(group="g", kept=(0,), of=1, precision=precision)
+        strategy = Strategy(label="x", methods=(), entries=(entry,), epochs=0, seed=0)
+        Search._measured(search, "1", 3, strategy, 0.0)
+    # The third is the first again; neither is written over by another.
+    assert [one.path.read_text() for one in search.tried] == ["fp32", "int8"]
+
+
+def test_what_may_be_rounded_is_allocated_in_int8_alone_too() -> None:
     both = Plan(task="T3", network="efl0", methods=("prune", "quantize"), latency=0.4)
     assert Linear(both)._menus() == [("fp32", "int8"), ("int8",)]
     assert Linear(replace(both, afterwards=True))._menus() == [("fp32",)]
-    assert Linear(replace(both, methods=("quantize",)))._menus() == [("fp32", "int8")]
+    assert Linear(replace(both, methods=("quantize",)))._menus() == [("fp32", "int8"), ("int8",)]
 
 
 def test_a_budget_that_was_missed_is_aimed_below() -> None:
