@@ -46,13 +46,13 @@ def test_a_sweep_quantizes_builds_and_profiles_kernels_of_int8(
     with Store(Path("cal/measurements.db")) as store:
         measured = Counter(m.precision for m in store.all(Measurement) if "probe" in m.label)
         profiled = store.all(Profile)
-    # Six families in each, and one of both.
-    assert measured == {"fp32": 6, "fp16": 6, "int8": 6, "mixed": 1}
+    # Nine families in each, and one of both.
+    assert measured == {"fp32": 9, "fp16": 9, "int8": 9, "mixed": 1}
     # Two stages in three precisions, each an engine of its own.
     assert len({profile.engine_key for profile in profiled}) == len(profiled) == 6
     flags = Counter(call[1] for call in calls(folder) if call[0] == "config.set_flag")
     # The stages and the probes; nothing is allowed int8 or fp16 that is not meant to be.
-    assert flags == {"BuilderFlag.INT8": 2 + 7, "BuilderFlag.FP16": 2 + 6}
+    assert flags == {"BuilderFlag.INT8": 2 + 10, "BuilderFlag.FP16": 2 + 9}
 
     model = calibration.LatencyModel.from_json(Path("cal/latency_model.json").read_text())
     assert set(model.precisions) == set(PRECISIONS)
