@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from harness import campaign, pacing, stats
@@ -35,6 +36,9 @@ __all__ = [
 MEASURING_S = 180.0
 # Networks measured interleaved in one job; more would only lengthen what an interruption costs.
 NETWORKS_PER_CAMPAIGN = 8
+# How often whole networks are measured, a turn after the other, where the budget allows: how much
+# faster int8 is than fp32 can change by a fifth from one minute to the next.
+TURNS = 3
 DEFAULT_PROFILE = {False: "generic-cpu", True: "generic-gpu"}
 
 
@@ -128,6 +132,7 @@ class _Run:
         self.fit_s = self.measure_s = self.planned_s = 0.0
         self.own_s, self.paced = pacing.engine_s(yardstick.latency_s), True
         self.probes: tuple[sweep.ProbeNetwork, ...] = ()
+        self.turns = 1
         # Networks, and seconds as planned, of what was measured now and of what is left to do.
         self.done = self.kept = self.total = 0
         self.now_s = self.left_s = self.took_s = 0.0
@@ -154,7 +159,7 @@ class _Run:
             slower=slower,
             call_budget_s=max(free_s, 0.0) / pacing.RUNS,
         )
-        self.total = len(self.probes) + sweep.PACKED_NETWORKS
+        self.total = self.turns * len(self.probes) + sweep.PACKED_NETWORKS
         # The second stage takes what the first one leaves, or less.
         stages_s = pacing.RUNS * sum(n.call_s for n in plan.networks) / sweep.FIRST_SHARE
         self.planned_s = self.left_s = self.budget_s - free_s + stages_s
@@ -164,7 +169,10 @@ class _Run:
     def _affordable(
         self, whole: Sequence[sweep.ProbeNetwork], slower: float, prior: BoardProfile
     ) -> tuple[tuple[sweep.ProbeNetwork, ...], float]:
-        """The quickest of ``whole`` that half of the budget is enough for, and their seconds."""
+        """The quickest of ``whole`` that half of the budget is enough for, and their seconds.
+
+        They are measured in as many turns as it is enough for.
+        """
         costs = {p.name: pacing.engine_s(slower * _predicted_s(p.works, prior)) for p in whole}
         names: set[str] = set()
         # The yardstick is measured beside each campaign.
@@ -173,7 +181,9 @@ class _Run:
             if spent_s + cost_s <= self.budget_s / 2:
                 spent_s += cost_s
                 names.add(name)
-        return tuple(p for p in whole if p.name in names), spent_s if names else 0.0
+        self.turns = min(TURNS, max(1, int(self.budget_s / 2 / spent_s)))
+        kept = tuple(p for p in whole if p.name in names)
+        return kept, self.turns * spent_s if kept else 0.0
 
     @property
     def _pace_s(self) -> float:
@@ -199,26 +209,33 @@ class _Run:
             self.kernel_samples += [(w, s / pace) for w, s in sweep.collect(packed, rows)]
 
     def measure(self) -> None:
-        """Measure whole networks, interleaved with the yardstick and in its terms."""
-        for start in range(0, len(self.probes), NETWORKS_PER_CAMPAIGN):
-            batch = self.probes[start : start + NETWORKS_PER_CAMPAIGN]
-            requests = []
-            for probe in batch:
-                path = self.scratch / f"{probe.name}.onnx"
-                onnx.save(probe.model, path)
-                requests.append(
-                    EngineRequest(label=probe.name, path=path, precision=probe.precision)
-                )
-            begun_s = time.monotonic()
-            ratios, measured_s = pacing.ratios(
-                self.session, self.store, requests, self.yardstick, campaign=f"sweep {start}"
-            )
-            for probe, ratio in zip(batch, ratios, strict=True):
-                sample = calibration.NetworkSample(probe.works, ratio * self.yardstick.latency_s)
-                self.network_samples.append(sample)
-            latencies = [ratio * self.yardstick.latency_s for ratio in (1.0, *ratios)]
-            planned_s = sum(pacing.engine_s(latency) for latency in latencies)
-            self._told(len(batch), planned_s, measured_s, time.monotonic() - begun_s)
+        """Measure whole networks in turns, interleaved with the yardstick and in its terms."""
+        logs = np.zeros(len(self.probes))
+        for turn in range(self.turns):
+            for start in range(0, len(self.probes), NETWORKS_PER_CAMPAIGN):
+                batch = slice(start, start + NETWORKS_PER_CAMPAIGN)
+                logs[batch] += self._logs(self.probes[batch], f"sweep {turn} {start}")
+        latencies = self.yardstick.latency_s * np.exp(logs / self.turns)
+        self.network_samples += [
+            calibration.NetworkSample(probe.works, float(latency_s))
+            for probe, latency_s in zip(self.probes, latencies, strict=True)
+        ]
+
+    def _logs(self, batch: Sequence[sweep.ProbeNetwork], campaign: str) -> list[float]:
+        """Logarithms of the latencies over the yardstick's."""
+        requests = []
+        for probe in batch:
+            path = self.scratch / f"{probe.name}.onnx"
+            onnx.save(probe.model, path)
+            requests.append(EngineRequest(label=probe.name, path=path, precision=probe.precision))
+        begun_s = time.monotonic()
+        ratios, measured_s = pacing.ratios(
+            self.session, self.store, requests, self.yardstick, campaign=campaign
+        )
+        latencies = [ratio * self.yardstick.latency_s for ratio in (1.0, *ratios)]
+        planned_s = sum(pacing.engine_s(latency) for latency in latencies)
+        self._told(len(batch), planned_s, measured_s, time.monotonic() - begun_s)
+        return [math.log(ratio) for ratio in ratios]
 
     def fit(self, prior: BoardProfile) -> calibration.LatencyModel:
         """The model of everything measured so far."""

@@ -131,7 +131,8 @@ def test_the_second_stage_follows_the_first_and_the_whole_networks(finished):
     _, board, _ = finished
     kinds = ["profile" if job[0] == "profile" else job[0].split()[0] for job in board.jobs]
     paced = ["pace", "profile", "pace"]
-    assert kinds == ["yardstick", *2 * paced, "sweep", *2 * paced]
+    # Nine networks, eight a job, in three turns.
+    assert kinds == ["yardstick", *2 * paced, *calibrate.TURNS * 2 * ["sweep"], *2 * paced]
 
 
 @pytest.mark.parametrize("jobs", [2, 7, 9])
@@ -164,8 +165,8 @@ def test_the_times_are_accounted_for(finished):
     assert 0 < times.planned_s < times.budget_s
     assert times.measure_s > 0 and times.build_s >= 0 and times.fit_s > 0
     assert times.kept == 0
-    # Six whole networks and two packed ones a stage.
-    assert times.networks == 10
+    # Nine whole networks in three turns, and two packed ones a stage.
+    assert times.networks == 31
 
 
 def test_the_time_left_is_known_from_the_start_and_comes_to_nothing(finished):
@@ -175,10 +176,10 @@ def test_the_time_left_is_known_from_the_start_and_comes_to_nothing(finished):
     assert left[-1] == pytest.approx(0.0, abs=1e-6)
     done = [done for done, _, _ in watcher.heard]
     assert done == sorted(done)
-    assert watcher.heard[-1][:2] == (10, 10)
+    assert watcher.heard[-1][:2] == (31, 31)
 
 
-@pytest.mark.parametrize(("slower", "whole"), [(30.0, 6), (1000.0, 0)])
+@pytest.mark.parametrize(("slower", "whole"), [(30.0, 9), (1000.0, 0)])
 def test_a_slow_board_is_measured_within_the_budget(tmp_path, slower, whole):
     board = MadeUpBoard(slower=slower)
     found = run(board, tmp_path, budget_s=60.0)
