@@ -179,7 +179,27 @@ def test_the_time_left_is_known_from_the_start_and_comes_to_nothing(finished):
     assert watcher.heard[-1][:2] == (31, 31)
 
 
-@pytest.mark.parametrize(("slower", "whole"), [(30.0, 9), (1000.0, 0)])
+class ChangingBoard(MadeUpBoard):
+    """A board on which all but the yardstick takes half as long again in the second turn."""
+
+    def measure(self, requests, *, plan, campaign):
+        return tuple(
+            m
+            if m.label == pacing.YARDSTICK or not campaign.startswith("sweep 1")
+            else dataclasses.replace(m, samples_s=tuple(1.5 * s for s in m.samples_s))
+            for m in super().measure(requests, plan=plan, campaign=campaign)
+        )
+
+
+def test_a_network_takes_what_it_took_in_all_turns(finished, tmp_path):
+    steady, changed = (
+        np.array([sample.seconds for sample in found.model.network_samples])
+        for found in (finished[0], run(ChangingBoard(), tmp_path))
+    )
+    assert changed / steady == pytest.approx(np.full(len(steady), 1.5 ** (1 / calibrate.TURNS)))
+
+
+@pytest.mark.parametrize(("slower", "whole"), [(30.0, 6), (1000.0, 0)])
 def test_a_slow_board_is_measured_within_the_budget(tmp_path, slower, whole):
     board = MadeUpBoard(slower=slower)
     found = run(board, tmp_path, budget_s=60.0)

@@ -326,7 +326,7 @@ def times_text(times: SweepTimes) -> Text:
         f"({format_time(times.planned_s)} planned, {format_time(times.budget_s)} allowed), "
         f"{format_time(times.build_s)} of building and sending networks, "
         f"{format_time(times.fit_s)} of choosing and fitting; "
-        f"{times.kernels} kernels chosen, {times.networks} networks{kept}"
+        f"{times.kernels} kernels chosen, {times.networks} measurements of networks{kept}"
     )
 
 
