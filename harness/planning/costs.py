@@ -170,12 +170,14 @@ class VariantCosts:
         source: LatencySource = "prior",
         coverage: float = COVERAGE,
         original: Sequence[Work] | None = None,
+        measured_s: float | None = None,
     ) -> Predicted:
         """Everything that is known of the variant: all but its energy and its accuracy.
 
         The latency is that of ``model``, where there is one, with its interval at ``coverage``;
         ``source`` says where the model is from. Its ratio is to the ``original``, whose kernels
-        these are (None: this network, untouched).
+        these are (None: this network, untouched), and which took ``measured_s`` on the board (None:
+        nobody measured it). What is like a measured original is known best by its ratio to that.
         """
         kernels, memory = self.rewritten(options), self.memory(options)
         layers = self.layers(options, model=model)
@@ -183,13 +185,13 @@ class VariantCosts:
         latency = ratio = None
         if model is not None:
             works = tuple(graph.work(kernel) for kernel in kernels)
-            value = model.predict(works)
-            low, high = model.interval(works, coverage)
-            latency = Estimate(value=value, low=min(low, value), high=max(high, value))
             whole = self.works if original is None else original
-            low, high = model.ratio_interval(works, whole, coverage)
-            value /= model.predict(whole)
-            ratio = Estimate(value=value, low=min(low, value), high=max(high, value))
+            value, base_s = model.predict(works), model.predict(whole)
+            latency = _within(value, model.interval(works, coverage))
+            ratio = _within(value / base_s, model.ratio_interval(works, whole, coverage))
+            if measured_s is not None:
+                latency = min(_scaled(ratio, measured_s), latency, key=_doubt)
+                ratio = _scaled(latency, 1 / measured_s)
         return Predicted(
             size_bytes=Estimate.exactly(size),
             engine_bytes=engine_estimate(
@@ -279,6 +281,22 @@ def engine_estimate(
     return Estimate(
         value=value, low=low, high=high, note="weights, and what engines of a Jetson Nano add"
     )
+
+
+def _within(value: float, interval: tuple[float, float]) -> Estimate:
+    low, high = interval
+    return Estimate(value=value, low=min(low, value), high=max(high, value))
+
+
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    return Estimate(
+        value=factor * estimate.value, low=factor * estimate.low, high=factor * estimate.high
+    )
+
+
+def _doubt(estimate: Estimate) -> float:
+    """How many times its lowest value an estimate can be at most."""
+    return estimate.high / estimate.low
 
 
 def with_losses(predicted: Predicted, losses: Mapping[str, float]) -> Predicted:

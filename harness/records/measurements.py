@@ -19,8 +19,8 @@ class SweepTimes:
     ``measure_s`` is what the board spent running networks, warm-ups included; ``fit_s`` choosing
     and fitting; ``build_s`` the rest: making files, sending them, creating sessions there.
     ``planned_s`` was the measuring predicted at the start, which is kept within ``budget_s``.
-    ``networks`` counts one that is measured in several turns in each; ``kept`` of them were measured
-    by an earlier run and cost nothing now.
+    ``networks`` counts one that is measured in several turns in each; ``kept`` of them were
+    measured by an earlier run and cost nothing now.
     """
 
     planned_s: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,8 +17,8 @@ from harness.compression.groups import find_groups
 from harness.compression.shapes import parameter_shapes
 from harness.errors import LatencyModelError
 from harness.planning.costs import VariantCosts, engine_estimate, with_losses
-from harness.records import Option
-from latency_models import graph
+from harness.records import Estimate, Option
+from latency_models import calibration, graph, profiles
 from latency_models.liveness import liveness
 from latency_models.operators import Op
 from tests.benchmarks.compression_networks import EfficientNetLite0
@@ -277,6 +278,25 @@ def test_seconds_of_merged_layers_are_shared_by_what_they_compute(small):
     assert rows["right"].latency_s == pytest.approx(0.6)
     assert rows["left"].read_bytes == 4 * 64
     assert rows["right"].read_bytes == 0
+
+
+def test_variants_are_known_by_their_ratio_to_a_measured_original(small):
+    """The datasheet says what it says of both; the original was measured at twice as much."""
+    case = small(tiny.Residual)
+    model = calibration.prior(profiles.load("generic-cpu"), runtime=RUNTIME)
+    whole = case.costs.whole
+    narrow = {g.name: replace(whole[g.name], channels=1) for g in case.groups if g.prunable}
+    unmeasured = case.costs.predicted(whole | narrow, model=model)
+    measured_s = 2 * model.predict(case.costs.works)
+    same, variant = (
+        case.costs.predicted(options, model=model, measured_s=measured_s)
+        for options in (whole, whole | narrow)
+    )
+    assert same.latency_s == Estimate.exactly(measured_s)
+    assert variant.latency_s.value == pytest.approx(2 * unmeasured.latency_s.value)
+    assert variant.latency_ratio.value == pytest.approx(unmeasured.latency_ratio.value)
+    doubts = [e.high / e.low for e in (variant.latency_s, unmeasured.latency_s)]
+    assert doubts[0] < doubts[1]
 
 
 def _weighted(ops: tuple[Op, ...]) -> int:
