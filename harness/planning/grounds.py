@@ -45,6 +45,15 @@ class Grounds:
         """The width of the steps in which time rises on this board."""
         return posing.channel_step(self.model, self.precisions)
 
+    @property
+    def measured(self) -> Estimate | None:
+        """Seconds that the original took, if it was measured."""
+        if self.baseline is None:
+            return None
+        taken = self.baseline.candidate
+        value, interval = taken.latency_s, taken.latency_interval_s
+        return Estimate(value=value, low=min(interval.low, value), high=max(interval.high, value))
+
 
 def of_profile(name: str) -> Grounds:
     """A board of which only the datasheet is known: a profile's name, or its .toml file."""
