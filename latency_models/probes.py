@@ -115,8 +115,8 @@ def _fire(b: Builder) -> None:
 
 
 def _plain(b: Builder) -> None:
-    x = b.input(1, 3, 32, 32)
-    for width in (32, 64, 128):
+    x = b.input(1, 3, 64, 64)
+    for width in (32, 64, 128, 256):
         x = b.relu(b.conv(x, width, window=3))
         x = b.pool("MaxPool", x, window=2, stride=2)
     b.output(b.gemm(b.relu(b.gemm(b.flatten(x), 128)), 10))
@@ -127,9 +127,9 @@ _FAMILIES: tuple[tuple[str, Callable[[Builder], None]], ...] = (
     ("bottleneck", lambda b: _bottleneck(b, widths=(32, 64, 128), size=96)),
     ("inverted", lambda b: _inverted(b, size=112)),
     ("fire", _fire),
-    # What fits into a core's cache whole, and whose kernels cost little more than their call.
-    ("residual-16", lambda b: _residual(b, width=16, size=32)),
-    ("bottleneck-16", lambda b: _bottleneck(b, widths=(16, 32, 64), size=64)),
+    # Narrow layers on larger images.
+    ("residual-16", lambda b: _residual(b, width=16, size=96)),
+    ("bottleneck-16", lambda b: _bottleneck(b, widths=(16, 32, 64), size=160)),
     ("plain", _plain),
     # Weights and images that outgrow a core's cache, as those of most real networks do.
     ("bottleneck-large", lambda b: _bottleneck(b, widths=(64, 128, 256, 512), size=160)),

@@ -170,15 +170,14 @@ class VariantCosts:
         source: LatencySource = "prior",
         coverage: float = COVERAGE,
         original: Sequence[Work] | None = None,
-        measured: Estimate | None = None,
+        measured_s: float | None = None,
     ) -> Predicted:
         """Everything that is known of the variant: all but its energy and its accuracy.
 
         The latency is that of ``model``, where there is one, with its interval at ``coverage``;
         ``source`` says where the model is from. Its ratio is to the ``original``, whose kernels
-        these are (None: this network, untouched), and which took the ``measured`` seconds on the
-        board (None: nobody measured it). What is like a measured original is known best by its
-        ratio to that.
+        these are (None: this network, untouched), and which took ``measured_s`` on the board (None:
+        nobody measured it). What is like a measured original is known best by its ratio to that.
         """
         kernels, memory = self.rewritten(options), self.memory(options)
         layers = self.layers(options, model=model)
@@ -190,12 +189,11 @@ class VariantCosts:
             value, base_s = model.predict(works), model.predict(whole)
             latency = _within(value, model.interval(works, coverage))
             ratio = _within(value / base_s, model.ratio_interval(works, whole, coverage))
-            if measured is not None:
-                by_ratio = _product(ratio, measured)
-                if _doubt(by_ratio) <= _doubt(latency):
-                    latency = by_ratio
+            if measured_s is not None:
+                if _doubt(ratio) <= _doubt(latency):
+                    latency = _scaled(ratio, measured_s)
                 else:
-                    ratio = _product(latency, Estimate.exactly(1 / measured.value))
+                    ratio = _scaled(latency, 1 / measured_s)
         return Predicted(
             size_bytes=Estimate.exactly(size),
             engine_bytes=engine_estimate(
@@ -292,14 +290,9 @@ def _within(value: float, interval: tuple[float, float]) -> Estimate:
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 
-def _product(one: Estimate, other: Estimate) -> Estimate:
-    """Of two positive estimates that have nothing to do with each other."""
-    value = one.value * other.value
-    low, high = (
-        math.hypot(math.log(bound / one.value), math.log(theirs / other.value))
-        for bound, theirs in ((one.low, other.low), (one.high, other.high))
-    )
-    return Estimate(value=value, low=value * math.exp(-low), high=value * math.exp(high))
+def _scaled(estimate: Estimate, factor: float) -> Estimate:
+    value, low, high = (factor * x for x in (estimate.value, estimate.low, estimate.high))
+    return Estimate(value=value, low=low, high=high)
 
 
 def _doubt(estimate: Estimate) -> float:

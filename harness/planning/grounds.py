@@ -46,13 +46,9 @@ class Grounds:
         return posing.channel_step(self.model, self.precisions)
 
     @property
-    def measured(self) -> Estimate | None:
-        """Seconds that the original took, if it was measured."""
-        if self.baseline is None:
-            return None
-        taken = self.baseline.candidate
-        value, interval = taken.latency_s, taken.latency_interval_s
-        return Estimate(value=value, low=min(interval.low, value), high=max(interval.high, value))
+    def measured_s(self) -> float | None:
+        """What the original took, if it was measured."""
+        return None if self.baseline is None else self.baseline.candidate.latency_s
 
 
 def of_profile(name: str) -> Grounds:
