@@ -62,7 +62,7 @@ class Samples:
         rows, columns = np.array(entries, dtype=np.intp).reshape(-1, 2).T
         shape = (len(works), len(kernels))
         self.counts = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=shape)
-        self.steps = np.asarray(self.counts @ self.features.step, float)[self.split :]
+        self.steps = np.asarray(self.counts @ self.features.step)[self.split :]
         self.scales = np.array([s for _, s in works[self.split :]], float).reshape(-1, 3)
         seconds = [s for _, s in kernel_samples] + [s for _, s, _ in network_samples]
         self.seconds = np.array(seconds, float)

@@ -39,7 +39,6 @@ from latency_models.parameters import DENSE, Array, Indices, Prior
 from latency_models.profiles import BoardProfile
 
 __all__ = [
-    "STEPS_THROUGH_VIEWS",
     "Features",
     "eta_prior",
     "features",
@@ -47,11 +46,10 @@ __all__ = [
     "relative_bandwidth",
     "shared",
     "shared_priors",
+    "step",
     "t0_prior",
 ]
 
-# A view is a node that the runtime visits like any other.
-STEPS_THROUGH_VIEWS = True
 # Kinds whose input channels come in padded blocks (NCHWc).
 _BLOCKED_INPUTS = frozenset(["conv_1x1", "conv_3x3", "conv_large", "conv_grouped"])
 _LANES = 16
@@ -115,6 +113,11 @@ def shared_priors(
         priors.append(Prior(f"tap[{precision}]", "macs", 1000.0 if integer else 32.0, 1.0))
         priors.append(Prior(f"out[{precision}]", "macs", 30.0 if integer else 4.0, 0.7))
     return tuple(priors)
+
+
+def step(kind: str, light_step: float) -> float:
+    """What a kernel counts among a network's steps; a view is a node like any other."""
+    return 1.0 if kind in DENSE else light_step
 
 
 def eta_prior(kind: str, precision: str) -> Prior:

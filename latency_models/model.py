@@ -19,7 +19,7 @@ from scipy import stats
 from latency_models import fitting, posterior, roofline
 from latency_models.errors import CalibrationError
 from latency_models.kernels import KERNEL_KINDS, Work, Works
-from latency_models.parameters import DENSE, Array, Indices
+from latency_models.parameters import DENSE, LIGHT_STEP, Array, Indices
 from latency_models.profiles import REFERENCE, BoardProfile, Scales
 
 __all__ = [
@@ -94,7 +94,8 @@ class LatencyModel:
     predicted without itself and its twins, or without its whole group if the model is for networks
     ``unlike`` all that was measured. ``anchor_`` multiplies every prediction: what the networks
     given to ``refit`` took more than the formula says. ``runtime`` names the fusion rules by which
-    the kernels were read, ``scales`` the clocks to predict for. (No slots: what prediction needs
+    the kernels were read, ``scales`` the clocks to predict for, ``light_step`` what a kernel that
+    multiplies no matrices counts among a CPU's steps. (No slots: what prediction needs
     is computed once and kept.)
     """
 
@@ -111,6 +112,7 @@ class LatencyModel:
     anchors: int = 0
     runtime: str = DEFAULT_RUNTIME
     scales: Scales = REFERENCE
+    light_step: float = LIGHT_STEP
 
     # -- prediction ------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class LatencyModel:
         """Seconds of a call of a network whose kernels take ``kernels_s`` in so many steps.
 
         ``predict`` is this at the sum of ``predict_kernels`` and the count of the works that are
-        steps (``takes_step``). It is convex, and grows with both at the same gap between kernels.
+        steps (``step``). It is convex, and grows with both at the same gap between kernels.
         """
         return self.anchor_ * self._whole_of(kernels_s / self.anchor_, steps)[0]
 
@@ -165,9 +167,9 @@ class LatencyModel:
         """Whether no host queues kernels: ``network`` is linear in its two arguments."""
         return self._layout.value(self.theta, "enqueue") is None
 
-    def takes_step(self, kind: str) -> bool:
-        """Whether the runtime takes a step for such a kernel; a GPU's takes none for a view."""
-        return roofline.is_step(kind, self._layout)
+    def step(self, kind: str) -> float:
+        """What such a kernel counts among the steps of a network."""
+        return roofline.step(kind, self._layout)
 
     def interval(self, works: Sequence[Work], coverage: float = 0.9) -> tuple[float, float]:
         """Seconds ``(low, high)`` between which a measurement lies with probability ``coverage``.
@@ -376,7 +378,7 @@ class LatencyModel:
 
     @functools.cached_property
     def _layout(self) -> roofline.Layout:
-        return layout_of(self.precisions, self.profile)
+        return layout_of(self.precisions, self.profile, light_step=self.light_step)
 
     @functools.cached_property
     def theta(self) -> Array:
@@ -431,7 +433,7 @@ class LatencyModel:
 
     def _network(self, total: float, works: Sequence[Work]) -> tuple[float, float, Array]:
         """Seconds of a network whose kernels take ``total``, and what they gain with it."""
-        return self._whole_of(total, sum(self.takes_step(work.kind) for work in works))
+        return self._whole_of(total, sum(self.step(work.kind) for work in works))
 
     def _whole_of(self, total: float, steps: float) -> tuple[float, float, Array]:
         whole, by_sum, slope = roofline.network_seconds(
@@ -453,9 +455,12 @@ def _normal(coverage: float) -> float:
     return float(stats.norm.ppf((1 + coverage) / 2))
 
 
-def layout_of(precisions: Sequence[str], profile: BoardProfile) -> roofline.Layout:
+def layout_of(
+    precisions: Sequence[str], profile: BoardProfile, *, light_step: float = LIGHT_STEP
+) -> roofline.Layout:
     """The layout of all kinds, measured or not."""
-    return roofline.Layout.of([(kind, p) for kind in KERNEL_KINDS for p in precisions], profile)
+    groups = [(kind, p) for kind in KERNEL_KINDS for p in precisions]
+    return roofline.Layout.of(groups, profile, light_step=light_step)
 
 
 def samples_of(

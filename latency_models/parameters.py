@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DENSE", "Array", "Indices", "Prior"]
+__all__ = ["DENSE", "LIGHT_STEP", "Array", "Indices", "Prior"]
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
@@ -26,6 +26,10 @@ DENSE = frozenset(
         "matmul",
     ]
 )
+# What a kernel that multiplies no matrices counts among a CPU's steps. Ratios of ResNet-56 in mixed
+# precision to fp32 are off by 13 % on average with 1, and by 4 % with this; held-out whole networks
+# are predicted as well with 0.3 to 1.
+LIGHT_STEP = 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,10 @@
     c = 2 * effective_macs / (P[prec] * eta[kind,prec])
     m = bytes_act / bandwidth + bytes_weights / bw_w
 
-``gap`` is negative where the runtime's profiler, which saw ``t``, costs more than the step from one
-kernel to the next. Host and device work side by side: with ``h = 6``, the network takes
+``gap`` is negative where the runtime's profiler, which saw ``t``, costs more than the step from
+one kernel to the next. On a CPU that is mostly what a matrix product waits for when it is profiled
+alone and not in a network: other kernels, whose ``t0`` is about half, count ``light_step`` of a
+step. Host and device work side by side: with ``h = 6``, the network takes
 ``((c0 + sum)^h + (n * enqueue)^h)^(1/h)``, the larger of the two but where they are alike.
 
 What ``effective_macs`` and ``bandwidth`` are depends on how the runtime tiles matrix products: the
@@ -32,17 +34,17 @@ import numpy.typing as npt
 
 from latency_models import mlas, tiled
 from latency_models.kernels import Work, Works
-from latency_models.parameters import Array, Prior
+from latency_models.parameters import LIGHT_STEP, Array, Prior
 from latency_models.profiles import BoardProfile, Scales
 
 __all__ = [
     "Features",
     "Layout",
     "features",
-    "is_step",
     "kernel_jacobian",
     "kernel_seconds",
     "network_seconds",
+    "step",
 ]
 
 _FORMS: dict[str, ModuleType] = {"mlas": mlas, "tiled": tiled}
@@ -58,6 +60,7 @@ class Layout:
 
     Parameters are fitted as logarithms, but for the linear ones: first those that kinds share,
     then ``eta`` of each group, then ``t0`` of each group. ``groups`` are (kind, precision) pairs.
+    ``light_step`` is what a kernel that multiplies no matrices counts among a CPU's steps.
     """
 
     form: str
@@ -65,9 +68,16 @@ class Layout:
     precisions: tuple[str, ...]
     priors: tuple[Prior, ...]
     peaks: tuple[float, ...]
+    light_step: float = LIGHT_STEP
 
     @classmethod
-    def of(cls, groups: Sequence[tuple[str, str]], profile: BoardProfile) -> Layout:
+    def of(
+        cls,
+        groups: Sequence[tuple[str, str]],
+        profile: BoardProfile,
+        *,
+        light_step: float = LIGHT_STEP,
+    ) -> Layout:
         """The layout for these kinds on a board of this profile."""
         ordered = tuple(sorted(set(groups)))
         precisions = tuple(sorted({precision for _, precision in ordered} | {"fp32"}))
@@ -84,6 +94,7 @@ class Layout:
                 *(form.t0_prior(kind, precision, profile) for kind, precision in ordered),
             ),
             peaks=tuple(peak.get(p, fallback).value for p in precisions),
+            light_step=light_step,
         )
 
     @property
@@ -131,7 +142,7 @@ class Features:
     group: npt.NDArray[np.intp]
     peaks: Array
     view: npt.NDArray[np.bool_]
-    step: npt.NDArray[np.bool_]
+    step: Array
     scales: Array
     own: mlas.Features | tiled.Features
 
@@ -152,15 +163,15 @@ def features(
         group=arrays.each([place[pair] for pair in arrays.labels]),
         peaks=arrays.each([peaks[precision] for _, precision in arrays.labels]),
         view=arrays.each([kind == "view" for kind, _ in arrays.labels]) > 0,
-        step=arrays.each([is_step(kind, layout) for kind, _ in arrays.labels]) > 0,
+        step=arrays.each([step(kind, layout) for kind, _ in arrays.labels]),
         scales=clocks,
         own=_FORMS[layout.form].features(arrays, layout.precisions, layout.priors),
     )
 
 
-def is_step(kind: str, layout: Layout) -> bool:
-    """True if the runtime takes a step for such a kernel; a GPU's takes none for a view."""
-    return kind != "view" or bool(_FORMS[layout.form].STEPS_THROUGH_VIEWS)
+def step(kind: str, layout: Layout) -> float:
+    """What a kernel counts among the steps of a network; 0 for a view on a GPU."""
+    return float(_FORMS[layout.form].step(kind, layout.light_step))
 
 
 def host_factor(scales: Array) -> Array:

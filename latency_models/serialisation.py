@@ -18,6 +18,8 @@ History of ``schema_version``:
    amplitude, ``scales`` the clocks to predict for. A file of version 1 is of onnxruntime-cpu and of
    the form mlas, its facts count as confirmed, it has no clocks, and every held-out network is
    taken to have been claimed to 5 %.
+3. ``light_step``, what a kernel that multiplies no matrices counts among a CPU's steps; 1 in files
+   of earlier versions.
 
 Names that end in ``_`` were fitted.
 """
@@ -42,7 +44,7 @@ from latency_models.profiles import CLOCKS, FACTS, FORMS, BoardProfile, Clocks, 
 
 __all__ = ["SCHEMA_VERSION", "dump", "load"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _CLAIMED_BY_V1 = 0.05
 # Beyond what any board or network has; arithmetic with such numbers still overflows nowhere.
 _TINY, _HUGE = 1e-30, 1e30
@@ -89,6 +91,7 @@ def dump(model: LatencyModel) -> str:
         "unlike": model.unlike,
         "residual_": model.residual_,
         "scales": model.scales,
+        "light_step": model.light_step,
         "anchor_": model.anchor_,
         "anchors": model.anchors,
     }
@@ -161,6 +164,7 @@ def _check(model: LatencyModel) -> None:
         _within(residual, -_MOST_LOG, _MOST_LOG, "a held-out residual")
         _within(spread, _TINY, _MOST_LOG, "the spread of a held-out residual")
     _within(model.residual_, 0.0, _MOST_LOG, "the learned residual")
+    _within(model.light_step, 0.0, 1.0, "a light step")
     _within(model.anchor_, 1 / _MOST_FACTOR, _MOST_FACTOR, "the anchor")
     _within(model.anchors, 0, _HUGE, "the number of anchors")
 
@@ -230,13 +234,16 @@ def _sample(
 
 def _fitted(content: dict[str, Any]) -> dict[str, Any]:
     """What a fit gives beside the parameters."""
-    if content["schema_version"] == 1:
-        return {"held_out_": tuple(HeldOut(r, _CLAIMED_BY_V1) for r in content["residuals_"])}
+    version = content["schema_version"]
+    if version == 1:
+        held_out = tuple(HeldOut(r, _CLAIMED_BY_V1) for r in content["residuals_"])
+        return {"held_out_": held_out, "light_step": 1.0}
     return {
         "held_out_": tuple(HeldOut(*pair) for pair in content["held_out_"]),
         "unlike": content["unlike"],
         "residual_": content["residual_"],
         "scales": Scales(*content["scales"]),
+        "light_step": 1.0 if version < 3 else content["light_step"],
     }
 
 

@@ -34,7 +34,6 @@ from latency_models.parameters import DENSE, Array, Indices, Prior
 from latency_models.profiles import BoardProfile
 
 __all__ = [
-    "STEPS_THROUGH_VIEWS",
     "Features",
     "eta_prior",
     "features",
@@ -42,11 +41,10 @@ __all__ = [
     "relative_bandwidth",
     "shared",
     "shared_priors",
+    "step",
     "t0_prior",
 ]
 
-# A view is no kernel: nothing is queued for it.
-STEPS_THROUGH_VIEWS = False
 _TILE = 32
 # Parameters before the kinds' bandwidths.
 _SHARED = ("q", "bw", "bw_w", "c0", "n0", "k0", "r0", "p", "s", "tg", "enqueue")
@@ -101,6 +99,12 @@ def shared_priors(
     )
     kinds = sorted({kind for kind, _ in groups})
     return priors + tuple(Prior(f"rel_bw[{kind}]", "1", 1.0, 0.7) for kind in kinds)
+
+
+def step(kind: str, light_step: float) -> float:
+    """What a kernel counts among those that are queued; a view is none."""
+    del light_step
+    return float(kind != "view")
 
 
 def eta_prior(kind: str, precision: str) -> Prior:

@@ -64,7 +64,7 @@ class Sum:
 class NetworkTables:
     """What any allocation costs; a choice is an option index a group, in ``NetworkCosts``' order.
 
-    ``kernels_s`` are the kernels' seconds and ``steps`` how many kernels are queued: what the whole
+    ``kernels_s`` are the kernels' seconds and ``steps`` how many they count: what the whole
     network takes is ``latency_s`` of the two, ``linear`` where that is a sum itself (``cut``).
     ``exact`` is False where some places depend on more groups than can be met; the tables then hold
     at the reference allocation and nearly so elsewhere: ``mismatch`` is the largest relative
@@ -236,7 +236,7 @@ class _Builder:
         unique, place = works.unique()
         table = np.empty((len(works), _QUANTITIES))
         table[:, _SECONDS] = self.model.predict_kernels(unique)[place]
-        table[:, _STEPS] = works.each([self.model.takes_step(kind) for kind, _ in works.labels])
+        table[:, _STEPS] = works.each([self.model.step(kind) for kind, _ in works.labels])
         table[:, _MACS] = works.macs
         table[:, _BYTES] = np.concatenate([size for _, size in parts])
         ends = np.cumsum([len(part) for part, _ in parts])

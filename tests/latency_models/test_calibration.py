@@ -195,7 +195,7 @@ def test_a_model_survives_its_file(model):
 
 def test_the_file_says_units_priors_and_uncertainty(model):
     content = json.loads(model.to_json())
-    assert content["schema_version"] == 2
+    assert content["schema_version"] == 3
     entry = next(p for p in content["parameters_"] if p["name"] == "bw_w")
     assert entry["unit"] == "bytes/s"
     assert entry["prior"] == pytest.approx(1.8e10)
@@ -228,6 +228,19 @@ def test_a_file_of_version_1_is_read():
     works = model.network_samples[0][0]
     # What the release that wrote the file predicted.
     assert model.predict(works) == pytest.approx(PREDICTED_BY_V1)
+
+
+def test_a_file_of_version_2_predicts_what_it_did(model):
+    content = json.loads(model.to_json()) | {"schema_version": 2}
+    del content["light_step"]
+    old = calibration.LatencyModel.from_json(json.dumps(content))
+    works = works_of(inverted())
+    # All steps counted alike then.
+    light = sum(1 - model.step(work.kind) for work in works)
+    gap = next(p.value for p in model.parameters if p.name == "gap")
+    assert light > 0 > gap
+    assert old.predict(works) == pytest.approx(model.predict(works) + 1e-6 * gap * light)
+    assert calibration.refit(old, kernel_samples=old.kernel_samples[:1]).light_step < 1
 
 
 def test_a_model_at_other_clocks_scales_each_part_by_its_own():
