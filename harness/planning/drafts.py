@@ -34,6 +34,8 @@ SHARES: tuple[tuple[Amount, float], ...] = (
     ("latency", 0.9),
     ("latency", 0.7),
     ("latency", 0.5),
+    ("latency", 0.3),
+    ("size", 0.75),
 )
 
 
