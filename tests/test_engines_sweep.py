@@ -13,6 +13,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from harness import calibrate
 from harness.boards.engines import Engines
 from harness.boards.plans import EngineRequest
 from harness.records import Measurement, Profile
@@ -46,8 +47,9 @@ def test_a_sweep_quantizes_builds_and_profiles_kernels_of_int8(
     with Store(Path("cal/measurements.db")) as store:
         measured = Counter(m.precision for m in store.all(Measurement) if "probe" in m.label)
         profiled = store.all(Profile)
-    # Nine families in each, and one of both.
-    assert measured == {"fp32": 9, "fp16": 9, "int8": 9, "mixed": 1}
+    # Nine families in each, and one of both, in every turn.
+    turns = calibrate.TURNS
+    assert measured == {"fp32": 9 * turns, "fp16": 9 * turns, "int8": 9 * turns, "mixed": turns}
     # Two stages in three precisions, each an engine of its own.
     assert len({profile.engine_key for profile in profiled}) == len(profiled) == 6
     flags = Counter(call[1] for call in calls(folder) if call[0] == "config.set_flag")
