@@ -27,8 +27,8 @@ DENSE = frozenset(
     ]
 )
 # What a kernel that multiplies no matrices counts among a CPU's steps. Ratios of ResNet-56 in mixed
-# precision to fp32 are off by 13 % on average with 1, and by 4 % with this; held-out whole networks
-# are predicted as well with 0.3 to 1.
+# precision and in int8 to fp32 are off by 13 % on average with 1, and by 4 % with this; held-out
+# whole networks are predicted as well with 0.3 to 1.
 LIGHT_STEP = 0.5
 
 
