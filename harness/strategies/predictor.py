@@ -83,18 +83,11 @@ class NetworkCosts:
         return self._cache[key]
 
     def costs_without(self, options: Mapping[str, Option], layers: Collection[str]) -> Costs:
-        """Nearly the costs without some layers: their own kernels are gone, and no others.
+        """Nearly the costs without some layers, what only they feed, and what adds them.
 
-        What stood between them may be gone as well, and be fused otherwise: the network's own
-        kernels, once it is exported, tell.
+        What is left may be fused otherwise: the network's own kernels, once it is exported, tell.
         """
-        return self._price(
-            tuple(
-                kernel
-                for kernel in self.kernels(options)
-                if kernel.weight is None or kernel.weight.removesuffix(".weight") not in layers
-            )
-        )
+        return self._price(_without(self.kernels(options), layers))
 
     def _price(self, kernels: Sequence[graph.Kernel]) -> Costs:
         works = tuple(graph.work(kernel) for kernel in kernels)
@@ -107,6 +100,26 @@ class NetworkCosts:
             size_bytes=size * self.size_scale,
             macs=sum(work.macs for work in works),
         )
+
+
+def _without(
+    kernels: Sequence[graph.Kernel], layers: Collection[str]
+) -> tuple[graph.Kernel, ...]:
+    kept: list[graph.Kernel] = []
+    dead: set[str] = set()
+    for kernel in kernels:
+        lost = dead.intersection(kernel.inputs)
+        adds = bool(lost) and not lost.issuperset(kernel.inputs)
+        if kernel.weight is not None:
+            gone = kernel.weight.removesuffix(".weight") in layers
+        else:
+            gone = bool(lost) and (kernel.kind == "binary" or not adds)
+        if not gone:
+            kept.append(kernel)
+        # Whatever a lost tensor is added to goes on without it.
+        elif not adds:
+            dead.add(kernel.output)
+    return tuple(kept)
 
 
 def kernels_of_groups(
