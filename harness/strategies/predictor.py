@@ -102,9 +102,7 @@ class NetworkCosts:
         )
 
 
-def _without(
-    kernels: Sequence[graph.Kernel], layers: Collection[str]
-) -> tuple[graph.Kernel, ...]:
+def _without(kernels: Sequence[graph.Kernel], layers: Collection[str]) -> tuple[graph.Kernel, ...]:
     kept: list[graph.Kernel] = []
     dead: set[str] = set()
     for kernel in kernels:
