@@ -214,14 +214,14 @@ class _Run:
         for turn in range(self.turns):
             for start in range(0, len(self.probes), NETWORKS_PER_CAMPAIGN):
                 batch = slice(start, start + NETWORKS_PER_CAMPAIGN)
-                logs[batch] += self._logs(self.probes[batch], f"sweep {turn} {start}")
+                logs[batch] += self._log_ratios(self.probes[batch], f"sweep {turn} {start}")
         latencies = self.yardstick.latency_s * np.exp(logs / self.turns)
         self.network_samples += [
             calibration.NetworkSample(probe.works, float(latency_s))
             for probe, latency_s in zip(self.probes, latencies, strict=True)
         ]
 
-    def _logs(self, batch: Sequence[sweep.ProbeNetwork], campaign: str) -> list[float]:
+    def _log_ratios(self, batch: Sequence[sweep.ProbeNetwork], campaign: str) -> list[float]:
         """Logarithms of the latencies over the yardstick's."""
         requests = []
         for probe in batch:

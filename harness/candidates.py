@@ -4,10 +4,8 @@ import datetime
 import functools
 import hashlib
 import itertools
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -19,15 +17,13 @@ from harness.boards import rules
 from harness.boards.session import PRESETS, EngineRequest, Session
 from harness.compression import quantize, shallow
 from harness.compression.build import Variant
-from harness.folder import Folder, write_atomically
+from harness.folder import Folder
 from harness.records import (
     LEFT_OUT,
     Candidate,
-    FitResult,
     Group,
     GroupAllocation,
     Interval,
-    KernelPoint,
     LayerPrecision,
     Measurement,
     MeasurementVerdict,
@@ -35,10 +31,8 @@ from harness.records import (
     Profile,
     SoakSummary,
     Strategy,
-    dump,
 )
 from harness.store import Store
-from harness.tensorrt import versions
 from latency_models import calibration, graph
 
 __all__ = ["Measured", "Role", "Workbench"]
@@ -209,7 +203,7 @@ class Workbench:
         an earlier run that lack one of them, as where more rounds were asked for since, do not
         count.
         """
-        engines = [self._request(m) for m in measured]
+        engines = [self.request(m) for m in measured]
         known: dict[str, set[str]] = {}
         for m in self.store.all(Measurement):
             known.setdefault(m.campaign, set()).add(m.label)
@@ -241,7 +235,8 @@ class Workbench:
             final = [self._remeasured(m, joined) for m in measured]
         return final
 
-    def _request(self, measured: Measured) -> EngineRequest:
+    def request(self, measured: Measured) -> EngineRequest:
+        """What the session is asked for to run what was measured."""
         path = self.path_of(measured)
         layers = _bound(path, measured.candidate.allocation)
         return EngineRequest(
@@ -365,57 +360,6 @@ class Workbench:
             some = self.data.test_images[: self.board_images].numpy()
             self._original_classes = networks.onnx_logits(self.baseline_path, some).argmax(axis=1)
         return self._original_classes
-
-    def kernel_points(
-        self, measured: Sequence[Measured], model: calibration.LatencyModel
-    ) -> tuple[KernelPoint, ...]:
-        """The kernels of some candidates: work, predicted and profiled time."""
-        points = []
-        for m in measured:
-            kernels = self.kernels_of(m)
-            works = tuple(graph.work(kernel) for kernel in kernels)
-            times = graph.match(kernels, pacing.kernel_rows(m.profile))
-            for kernel, work, predicted in zip(
-                kernels, works, model.predict_kernels(works), strict=True
-            ):
-                points.append(
-                    KernelPoint(
-                        candidate=m.candidate.label,
-                        name=kernel.name,
-                        kind=work.kind,
-                        precision=work.precision,
-                        macs=work.macs,
-                        moved_bytes=work.bytes_in + work.bytes_out + work.bytes_weights,
-                        predicted_s=float(predicted),
-                        measured_s=times.get(kernel.name),
-                    )
-                )
-        return tuple(points)
-
-    def write_results(
-        self,
-        result: FitResult,
-        strategy: Strategy,
-        best: Measured,
-        model: calibration.LatencyModel,
-    ) -> None:
-        """Write the result folder's files, ``result.json`` last.
-
-        With onnxruntime the board runs ``model.onnx`` itself; ``engine.json`` says with what. With
-        TensorRT ``engine.plan`` is the engine as it was measured, with its timing cache beside it.
-        """
-        out = self.folder.path
-        source = self.path_of(best)
-        shutil.copyfile(source, out / "model.onnx")
-        shutil.copyfile(source.with_suffix(".pt2"), out / "model.pt2")
-        write_atomically(out / "strategy.json", dump(strategy, indent=2))
-        write_atomically(out / "latency_model.json", model.to_json())
-        engine = {"onnx_sha256": best.candidate.onnx_sha256, "board": asdict(result.board)}
-        if versions.is_tensorrt(self.session.facts.runtime):
-            built = self.session.build(self._request(best), out / "engine.plan")
-            engine["built"] = asdict(built)
-        write_atomically(out / "engine.json", json.dumps(engine, indent=2))
-        write_atomically(out / "result.json", dump(result, indent=2))
 
 
 class _Latency(TypedDict):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from harness import candidates, judging, networks, proposing, starts
+from harness import candidates, judging, networks, outcome, proposing, starts
 from harness.boards.session import Session
 from harness.candidates import Measured, Workbench
 from harness.compression import build, groups, quantize
@@ -366,7 +366,7 @@ def _conclude(
         budgets=verdicts,
         verdict=verdict,
         explanation="" if verdict == "meets" else last.infeasible,
-        kernels=bench.kernel_points((base, result), problem.model),
+        kernels=outcome.kernel_points(bench, (base, result), problem.model),
         peak_macs_per_s=peaks,
         bandwidth_bytes_per_s=bandwidth,
         stages=tuple(bench.folder.stages),
@@ -382,5 +382,5 @@ def _conclude(
     if settings.student:
         methods = tuple(dict.fromkeys(("distill", *strategy.methods)))
         strategy = replace(strategy, methods=methods, student=settings.student)
-    bench.write_results(fitted, strategy, result, problem.model)
+    outcome.write(bench, fitted, strategy, result, problem.model)
     return fitted

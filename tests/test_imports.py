@@ -56,7 +56,6 @@ ALLOWED = {
     "harness.report": FOUNDATION
     | {
         "latency_models",
-        "harness.results",
         "harness.attribution",
         "harness.comparison",
     },
@@ -80,8 +79,15 @@ ALLOWED = {
         "harness.pacing",
         "harness.store",
         "harness.sustain",
-        "harness.tensorrt",
         "harness.verdict",
+        "latency_models",
+    },
+    "harness.outcome": FOUNDATION
+    | {
+        "harness.candidates",
+        "harness.folder",
+        "harness.pacing",
+        "harness.tensorrt",
         "latency_models",
     },
     "harness.profiling": FOUNDATION
