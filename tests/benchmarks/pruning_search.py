@@ -21,7 +21,7 @@ from tests.benchmarks.ratios import FINAL, PLAN, surest_ratio, surest_ratios
 
 __all__ = ["Plan", "Search"]
 
-ROUNDS = 2
+ROUNDS = 3
 # Starts with as many branches left out as are needed at full widths, or so many fewer; one start
 # less where judging what comes of it takes minutes.
 FEWER = {"resnet56": (0, 1, 2), "efl0": (0, 2)}
