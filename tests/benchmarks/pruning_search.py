@@ -33,6 +33,8 @@ LEAST = {"fp32": 0.4, "int8": 0.2}
 PACES = 1.4
 # An allocation that comes as near to its budget as this is not improved on by measuring more.
 NEAR = 0.97
+# What files are predicted to weigh is not exact: an allocation aims at this share of what they may.
+SMALLER = 0.99
 # So many of the calibration images judge what was fitted to the others.
 JUDGING = 60
 # Nothing is measured meanwhile.
@@ -282,6 +284,8 @@ class Search:
         )
         known, budget = len(self.tried), self.aim * plan.latency
         aim, coverages = budget, tuple[float, ...](ANCHORED)
+        # Shares of fp32's file; 1 where none is asked for.
+        most = size = plan.size or 1.0
         if plan.afterwards:
             # fp32's share is not int8's: it is found by measuring, as everything else.
             aim = min(1.0, 1.8 * budget)
@@ -290,7 +294,7 @@ class Search:
                 functools.partial(bench.costs, start),
                 options,
                 bench.sensitivities,
-                self._limits(aim),
+                self._limits(aim, size),
                 label=f"{plan.label} {number}",
                 epochs=0,
                 seed=0,
@@ -298,9 +302,15 @@ class Search:
             )
             name = "-".join([*precisions, str(number)])
             one = self._measured(name, count, proposal.strategy, proposal.loss)
-            if len(self.tried) == known or NEAR * budget <= one.interval.high <= budget:
+            large = one.size > most
+            near = NEAR * budget <= one.interval.high <= budget
+            if len(self.tried) == known or (near and not large):
                 break
             known = len(self.tried)
+            if large:
+                size *= most / one.size
+                if one.interval.high <= budget:
+                    continue
             # What the model still gets wrong after it has learned of this one.
             aim *= min(1.25, max(0.8, 0.985 * budget / one.interval.high))
             if aim >= 1:
@@ -338,9 +348,10 @@ class Search:
         bench.learn(path, ratio)
         return tried[-1]
 
-    def _limits(self, aim: float) -> Limits:
-        share, bench = self.plan.size, self.bench
-        size = None if share is None else 0.99 * share * bench.bench.baseline_size_bytes
+    def _limits(self, aim: float, share: float) -> Limits:
+        bench = self.bench
+        asked = self.plan.size is not None
+        size = SMALLER * share * bench.bench.baseline_size_bytes if asked else None
         return Limits(latency_s=aim * bench.baseline.candidate.latency_s, size_bytes=size)
 
     def _divergence(self, one: Tried) -> float:
