@@ -337,7 +337,7 @@ def _subject(
         student=student,
         replacing=replacing,
         original=original,
-        measured_s=ground.measured_s,
+        measured=ground.measured,
         power_w=ground.power_w,
         seed=request.seed,
         cache=folder.path / "cache",

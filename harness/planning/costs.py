@@ -170,14 +170,15 @@ class VariantCosts:
         source: LatencySource = "prior",
         coverage: float = COVERAGE,
         original: Sequence[Work] | None = None,
-        measured_s: float | None = None,
+        measured: Estimate | None = None,
     ) -> Predicted:
         """Everything that is known of the variant: all but its energy and its accuracy.
 
         The latency is that of ``model``, where there is one, with its interval at ``coverage``;
         ``source`` says where the model is from. Its ratio is to the ``original``, whose kernels
-        these are (None: this network, untouched), and which took ``measured_s`` on the board (None:
-        nobody measured it). What is like a measured original is known best by its ratio to that.
+        these are (None: this network, untouched), and which took ``measured`` seconds on the board
+        (None: nobody measured it). What is like a measured original is known best by its ratio to
+        that.
         """
         kernels, memory = self.rewritten(options), self.memory(options)
         layers = self.layers(options, model=model)
@@ -189,11 +190,12 @@ class VariantCosts:
             value, base_s = model.predict(works), model.predict(whole)
             latency = _within(value, model.interval(works, coverage))
             ratio = _within(value / base_s, model.ratio_interval(works, whole, coverage))
-            if measured_s is not None:
-                if _doubt(ratio) <= _doubt(latency):
-                    latency = _scaled(ratio, measured_s)
+            if measured is not None:
+                by_ratio = _product(ratio, measured)
+                if _doubt(by_ratio) <= _doubt(latency):
+                    latency = by_ratio
                 else:
-                    ratio = _scaled(latency, 1 / measured_s)
+                    ratio = _product(latency, _inverse(measured))
         return Predicted(
             size_bytes=Estimate.exactly(size),
             engine_bytes=engine_estimate(
@@ -290,9 +292,18 @@ def _within(value: float, interval: tuple[float, float]) -> Estimate:
     return Estimate(value=value, low=min(low, value), high=max(high, value))
 
 
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    value, low, high = (factor * x for x in (estimate.value, estimate.low, estimate.high))
-    return Estimate(value=value, low=low, high=high)
+def _product(one: Estimate, other: Estimate) -> Estimate:
+    """Of two factors that know nothing of each other."""
+    value = one.value * other.value
+    down, up = (
+        math.hypot(*(math.log(getattr(e, end) / e.value) for e in (one, other)))
+        for end in ("low", "high")
+    )
+    return Estimate(value=value, low=value * math.exp(-down), high=value * math.exp(up))
+
+
+def _inverse(estimate: Estimate) -> Estimate:
+    return Estimate(value=1 / estimate.value, low=1 / estimate.high, high=1 / estimate.low)
 
 
 def _doubt(estimate: Estimate) -> float:

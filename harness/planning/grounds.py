@@ -46,9 +46,13 @@ class Grounds:
         return posing.channel_step(self.model, self.precisions)
 
     @property
-    def measured_s(self) -> float | None:
-        """What the original took, if it was measured."""
-        return None if self.baseline is None else self.baseline.candidate.latency_s
+    def measured(self) -> Estimate | None:
+        """What the original took in seconds, with its interval over time, if it was measured."""
+        if self.baseline is None:
+            return None
+        found = self.baseline.candidate
+        interval = found.latency_interval_s
+        return Estimate(value=found.latency_s, low=interval.low, high=interval.high)
 
 
 def of_profile(name: str) -> Grounds:

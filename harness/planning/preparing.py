@@ -46,7 +46,7 @@ def prepare(
     images: anchors.Images | None = None,
     student: str = "",
     original: Sequence[Work] | None = None,
-    measured_s: float | None = None,
+    measured: Estimate | None = None,
     replacing: Estimate | None = None,
     power_w: Estimate | None = None,
     seed: int = 0,
@@ -60,9 +60,9 @@ def prepare(
     ``precisions`` (those that the board can use, the exact one first) have none. Widths are
     multiples of ``step``, of ``fine_step`` in narrow groups. ``replacing`` is what the student
     alone loses, and ``original`` are the kernels of the network whose place it takes. The original
-    took ``measured_s`` on the board (None: nobody measured it). ``power_w`` is what the board was
-    measured to draw while it runs the original; an inference is taken to draw as much for as long
-    as it lasts (None: the board has no rails).
+    took ``measured`` seconds on the board (None: nobody measured it). ``power_w`` is what the board
+    was measured to draw while it runs the original; an inference is taken to draw as much for as
+    long as it lasts (None: the board has no rails).
     Without ``images``, and of a network that is not trained, no loss is predicted. With ``cache``,
     a folder, scores and anchors are kept there. ``progress(done, of)`` counts images and then
     anchors.
@@ -90,7 +90,7 @@ def prepare(
         key = tuple(choice[group.name] for group in groups)
         if key not in known:
             found = costs.predicted(
-                choice, model=model, source=source, original=original, measured_s=measured_s
+                choice, model=model, source=source, original=original, measured=measured
             )
             known[key] = replace(found, energy_j=_energy(found.latency_s, power_w))
         return known[key]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import numpy as np
 import onnx
@@ -287,12 +287,15 @@ def test_variants_are_known_by_their_ratio_to_a_measured_original(small):
     whole = case.costs.whole
     narrow = {g.name: replace(whole[g.name], channels=1) for g in case.groups if g.prunable}
     unmeasured = case.costs.predicted(whole | narrow, model=model)
-    measured_s = 2 * model.predict(case.costs.works)
+    took_s = 2 * model.predict(case.costs.works)
+    measured = Estimate(value=took_s, low=0.98 * took_s, high=1.03 * took_s)
     same, variant = (
-        case.costs.predicted(options, model=model, measured_s=measured_s)
+        case.costs.predicted(options, model=model, measured=measured)
         for options in (whole, whole | narrow)
     )
-    assert same.latency_s == Estimate.exactly(measured_s)
+    # As long as it took, give or take what measuring it leaves open; and as long as itself.
+    assert astuple(same.latency_s) == pytest.approx(astuple(measured))
+    assert same.latency_ratio == Estimate.exactly(1.0)
     assert variant.latency_s.value == pytest.approx(2 * unmeasured.latency_s.value)
     assert variant.latency_ratio.value == pytest.approx(unmeasured.latency_ratio.value)
     doubts = [e.high / e.low for e in (variant.latency_s, unmeasured.latency_s)]
