@@ -178,7 +178,7 @@ class VariantCosts:
         ``source`` says where the model is from. Its ratio is to the ``original``, whose kernels
         these are (None: this network, untouched), and which took ``measured`` seconds on the board
         (None: nobody measured it). What is like a measured original is known best by its ratio to
-        that.
+        that, what is not by itself: of latency and ratio each is the narrower of both.
         """
         kernels, memory = self.rewritten(options), self.memory(options)
         layers = self.layers(options, model=model)
@@ -191,11 +191,10 @@ class VariantCosts:
             latency = _within(value, model.interval(works, coverage))
             ratio = _within(value / base_s, model.ratio_interval(works, whole, coverage))
             if measured is not None:
-                by_ratio = _product(ratio, measured)
-                if _doubt(by_ratio) <= _doubt(latency):
-                    latency = by_ratio
-                else:
-                    ratio = _product(latency, _inverse(measured))
+                latency, ratio = (
+                    min(_product(ratio, measured), latency, key=_doubt),
+                    min(ratio, _product(latency, _inverse(measured)), key=_doubt),
+                )
         return Predicted(
             size_bytes=Estimate.exactly(size),
             engine_bytes=engine_estimate(

@@ -302,6 +302,18 @@ def test_variants_are_known_by_their_ratio_to_a_measured_original(small):
     assert doubts[0] < doubts[1]
 
 
+def test_neither_latency_nor_ratio_is_known_worse_for_a_poor_measurement(small):
+    case = small(tiny.Residual)
+    model = calibration.prior(profiles.load("generic-cpu"), runtime=RUNTIME)
+    whole = case.costs.whole
+    narrow = {g.name: replace(whole[g.name], channels=1) for g in case.groups if g.prunable}
+    took_s = model.predict(case.costs.works)
+    measured = Estimate(value=took_s, low=took_s / 1000, high=1000 * took_s)
+    before = case.costs.predicted(whole | narrow, model=model)
+    after = case.costs.predicted(whole | narrow, model=model, measured=measured)
+    assert (after.latency_s, after.latency_ratio) == (before.latency_s, before.latency_ratio)
+
+
 def _weighted(ops: tuple[Op, ...]) -> int:
     return sum(op.weight is not None for op in ops)
 
