@@ -29,7 +29,7 @@ class Bench:
             self.kept[name] = compute()
         return self.kept[name]
 
-    def _request(self, label):
+    def request(self, label):
         return SimpleNamespace(label=label)
 
     def _remeasured(self, label, joined):
